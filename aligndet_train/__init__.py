@@ -1,0 +1,1 @@
+"""Box-domain pretraining of mmdet detectors on mined proposals (floor 2: no Ray)."""

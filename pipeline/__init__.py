@@ -1,0 +1,1 @@
+"""The Ray job that mines proposals from images, shard by shard (floor 2: no torch)."""
