@@ -1,0 +1,67 @@
+"""mmcv's compiled ops on torchvision, so that stock mmdet runs on a current torch with nothing to compile.
+
+Call :func:`install` before the first ``import mmdet.models`` or ``import mmcv.ops``.
+"""
+
+import importlib
+import importlib.util
+import logging
+import sys
+import warnings
+from typing import Literal
+
+from aligndet_train.ops.checkpoints import trust_mmengine_checkpoints
+from aligndet_train.ops.standin import NAME, MissingOpError, StandIn
+from proposals.errors import MissingExtraError
+
+__all__ = ["MissingOpError", "install"]
+
+Backend = Literal["compiled", "torchvision"]
+_log = logging.getLogger(__name__)
+
+
+def install() -> Backend:
+    """Make ``mmcv.ops`` importable; idempotent. Says whose ops are used now.
+
+    A compiled mmcv that loads is left alone ("compiled"); otherwise a module on torchvision takes the place
+    of ``mmcv._ext`` ("torchvision"). Also lets ``torch.load`` read mmengine's own checkpoints, and warns when
+    the installed cv2 lacks what the OpenCV mining engine needs.
+
+    Raises MissingExtraError without mmcv.
+    """
+    if isinstance(sys.modules.get(NAME), StandIn):
+        return "torchvision"
+    if importlib.util.find_spec("mmcv") is None:
+        raise MissingExtraError("mmcv is not installed. Run: pip install 'aligndet[train]'")
+    _warn_of_broken_opencv()
+    trust_mmengine_checkpoints()
+    if _compiled_mmcv_loads():
+        return "compiled"
+    module = StandIn()
+    sys.modules[NAME] = module
+    vars(importlib.import_module("mmcv"))["_ext"] = module
+    return "torchvision"
+
+
+def _compiled_mmcv_loads() -> bool:
+    if importlib.util.find_spec(NAME) is None:
+        return False
+    try:
+        importlib.import_module(NAME)
+    except ImportError as error:
+        _log.warning(
+            "the compiled mmcv does not load with this torch, torchvision's ops take its place: %s", error
+        )
+        return False
+    return True
+
+
+def _warn_of_broken_opencv() -> None:
+    from proposals.opencv import REPAIR, has_ximgproc
+
+    if not has_ximgproc():
+        warnings.warn(
+            "this cv2 has no ximgproc (another opencv package overwrote opencv-contrib-python): training works, "
+            f"mining with the opencv engine will not. Run: {REPAIR}",
+            stacklevel=3,
+        )
