@@ -1,0 +1,156 @@
+"""The one guarded way from untrusted bytes to an upright BGR uint8 image.
+
+Mining and training both decode here, so a box always refers to the same pixels.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from proposals.errors import AlignDetError
+
+Bgr = npt.NDArray[np.uint8]
+
+# Pillow warns above the first and refuses above the second (twice as many); staying below keeps its globals untouched.
+DEFAULT_MAX_PIXELS = 89_478_485
+MAX_PIXELS_CEILING = 178_956_970
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_EIGHT_BIT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
+
+
+class ImageRejected(AlignDetError):  # noqa: N818 - a verdict on one image, handled as data
+    """One image gives no row.
+
+    stage: where it failed (read, decode, propose). reason: a stable word to group by, such as ``truncated``.
+    detail: a sentence for people, free of addresses and machine paths.
+    """
+
+    def __init__(self, stage: str, reason: str, detail: str = "") -> None:
+        super().__init__(f"{stage}: {reason}" + (f" ({detail})" if detail else ""))
+        self.stage, self.reason, self.detail = stage, reason, detail
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An upright image.
+
+    bgr: [height, width, 3] uint8, contiguous. orientation: the file's EXIF orientation, already applied
+    (1 = stored upright); with 5 to 8 the stored width and height are the swapped ones. format: Pillow's name.
+    """
+
+    bgr: Bgr
+    width: int
+    height: int
+    orientation: int
+    format: str
+
+
+def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
+    """Decode the first frame of ``data`` to upright BGR.
+
+    The size in the header is checked against ``max_pixels`` before any pixel is decoded. EXIF orientation is
+    applied; 16-bit gray is scaled to 8 bit (v / 257), transparency is laid over white; CMYK, palette and gray
+    become colour. Raises ImageRejected(stage "decode") for everything else, a truncated file included: no image
+    is ever returned in part.
+    """
+    if not data:
+        raise ImageRejected("decode", "empty_file", "0 bytes")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise AlignDetError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so broken files would pass as half-gray "
+            "images. Set it back to False before reading images."
+        )
+    with _rejecting_broken_bytes(), Image.open(io.BytesIO(data)) as image:
+        pixels = image.width * image.height
+        if pixels > max_pixels:
+            detail = f"{image.width} x {image.height} = {pixels} pixels, the limit is {max_pixels}"
+            raise ImageRejected("decode", "too_many_pixels", detail)
+        return _decode(image)
+
+
+def resize_max_side(bgr: Bgr, max_side: int) -> tuple[Bgr, float, float]:
+    """Shrink ``bgr`` so that its longer side is ``max_side`` px; a smaller image is returned as it is.
+
+    Returns (resized, scale_x, scale_y): multiply boxes of the resized image by the scales to get original pixels.
+    """
+    height, width = bgr.shape[:2]
+    longest = max(width, height)
+    if longest <= max_side:
+        return bgr, 1.0, 1.0
+    size = max(1, round(width * max_side / longest)), max(1, round(height * max_side / longest))
+    resized = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, dtype=np.uint8), width / size[0], height / size[1]
+
+
+@contextmanager
+def _rejecting_broken_bytes() -> Iterator[None]:
+    # Pillow's decoders raise almost anything on hostile bytes; its messages may hold object addresses, so the
+    # stable part of a rejection is our word and the exception's type.
+    try:
+        yield
+    except (AlignDetError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageRejected("decode", "not_an_image", "no known image format") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageRejected("decode", "too_many_pixels", str(error)) from error
+    except Exception as error:
+        truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        raise ImageRejected("decode", "truncated" if truncated else "corrupt", type(error).__name__) from error
+
+
+def _decode(image: Image.Image) -> DecodedImage:
+    orientation = _orientation(image)
+    image.load()
+    # Read again: Pillow turns TIFF files upright itself while loading.
+    pending = _UPRIGHT.get(_orientation(image))
+    rgb = _to_rgb(image)
+    if pending is not None:
+        rgb = rgb.transpose(pending)
+    bgr = np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8)[:, :, ::-1])
+    return DecodedImage(bgr, rgb.width, rgb.height, orientation, str(image.format))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:
+        return 1  # broken EXIF beside sound pixels: viewers show the image as stored
+    return value if value in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        return _from_sixteen_bit(image)
+    if image.mode not in _EIGHT_BIT:
+        raise ImageRejected("decode", "unsupported_pixels", f"pixel type {image.mode}")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_sixteen_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageRejected("decode", "unsupported_pixels", "32-bit gray without a known range")
+    gray = (values.astype(np.uint32) + 128) // 257
+    return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
