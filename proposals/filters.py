@@ -70,7 +70,12 @@ class Filtered:
 
 
 def apply_filter(
-    boxes: Boxes, rank: npt.NDArray[np.float32], width: int, height: int, spec: FilterSpec, rank_name: RankName
+    boxes: Boxes,
+    rank: npt.NDArray[np.float32],
+    width: int,
+    height: int,
+    spec: FilterSpec,
+    rank_name: RankName,
 ) -> Filtered:
     """Keep the proposals of a ``width`` x ``height`` image that ``spec`` allows, best first.
 

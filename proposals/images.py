@@ -113,7 +113,9 @@ def _rejecting_broken_bytes() -> Iterator[None]:
         raise ImageRejected("decode", "too_many_pixels", str(error)) from error
     except Exception as error:
         truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
-        raise ImageRejected("decode", "truncated" if truncated else "corrupt", type(error).__name__) from error
+        raise ImageRejected(
+            "decode", "truncated" if truncated else "corrupt", type(error).__name__
+        ) from error
 
 
 def _decode(image: Image.Image) -> DecodedImage:

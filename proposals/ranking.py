@@ -11,7 +11,9 @@ RankName = Literal["opencv"]
 RANKS: tuple[RankName, ...] = get_args(RankName)
 
 
-def order(boxes: Boxes, rank: npt.NDArray[np.float32], name: RankName) -> tuple[Boxes, npt.NDArray[np.float32]]:
+def order(
+    boxes: Boxes, rank: npt.NDArray[np.float32], name: RankName
+) -> tuple[Boxes, npt.NDArray[np.float32]]:
     """Boxes and ranks in the order called ``name``, rank ascending.
 
     boxes: [N, 4] float32 xyxy px, already filtered by shape and size, in OpenCV's order; rank: [N] float32.

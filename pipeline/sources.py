@@ -1,0 +1,80 @@
+"""Where images come from. A source lists names and sizes, in a fixed order, and reads one image by its name."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from proposals.dataset.manifest import SourceInfo
+from proposals.errors import AlignDetError
+from proposals.images import ImageRejected
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """One image: its uri (path below the folder, with forward slashes) and its size in bytes, -1 when not a file."""
+
+    uri: str
+    size: int
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Every image file below ``root``, recursively, sorted by path. Linked folders are followed once."""
+
+    root: Path
+
+    def entries(self) -> list[SourceEntry]:
+        """All images, sorted by uri. Whatever has an image suffix is listed, so that nothing is skipped silently.
+
+        Raises AlignDetError when the folder is missing, cannot be listed, or holds no image.
+        """
+        if not self.root.is_dir():
+            raise AlignDetError(f"{self.root} is not a folder. Give the folder that holds the images.")
+        found = sorted(self._walk(), key=lambda entry: entry.uri)
+        if not found:
+            raise AlignDetError(f"{self.root} holds no image: no file ends in {', '.join(sorted(SUFFIXES))}.")
+        return found
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of one image; raises ImageRejected(stage "read")."""
+        try:
+            return (self.root / uri).read_bytes()
+        except IsADirectoryError as error:
+            raise ImageRejected("read", "is_a_directory", "a folder with the name of an image") from error
+        except PermissionError as error:
+            raise ImageRejected("read", "permission_denied", "the file may not be read") from error
+        except FileNotFoundError as error:
+            raise ImageRejected("read", "missing", "the file is gone, or a link to nowhere") from error
+
+    def _walk(self) -> Iterator[SourceEntry]:
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, files in os.walk(self.root, followlinks=True, onerror=_refuse):
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders.sort()
+            for name in (*folders, *files):
+                if Path(name).suffix.lower() in SUFFIXES:
+                    yield self._entry(Path(folder) / name)
+
+    def _entry(self, path: Path) -> SourceEntry:
+        uri = os.fsencode(path.relative_to(self.root).as_posix()).decode("utf-8", "backslashreplace")
+        return SourceEntry(uri, path.stat().st_size if path.is_file() else -1)
+
+
+def describe(kind: str, entries: list[SourceEntry]) -> SourceInfo:
+    """What a dataset remembers of its source: the same names and sizes give the same fingerprint."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{entry.uri}\0{entry.size}\n".encode())
+    return SourceInfo(kind=kind, images=len(entries), fingerprint=digest.hexdigest())
+
+
+def _refuse(error: OSError) -> None:
+    raise AlignDetError(f"{error.filename} cannot be listed: {error.strerror}. Nothing was mined.") from error

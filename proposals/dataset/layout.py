@@ -1,0 +1,49 @@
+"""Names of files and keys inside a dataset folder."""
+
+import hashlib
+import re
+from pathlib import Path, PurePosixPath
+
+MANIFEST = "dataset.json"
+PLAN = "plan.parquet"
+REJECTED = "rejected.parquet"
+SHARDS = "shards"
+TEMPORARY_MARK = ".tmp-"
+
+# With the hash and the longest suffix a member name stays below the 100 characters of a plain tar header.
+_STEM_LENGTH = 48
+_HASH_LENGTH = 16
+
+
+def shard_name(number: int) -> str:
+    """The name all files of shard ``number`` share: five digits or more."""
+    return f"{number:05d}"
+
+
+def tar_path(root: Path, name: str) -> Path:
+    """Where the images of shard ``name`` are."""
+    return root / SHARDS / f"{name}.tar"
+
+
+def parquet_path(root: Path, name: str) -> Path:
+    """Where the boxes of shard ``name`` are."""
+    return root / SHARDS / f"{name}.parquet"
+
+
+def record_path(root: Path, name: str) -> Path:
+    """Where the commit record of shard ``name`` is: the only proof that the shard is complete."""
+    return root / SHARDS / f"{name}.json"
+
+
+def key_of(uri: str) -> str:
+    """The sample key of an image: its stem made of [A-Za-z0-9_-], then a hash of the whole ``uri``.
+
+    It holds neither dot nor slash (WebDataset splits names there) and differs for every uri.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(uri).stem)[:_STEM_LENGTH].strip("_-") or "image"
+    return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:_HASH_LENGTH]}"
+
+
+def image_extension(uri: str) -> str:
+    """The image member's extension: the uri's, in lower case, without the dot."""
+    return PurePosixPath(uri).suffix.lower().lstrip(".") or "bin"

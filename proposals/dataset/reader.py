@@ -1,0 +1,201 @@
+"""Reading a finished dataset: a sequence of records with random access to boxes and image bytes."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proposals.boxes import Boxes
+from proposals.dataset import layout
+from proposals.dataset.manifest import Manifest, read_manifest
+from proposals.errors import AlignDetError
+
+_CACHED_SHARDS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One image of a dataset.
+
+    key: unique sample key. uri: the image's name in the source (for a folder, its path below it).
+    width, height: px of the upright image, that is with EXIF orientation applied; orientation: its EXIF value.
+    boxes: [N, 4] float32 xyxy px of the upright original, half-open, best first. rank: [N] float32, ascending.
+    status: ``ok`` or the fallback that gave the boxes (proposals.filters). sha256: of the image bytes, hex.
+    shard, row: where it is stored; tar, offset, size: the image file's place in bytes.
+    """
+
+    key: str
+    uri: str
+    width: int
+    height: int
+    boxes: Boxes
+    rank: npt.NDArray[np.float32]
+    status: str
+    orientation: int
+    sha256: str
+    shard: int
+    row: int
+    tar: Path
+    offset: int
+    size: int
+
+    def image_bytes(self) -> bytes:
+        """The original image file, for `proposals.images.decode_bgr`; raises AlignDetError when it is gone or cut."""
+        return _read_range(self.tar, self.offset, self.size)
+
+
+def open_dataset(path: str | Path) -> "ProposalDataset":
+    """Open the finished dataset in the folder ``path``.
+
+    Raises AlignDetError when it is not a dataset, still in progress, damaged, or of a newer major format.
+    """
+    return ProposalDataset(Path(path))
+
+
+class ProposalDataset(Sequence[Record]):
+    """A sequence of `Record`. Only the shards in use are held in memory, as Arrow tables.
+
+    Safe to share between threads and forked processes. Pickling hands over the path alone: the copy opens the
+    folder again.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest: Manifest = read_manifest(root)
+        self._shards = [shard for shard in self.manifest.shards if shard.images]
+        self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["ProposalDataset"], tuple[Path]]:
+        return ProposalDataset, (self.root,)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        shard, row = self.locate(index)
+        return self._record(shard, row)
+
+    @cached_property
+    def shard_names(self) -> tuple[str, ...]:
+        """Names of the shards that hold images, in dataset order."""
+        return tuple(shard.name for shard in self._shards)
+
+    @cached_property
+    def shard_sizes(self) -> npt.NDArray[np.int64]:
+        """[S] int64: images per shard. Dataset order is shard by shard."""
+        return np.array([shard.images for shard in self._shards], dtype=np.int64)
+
+    @cached_property
+    def shard_ids(self) -> npt.NDArray[np.int32]:
+        """[len] int32: for every image, the position of its shard in ``shard_sizes``."""
+        return np.repeat(np.arange(len(self._shards), dtype=np.int32), self.shard_sizes)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(shard, row in that shard) of image ``index``; negative counts from the end. Raises IndexError."""
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"image {index} of a dataset of {len(self)}")
+        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return shard, position - int(self._starts[shard])
+
+    def image_bytes(self, index: int) -> bytes:
+        """The original file of image ``index``."""
+        return self[index].image_bytes()
+
+    def shard_tar(self, shard: int) -> Path:
+        """The tar file of shard ``shard``."""
+        return layout.tar_path(self.root, self._shards[shard].name)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows as one Arrow table, in dataset order, reading only ``columns`` (None: all)."""
+        paths = [layout.parquet_path(self.root, shard.name) for shard in self._shards]
+        tables = [_read_parquet(path, columns) for path in paths]
+        if not tables:
+            from proposals.dataset.writer import SCHEMA
+
+            empty = SCHEMA.empty_table()
+            return empty if columns is None else empty.select(columns)
+        return pa.concat_tables(tables)
+
+    def _record(self, shard: int, row: int) -> Record:
+        table = self._shard_table(shard)
+        names = ("key", "uri", "width", "height", "status", "orientation", "sha256")
+        plain = {name: table.column(name)[row].as_py() for name in names}
+        ranks = table.column("rank").chunk(0)
+        first, last = ranks.offsets[row].as_py(), ranks.offsets[row + 1].as_py()
+        flat = table.column("boxes").chunk(0).values.values.to_numpy()
+        return Record(
+            **plain,
+            boxes=flat[4 * first : 4 * last].reshape(-1, 4).copy(),
+            rank=ranks.values.to_numpy()[first:last].copy(),
+            shard=shard,
+            row=row,
+            tar=self.shard_tar(shard),
+            offset=table.column("tar_offset")[row].as_py(),
+            size=table.column("tar_size")[row].as_py(),
+        )
+
+    def _shard_table(self, shard: int) -> pa.Table:
+        with self._lock:
+            if shard in self._cache:
+                self._cache.move_to_end(shard)
+                return self._cache[shard]
+        entry = self._shards[shard]
+        table = _read_parquet(layout.parquet_path(self.root, entry.name), None).combine_chunks()
+        if table.num_rows != entry.images:
+            raise AlignDetError(
+                f"{entry.name}.parquet of {self.root} has {table.num_rows} rows, dataset.json says {entry.images}: "
+                "the dataset is damaged."
+            )
+        with self._lock:
+            self._cache[shard] = table
+            if len(self._cache) > _CACHED_SHARDS:
+                self._cache.popitem(last=False)
+        return table
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    try:
+        # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
+        with pq.ParquetFile(path) as file:
+            return file.read(columns=None if columns is None else list(columns), use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise AlignDetError(
+            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
+        ) from error
+
+
+def _read_range(path: Path, offset: int, size: int) -> bytes:
+    # A descriptor per read: nothing to share, so nothing to get wrong in threads, forks and pickles.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise AlignDetError(
+            f"{path} cannot be opened: {error.strerror}. The dataset is damaged or was moved."
+        ) from error
+    try:
+        data = os.pread(descriptor, size, offset)
+        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+            data += more
+    finally:
+        os.close(descriptor)
+    if len(data) != size:
+        raise AlignDetError(f"{path} ends inside the image at byte {offset}: the dataset is damaged.")
+    return data

@@ -1,0 +1,158 @@
+"""Writing one shard: a tar of images, a Parquet table of boxes, then the commit record that proves both."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proposals.dataset import layout
+from proposals.dataset.files import publish, temporary_beside
+from proposals.dataset.manifest import FileEntry, ShardEntry
+from proposals.filters import STATUSES, Filtered
+
+_BLOCK = 512
+_BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("orientation", pa.int8(), nullable=False),
+        pa.field("boxes", pa.list_(pa.field("element", _BOX, nullable=False)), nullable=False),
+        pa.field("rank", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("tar_offset", pa.int64(), nullable=False),
+        pa.field("tar_size", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class MinedImage:
+    """One image and its proposals, in pixels of the upright original.
+
+    data: the file's bytes, untouched. sha256: theirs, hex. width, height: of the upright image.
+    """
+
+    key: str
+    uri: str
+    data: bytes
+    sha256: str
+    width: int
+    height: int
+    orientation: int
+    proposals: Filtered
+
+
+class ShardWriter:
+    """Collects the images of one shard; `commit` makes them visible together.
+
+    Use as a context manager: leaving it without `commit` removes what was written.
+    """
+
+    def __init__(self, root: Path, name: str) -> None:
+        self._root, self._name = root, name
+        self._tar_path, self._parquet_path = layout.tar_path(root, name), layout.parquet_path(root, name)
+        self._temporary = temporary_beside(self._tar_path, self._parquet_path)
+        self._rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "ShardWriter":
+        self._tar_temporary, self._parquet_temporary = self._temporary.__enter__()
+        self._stream: BinaryIO = self._tar_temporary.open("wb")
+        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stream.close()
+        self._temporary.__exit__(None, None, None)
+
+    def add(self, image: MinedImage) -> None:
+        """Append one image and its proposals."""
+        offset = self._member(f"{image.key}.{layout.image_extension(image.uri)}", image.data)
+        self._member(f"{image.key}.json", _annotation(image))
+        self._rows.append(_row(image, offset))
+
+    def commit(self) -> ShardEntry:
+        """Flush both files and rename them into place. A shard without an image leaves no file.
+
+        The caller then writes the commit record: until then the shard does not count.
+        """
+        if not self._rows:
+            return ShardEntry(name=self._name, images=0, proposals=0, statuses={}, tar=None, parquet=None)
+        self._tar.close()
+        self._stream.close()
+        table = _table(self._rows)
+        pq.write_table(table, self._parquet_temporary, compression="zstd", version="2.6")
+        publish(self._tar_temporary, self._tar_path)
+        publish(self._parquet_temporary, self._parquet_path)
+        found = Counter(row["status"] for row in self._rows)
+        return ShardEntry(
+            name=self._name,
+            images=len(self._rows),
+            proposals=sum(len(row["rank"]) for row in self._rows),
+            statuses={status: found[status] for status in STATUSES if found[status]},
+            tar=FileEntry.of(self._root, self._tar_path),
+            parquet=FileEntry.of(self._root, self._parquet_path),
+        )
+
+    def _member(self, name: str, data: bytes) -> int:
+        info = tarfile.TarInfo(
+            name
+        )  # its defaults (mtime, uid, gid 0; mode 0644) are what makes bytes repeatable
+        info.size = len(data)
+        offset = self._stream.tell() + _BLOCK
+        self._tar.addfile(info, io.BytesIO(data))
+        return offset
+
+
+def _annotation(image: MinedImage) -> bytes:
+    content = {
+        "width": image.width,
+        "height": image.height,
+        "boxes": image.proposals.boxes.tolist(),
+        "ranks": image.proposals.rank.tolist(),
+        "uri": image.uri,
+    }
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _row(image: MinedImage, offset: int) -> dict[str, Any]:
+    return {
+        "key": image.key,
+        "uri": image.uri,
+        "sha256": image.sha256,
+        "width": image.width,
+        "height": image.height,
+        "orientation": image.orientation,
+        "boxes": image.proposals.boxes,
+        "rank": image.proposals.rank,
+        "status": image.proposals.status,
+        "tar_offset": offset,
+        "tar_size": len(image.data),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    offsets = pa.array(np.cumsum([0, *(len(row["rank"]) for row in rows)]), pa.int32())
+    flat = pa.array(np.concatenate([row["boxes"] for row in rows]).reshape(-1), pa.float32())
+    ranks = pa.array(np.concatenate([row["rank"] for row in rows]), pa.float32())
+    boxes = pa.FixedSizeListArray.from_arrays(flat, type=_BOX)
+    lists = {
+        "boxes": pa.ListArray.from_arrays(offsets, boxes, type=SCHEMA.field("boxes").type),
+        "rank": pa.ListArray.from_arrays(offsets, ranks, type=SCHEMA.field("rank").type),
+    }
+    columns = [
+        lists[field.name] if field.name in lists else pa.array([row[field.name] for row in rows], field.type)
+        for field in SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
