@@ -61,7 +61,7 @@ def _warn_of_broken_opencv() -> None:
 
     if not has_ximgproc():
         warnings.warn(
-            "this cv2 has no ximgproc (another opencv package overwrote opencv-contrib-python): training works, "
-            f"mining with the opencv engine will not. Run: {REPAIR}",
+            "this cv2 has no ximgproc (another opencv package overwrote opencv-contrib-python): "
+            f"training works, mining with the opencv engine will not. Run: {REPAIR}",
             stacklevel=3,
         )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aligndet_train.ops._precision import wide
+from aligndet_train.ops._kernels import wide
 
 
 def ms_deform_attn_forward(

@@ -7,9 +7,9 @@ import torch
 
 
 def trust_mmengine_checkpoints() -> None:
-    """Name the few harmless types in mmengine's checkpoints, so ``torch.load(weights_only=True)`` accepts them.
+    """Name the few harmless types in mmengine's checkpoints, so ``weights_only=True`` reads them.
 
-    Since torch 2.6 that is the default, and mmengine 0.10 passes none. Beside tensors a runner saves its
+    Since torch 2.6 ``torch.load`` defaults to that, and mmengine 0.10 passes none. Beside tensors a runner saves its
     message hub: logged scalars, kept as NumPy arrays and numbers.
     """
     from mmengine.logging.history_buffer import HistoryBuffer

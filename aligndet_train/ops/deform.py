@@ -7,7 +7,7 @@ in mmcv and torchvision (y before x for every tap). ``im2col_step`` only bounds 
 import torch
 from torch import Tensor
 
-from aligndet_train.ops._precision import wide
+from aligndet_train.ops._kernels import kernels, wide
 
 Geometry = tuple[int, int, int, int, int, int, int, int]
 
@@ -21,7 +21,7 @@ def deform_conv_forward(
     ones: Tensor,
     **geometry: int,
 ) -> None:
-    """Write into ``output`` [B, O, H', W'] the convolution of ``features`` [B, C, H, W] sampled at ``offset``."""
+    """Write into ``output`` [B, O, H', W'] ``features`` [B, C, H, W] sampled at ``offset`` and convolved."""
     output.copy_(_forward(features, weight, offset, None, None, _v1(geometry)))
 
 
@@ -35,7 +35,7 @@ def deform_conv_backward_input(
     columns: Tensor,
     **geometry: int,
 ) -> None:
-    """Write the gradients by ``features`` and ``offset``, and leave the weight's in the scratch ``columns``."""
+    """Write the gradients by ``features`` and ``offset``; leave the weight's in the scratch ``columns``."""
     grads = _backward(grad_output, features, weight, offset, None, None, _v1(geometry))
     grad_input.copy_(grads[0])
     grad_offset.copy_(grads[2])
@@ -112,7 +112,7 @@ def _forward(
     geometry: Geometry,
 ) -> Tensor:
     inputs = _operands(features, weight, offset, mask, bias)
-    output: Tensor = torch.ops.torchvision.deform_conv2d(*inputs, *geometry, mask is not None)
+    output: Tensor = kernels.deform_conv2d(*inputs, *geometry, mask is not None)
     return output
 
 
@@ -127,7 +127,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by features, weight, offset, mask and bias, in this order."""
     inputs = _operands(features, weight, offset, mask, bias)
-    grads: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.torchvision._deform_conv2d_backward(
+    grads: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = kernels._deform_conv2d_backward(
         wide(grad_output).contiguous(), *inputs, *geometry, mask is not None
     )
     return grads

@@ -1,4 +1,4 @@
-"""Sigmoid and softmax focal loss (Lin et al. 2017, eq. 5) and their gradients, without autograd or host syncs.
+"""Sigmoid and softmax focal loss (Lin et al. 2017, eq. 5) and their gradients, without a host sync.
 
 mmdet calls these on CUDA only. ``weight`` is per class and is looked up by a row's target; a row of the
 background (target = C for sigmoid, negative for softmax) has weight 1.
@@ -7,7 +7,7 @@ background (target = C for sigmoid, negative for softmax) has weight 1.
 import torch
 from torch import Tensor
 
-from aligndet_train.ops._precision import wide
+from aligndet_train.ops._kernels import wide
 
 
 def sigmoid_focal_loss_forward(
@@ -32,7 +32,7 @@ def sigmoid_focal_loss_backward(
 def softmax_focal_loss_forward(
     softmax: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write into ``output`` [N] the loss of the probabilities ``softmax`` [N, C] for ``target`` [N] in [-1, C)."""
+    """Write into ``output`` [N] the loss of probabilities ``softmax`` [N, C] for ``target`` [N] in [-1, C)."""
     right, wrong = _target_probability(softmax, target)
     loss = -alpha * wrong.pow(gamma) * right.log()
     output.copy_(loss * _row_weight(weight, target) * (target >= 0))
@@ -47,7 +47,7 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write into ``grad_input`` [N, C] the derivative by the logits, and into ``buff`` [N] its factor per row."""
+    """Write into ``grad_input`` [N, C] the derivative by the logits, and into ``buff`` [N] a row's factor."""
     right, wrong = _target_probability(softmax, target)
     slope = gamma * wrong.pow(gamma - 1) * right * right.log() - wrong.pow(gamma)
     factor = alpha * slope * _row_weight(weight, target) * (target >= 0)
@@ -56,7 +56,7 @@ def softmax_focal_loss_backward(
 
 
 def _towards_target(logits: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits signed so that larger is more right, that sign, and the share alpha or 1 - alpha: each [N, C]."""
+    """Logits signed so that larger is more right, that sign, and alpha or 1 - alpha: each [N, C]."""
     values = wide(logits)
     positive = _one_hot(logits, target).to(values)
     sign = 2 * positive - 1
@@ -68,7 +68,7 @@ def _one_hot(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def _target_probability(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The target's probability and what it lacks to 1, kept off 0 where a logarithm or power would be infinite."""
+    """The target's probability and what it lacks to 1, kept off 0 for logarithms and powers."""
     right = wide(softmax).gather(1, target.clamp(min=0)[:, None])[:, 0]
     tiny = torch.finfo(right.dtype).tiny
     return right.clamp(min=tiny), (1 - right).clamp(min=tiny)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aligndet_train.ops._precision import wide
+from aligndet_train.ops._kernels import kernels, wide
 
 Floats = NDArray[np.floating]
 _NAIVE, _LINEAR, _GAUSSIAN = 0, 1, 2
@@ -20,7 +20,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     ``offset`` 1 counts a box's far edge as a pixel of it, as old mmdet does.
     """
     far_edge = boxes.new_tensor([0, 0, offset, offset]) if offset else 0
-    kept: Tensor = torch.ops.torchvision.nms(wide(boxes + far_edge), wide(scores), iou_threshold)
+    kept: Tensor = kernels.nms(wide(boxes + far_edge), wide(scores), iou_threshold)
     return kept
 
 
@@ -37,7 +37,7 @@ def softnms(
     """Soft-NMS (Bodla et al. 2017) of ``boxes`` [N, 4]: int64 indices of the K survivors, best first.
 
     Writes ``(x1, y1, x2, y2, decayed score)`` into the first K rows of ``dets`` [N, 5].
-    ``method``: 0 drops what overlaps, 1 decays it by ``1 - IoU``, 2 decays everything by ``exp(-IoU²/sigma)``.
+    ``method``: 0 drops what overlaps, 1 decays it by ``1 - IoU``, 2 decays all by ``exp(-IoU²/sigma)``.
     """
     corners, left = _numpy(boxes), _numpy(scores).copy()
     alive = np.ones(len(left), dtype=bool)
@@ -55,7 +55,7 @@ def softnms(
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups of ``dets`` [N, 5]: each kept box's index followed by those it suppresses, all in score order."""
+    """Groups of ``dets`` [N, 5]: each kept box's index, then those it suppresses, all in score order."""
     rows = _numpy(dets)
     waiting = np.argsort(-rows[:, 4], kind="stable")
     groups: list[list[int]] = []
@@ -70,7 +70,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 def bbox_overlaps(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Write the IoU (``mode`` 0) or the share of box 1 covered (1) into ``ious`` [N, M], or [N] when ``aligned``."""
+    """Write the IoU (``mode`` 0) or the covered share of box 1 (1) into ``ious``: [N, M], ``aligned`` [N]."""
     first, second = wide(bboxes1), wide(bboxes2)
     area1, area2 = ((box[:, 2:] - box[:, :2] + offset).prod(-1) for box in (first, second))
     if not aligned:

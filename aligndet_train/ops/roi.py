@@ -7,7 +7,7 @@ RoIAlign by maximum, so those two are written with tensor operations.
 import torch
 from torch import Tensor
 
-from aligndet_train.ops._precision import wide
+from aligndet_train.ops._kernels import kernels, wide
 from aligndet_train.ops.roi_max import max_align_backward, max_align_forward
 
 _MAX = 0
@@ -26,7 +26,7 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write into ``output`` [R, C, h, w] the samples of ``features`` [B, C, H, W] in ``rois`` [R, 5] (image, xyxy).
+    """Write into ``output`` [R, C, h, w] samples of ``features`` [B, C, H, W] in ``rois`` [R, 5] (image, xyxy).
 
     ``pool_mode`` 1 averages a bin's samples; 0 takes the largest and notes its row and column among the
     bin's samples in ``argmax_y`` and ``argmax_x`` [R, C, h, w].
@@ -38,7 +38,7 @@ def roi_align_forward(
             target.copy_(result)
         return
     output.copy_(
-        torch.ops.torchvision.roi_align(
+        kernels.roi_align(
             wide(features), wide(rois).to(wide(features)), spatial_scale, *bins, sampling_ratio, aligned
         )
     )
@@ -65,7 +65,7 @@ def roi_align_backward(
         shape = grad_input.shape
         result = max_align_backward(grad, boxes, chosen, shape, spatial_scale, sampling_ratio, aligned)
     else:
-        result = torch.ops.torchvision._roi_align_backward(
+        result = kernels._roi_align_backward(
             grad, boxes, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
         )
     grad_input.copy_(result)

@@ -99,7 +99,7 @@ def _bin_numbers(bins: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sample(features: Tensor, image_of: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Bilinear samples [R, C, h, w] of ``features`` [B, C, H, W] at ``y`` [R, 1, h, 1] and ``x`` [R, 1, 1, w]."""
+    """Bilinear samples [R, C, h, w] of ``features`` at ``y`` [R, 1, h, 1] and ``x`` [R, 1, 1, w]."""
     pixels = features.flatten(2).transpose(1, 2)
     total = features.new_zeros(())
     for pixel, weight in _corners(y, x, features.shape[2], features.shape[3]):

@@ -53,7 +53,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 
 class StandIn(ModuleType):
-    """``mmcv._ext`` without a binary: any op name is there to be imported, and only a known one to be called."""
+    """``mmcv._ext`` without a binary: any op can be imported, and only a known one called."""
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
@@ -70,8 +70,8 @@ class StandIn(ModuleType):
 def _refusal(name: str) -> Callable[..., NoReturn]:
     def refuse(*_: object, **__: object) -> NoReturn:
         raise MissingOpError(
-            f"mmcv's compiled op '{name}' has no stand-in on torchvision. Choose a config without it, or install "
-            f"a compiled mmcv 2.1 built for torch {torch.__version__} in place of mmcv-lite: it is then used."
+            f"mmcv's compiled op '{name}' has no stand-in on torchvision. Choose a config without it, or "
+            f"install a compiled mmcv 2.1 built for torch {torch.__version__} in place of mmcv-lite: it is then used."
         )
 
     refuse.__name__ = name
