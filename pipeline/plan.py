@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ def tasks(plan: pa.Table) -> Iterator[ShardTask]:
     """The shard tasks of a plan, in shard order."""
     shards = plan.column("shard").to_numpy()
     bounds = np.flatnonzero(np.diff(shards, prepend=-1, append=-1)) if len(shards) else np.zeros(0, int)
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds.tolist()):
         part = plan.slice(first, last - first)
         yield ShardTask(
             shard_name(int(shards[first])),

@@ -14,7 +14,8 @@ from proposals.boxes import scale
 from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Rejection, library_versions, write_model
 from proposals.dataset.writer import MinedImage, ShardWriter
-from proposals.filters import FilterSpec, Filtered, apply_filter
+from proposals.errors import AlignDetError
+from proposals.filters import Filtered, FilterSpec, apply_filter
 from proposals.images import Bgr, ImageRejected, decode_bgr, resize_max_side
 from proposals.recipe import Recipe
 from proposals.selective_search import propose
@@ -113,6 +114,8 @@ def _proposals(bgr: Bgr, work: Work, seed: int, watch: Stopwatch) -> Filtered:
         engine = {} if work.engine is None else {"engine": work.engine}
         try:
             found = propose(small, work.recipe.mode, seed, **engine)  # type: ignore[arg-type]
+        except (AlignDetError, MemoryError):
+            raise
         except Exception as error:
             raise ImageRejected("propose", "search_failed", type(error).__name__) from error
     with watch.stage("filter"):

@@ -69,7 +69,7 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         self._tar_temporary, self._parquet_temporary = self._temporary.__enter__()
         self._stream: BinaryIO = self._tar_temporary.open("wb")
-        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,0 +1,106 @@
+"""What a person sees while mining runs and when it ends."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from pipeline.job import Outcome
+from pipeline.shard_task import Count
+
+_PLAIN_SECONDS = 10.0
+
+
+class LiveProgress:
+    """A live bar on a terminal; a line every ten seconds where the output is a file; nothing when quiet."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self._console, self._quiet = console, quiet
+        self._bar = Progress(
+            TextColumn("mining"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._images = 0
+        self._resumed = Count()
+        self._started = self._spoken = time.monotonic()
+
+    def __enter__(self) -> "LiveProgress":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
+
+    def start(self, images: int, resumed: Count) -> None:
+        """See pipeline.job.Observer."""
+        self._images, self._resumed = images, resumed
+        self._started = time.monotonic()
+        done = resumed.images + resumed.rejected
+        self._task = self._bar.add_task("mine", total=images, completed=done, figures="starting Ray")
+        if done and not self._quiet:
+            self._console.print(f"resuming: {done} of {images} images are done")
+
+    def update(self, count: Count) -> None:
+        """See pipeline.job.Observer."""
+        done, figures = count.images + count.rejected, self._figures(count)
+        self._bar.update(self._task, completed=done, figures=figures)
+        now = time.monotonic()
+        if not self._quiet and not self._console.is_terminal and now - self._spoken > _PLAIN_SECONDS:
+            self._spoken = now
+            self._console.print(f"{done}/{self._images} images, {figures}")
+
+    def _figures(self, count: Count) -> str:
+        elapsed = max(time.monotonic() - self._started, 1e-6)
+        fresh = count.images + count.rejected - self._resumed.images - self._resumed.rejected
+        boxes = count.proposals / max(count.images, 1)
+        return f"{fresh / elapsed:.2f} images/s, {boxes:.0f} boxes/image, {count.rejected} rejected"
+
+
+def summary(outcome: Outcome, out: Path, seconds: float) -> Table:
+    """The closing table: what is in the dataset and what it cost."""
+    totals = outcome.manifest.totals
+    table = Table(title=str(out), show_header=False, title_justify="left")
+    table.add_row("images", f"{totals.images:,} in {len(outcome.manifest.shards):,} shards")
+    table.add_row("boxes", f"{totals.proposals:,} ({totals.proposals / max(totals.images, 1):.0f} per image)")
+    for status, images in totals.statuses.items():
+        if status != "ok":
+            table.add_row(f"  {status}", f"{images:,} images")
+    table.add_row("rejected", f"{totals.rejected:,}")
+    for reason, images in _reasons(outcome).most_common():
+        table.add_row(f"  {reason}", f"{images:,}")
+    table.add_row("size", f"{totals.bytes / 1e6:,.1f} MB")
+    done = outcome.mined.images + outcome.mined.rejected
+    if done:
+        table.add_row("this run", f"{done:,} images in {seconds:.1f} s ({done / seconds:.2f} images/s)")
+        table.add_row("core time", _core_time(outcome.cost, done))
+    return table
+
+
+def _reasons(outcome: Outcome) -> Counter[str]:
+    return Counter(row.reason for record in outcome.records.values() for row in record.rejected)
+
+
+def _core_time(cost: dict[str, float], images: int) -> str:
+    stages = sorted(((s, name) for name, s in cost.items() if name != "total"), reverse=True)[:3]
+    parts = ", ".join(f"{name} {1000 * s / images:.0f}" for s, name in stages)
+    return f"{1000 * cost['total'] / images:.0f} ms/image ({parts})"
