@@ -1,7 +1,110 @@
-"""Verbs of this half, light to import: the heavy packages are imported when a verb runs."""
+"""The trainer's verbs. Light to import: torch and mmdet come in when a verb runs."""
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from proposals.errors import AlignDetError
+from proposals.extras import help_epilog, require_extra
+
 
 def register(app: typer.Typer) -> None:
-    """Add this half's verbs to the one command."""
+    """Add `pretrain` and `export` to the one command."""
+    app.command(epilog=help_epilog("train"))(pretrain)
+    app.command(epilog=help_epilog("train"))(export)
+
+
+def pretrain(
+    data: Annotated[Path, typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT.")],
+    work_dir: Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")],
+    detector: Annotated[str | None, typer.Option(help="A detector that ships with us, e.g. fcos, faster_rcnn.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Or a mmdet config file (its Python code is run: use files you trust).")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, views and sampling.")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
+    log_interval: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
+    checkpoint_interval: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    resume: Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")] = True,
+    launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
+    cfg_options: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value changes to the config, e.g. model.backbone.init_cfg=None. Repeat for more."),
+    ] = None,
+) -> None:
+    """Pretrain neck and heads of a detector on mined proposals, its backbone frozen (AlignDet's box-domain stage).
+
+    Example: aligndet pretrain --detector fcos --data OUT --work-dir work_dirs/fcos --amp
+    """
+    require_extra("train", "pretrain")
+    from aligndet_train.config import load_run_config, shipped_config
+    from aligndet_train.training import RunOptions
+    from aligndet_train.training import pretrain as run_pretrain
+
+    if (detector is None) == (config is None):
+        raise AlignDetError("give either --detector NAME or --config FILE")
+    path = config if config is not None else shipped_config(str(detector))
+    overrides = {"iterations": iterations, "batch_size": batch_size, "seed": seed}
+    run = load_run_config(
+        path, {k: v for k, v in overrides.items() if v is not None}, parse_options(cfg_options or [])
+    )
+    options = RunOptions(
+        amp=amp,
+        workers=workers,
+        log_interval=log_interval,
+        checkpoint_interval=checkpoint_interval,
+        resume=resume,
+        launcher=launcher,
+    )
+    last = run_pretrain(run, data, work_dir, options)
+    typer.echo(f"done: {last}\nnext: aligndet export {last} MODEL.pth")
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="WORK_DIR/last.pth of a pretraining run.")],
+    out: Annotated[Path, typer.Argument(help="MODEL.pth or MODEL.safetensors.")],
+    keep_predictors: Annotated[
+        bool, typer.Option("--keep-predictors", help="Also export the final box predictors.")
+    ] = False,
+) -> None:
+    """Write weights that the stock mmdet config loads, and say what became of every key.
+
+    Example: aligndet export work_dirs/fcos/last.pth fcos_pretrained.pth
+    """
+    require_extra("train", "export")
+    from rich.console import Console
+
+    from aligndet_train.export import export as run_export
+
+    report = run_export(checkpoint, out, keep_predictors=keep_predictors)
+    console = Console()
+    console.print(report.table())
+    if report.left_at_init:
+        console.print("left at init: " + ", ".join(report.left_at_init))
+    if report.unexpected:
+        console.print("unexpected: " + ", ".join(report.unexpected))
+    console.print(f"wrote {out}")
+    if not report.beyond_backbone:
+        raise AlignDetError(f"nothing but the backbone of {checkpoint} fits its stock detector")
+
+
+def parse_options(options: list[str]) -> dict[str, Any]:
+    """``["a.b=1", "c=None", "d=text"]`` -> values as Python literals where they are, else text.
+
+    Raises AlignDetError for an option without "=".
+    """
+    parsed = {}
+    for option in options:
+        key, separator, text = option.partition("=")
+        if not separator or not key:
+            raise AlignDetError(f"--cfg-options takes key=value, got {option!r}")
+        try:
+            parsed[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            parsed[key] = text
+    return parsed

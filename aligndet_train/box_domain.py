@@ -1,0 +1,122 @@
+"""The box-domain stage: a stock detector, its teacher, and the two losses (AlignDet section 3.2).
+
+    L = lambda_con L_con + lambda_reg L_reg
+
+L_reg are the detector's own box losses on view 1, with the proposals as ground truth; L_con compares the embeddings
+of boxes that the detector's own assigner gave the same proposal in the two views.
+"""
+
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from aligndet_train.config import PretrainConfig, head_type
+from aligndet_train.detectors import BACKGROUND, adapter_for
+from aligndet_train.detectors.adapter import FamilyAdapter, Reading
+from aligndet_train.diagnostics import embedding_diagnostics
+from aligndet_train.losses.contrastive import box_contrastive_loss
+from aligndet_train.momentum import make_teacher, update_teacher
+from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
+
+Losses = dict[str, Any]
+
+
+class BoxDomainPretrainer(BaseModel):
+    """Student f_q and momentum teacher f_k over one frozen backbone.
+
+    student: a detector as mmdet builds it from a stock config; converted in place by ``adapter``.
+    """
+
+    def __init__(
+        self, student: nn.Module, adapter: FamilyAdapter, preprocessor: TwoViewPreprocessor, config: PretrainConfig
+    ) -> None:
+        super().__init__(data_preprocessor=preprocessor)
+        self.config = config
+        self.adapter = adapter
+        adapter.convert(student, config.embed_dims)
+        self.student = student
+        self.student.backbone.requires_grad_(False)
+        self.teacher = make_teacher(student)
+
+    def init_weights(self) -> None:
+        """Nothing: the student came initialised, and the teacher must stay its copy."""
+
+    def train(self, mode: bool = True) -> "BoxDomainPretrainer":
+        """Train mode for everything but the backbone, whose normalisation statistics are frozen too."""
+        super().train(mode)
+        self.student.backbone.eval()
+        return self
+
+    def forward(self, views: tuple[Any, Any], mode: str = "loss") -> Losses:
+        """Losses and diagnostics of one batch of two views (see TwoViewPreprocessor).
+
+        Only ``mode="loss"`` exists: a pretraining model predicts nothing.
+        """
+        if mode != "loss":
+            raise ValueError(f"a pretraining model only computes losses, not {mode!r}")
+        (inputs, targets), (other_inputs, other_targets) = views
+        losses = self._regression_losses(self.student.loss(inputs, targets))
+        query = self.adapter.read(self.student)
+        with torch.no_grad():
+            self.teacher.loss(other_inputs, other_targets)
+            key = self.adapter.read(self.teacher)
+        if query is None or key is None:
+            return losses
+        return losses | self._contrast(self._sample(query), self._sample(key))
+
+    def momentum_step(self, momentum: float) -> None:
+        """Let the teacher follow the student; call it after every optimiser step."""
+        update_teacher(self.teacher, self.student, momentum)
+
+    def _regression_losses(self, stock: Losses) -> Losses:
+        kept = {name: value for name, value in stock.items() if name not in self.adapter.dropped_losses}
+        return {name: _scaled(value, self.config.regression_weight) for name, value in kept.items()}
+
+    def _contrast(self, query: Reading, key: Reading) -> dict[str, Tensor]:
+        views = (query.embeddings, key.embeddings, query.ids, key.ids)
+        loss = box_contrastive_loss(*views, background=BACKGROUND, temperature=self.config.temperature)
+        figures = embedding_diagnostics(*views, background=BACKGROUND)
+        return {"loss_contrastive": loss * self.config.contrastive_weight, **figures}
+
+    def _sample(self, reading: Reading) -> Reading:
+        """At most ``sampled_boxes`` boxes: positives first, the rest background, each drawn at random."""
+        limit = self.config.sampled_boxes
+        if limit is None or len(reading.ids) <= limit:
+            return reading
+        draw = torch.rand(len(reading.ids), device=reading.ids.device) + (reading.ids != BACKGROUND)
+        rows = draw.topk(limit).indices
+        return Reading(reading.embeddings[rows], reading.ids[rows])
+
+
+def build_detector(stock_model: dict[str, Any]) -> nn.Module:
+    """The stock mmdet detector of a ``model`` config; weights as constructed, nothing is downloaded."""
+    # mmengine logs every initialised parameter at INFO: hundreds of lines that say nothing.
+    MMLogger.get_instance("aligndet-build", log_level="WARNING")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        detector: nn.Module = MODELS.build(ConfigDict(stock_model))
+    return detector
+
+
+def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> BoxDomainPretrainer:
+    """Build the stock detector, initialise its weights and convert it.
+
+    Seeds torch with ``config.seed`` first, so the same config gives the same initial weights.
+    """
+    torch.manual_seed(config.seed)
+    student = build_detector(stock_model)
+    student.init_weights()
+    preprocessor = TwoViewPreprocessor(
+        InputSpec.from_stock(stock_model.get("data_preprocessor") or {}), config.views, config.seed
+    )
+    adapter = adapter_for(stock_model["type"], head_type(stock_model))
+    return BoxDomainPretrainer(student, adapter, preprocessor, config)
+
+
+def _scaled(value: Any, weight: float) -> Any:
+    return [item * weight for item in value] if isinstance(value, list) else value * weight

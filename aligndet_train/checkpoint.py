@@ -1,0 +1,79 @@
+"""Checkpoints: written whole or not at all, the previous one kept, loadable with ``weights_only=True``.
+
+Everything random in a step is seeded by the step, so a checkpoint is weights, optimiser state and one integer.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from proposals.errors import AlignDetError
+
+FORMAT = 1
+LAST = "last.pth"
+PREVIOUS = "previous.pth"
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, step: int, identity: dict[str, Any]) -> Path:
+    """Write ``folder/last.pth`` atomically; what was there becomes ``previous.pth``.
+
+    step: steps done. identity: plain data saying what run this is (config, dataset); compared on resume.
+    """
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "identity": json.dumps(identity, sort_keys=True),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    temporary = folder / f".{LAST}.{os.getpid()}"
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    last = folder / LAST
+    if last.exists():
+        # A hard link first: at no moment is there no last.pth.
+        spare = folder / f".{PREVIOUS}.{os.getpid()}"
+        spare.unlink(missing_ok=True)
+        os.link(last, spare)
+        spare.replace(folder / PREVIOUS)
+    temporary.replace(last)
+    return last
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours onto the CPU: {"step", "identity" (decoded), "model", "optimizer"}.
+
+    Raises AlignDetError for a missing, damaged or foreign file, and for one holding pickled code.
+    """
+    if not path.is_file():
+        raise AlignDetError(f"no checkpoint at {path}; `aligndet pretrain` writes WORK_DIR/{LAST}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise AlignDetError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds pickled objects, "
+            f"which are refused because loading them runs code. Try {path.with_name(PREVIOUS)}"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise AlignDetError(f"{path} is not an aligndet pretraining checkpoint of format {FORMAT}")
+    state["identity"] = json.loads(state["identity"])
+    return dict(state)
+
+
+def identity_difference(saved: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: saved -> wanted" for every leaf that differs between two identities."""
+    lines = []
+    for key in sorted(saved.keys() | wanted.keys()):
+        old, new = saved.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += identity_difference(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return lines

@@ -1,0 +1,27 @@
+"""Turning a stock mmdet detector into a pretraining model: one adapter per family, one file per adapter."""
+
+from aligndet_train.detectors.adapter import BACKGROUND, FamilyAdapter
+from aligndet_train.detectors.point import FCOSAdapter
+from aligndet_train.detectors.two_stage import FasterRCNNAdapter
+from proposals.errors import AlignDetError
+
+ADAPTERS: tuple[type[FamilyAdapter], ...] = (FCOSAdapter, FasterRCNNAdapter)
+
+__all__ = ["ADAPTERS", "BACKGROUND", "FamilyAdapter", "adapter_for"]
+
+
+def adapter_for(detector_type: str, head_type: str) -> FamilyAdapter:
+    """The adapter of a detector, by the class names in its config.
+
+    detector_type: ``model.type``; head_type: the type of its final head (``bbox_head``, or the RoI head's).
+    Raises AlignDetError naming the class and what an adapter must answer.
+    """
+    for adapter in ADAPTERS:
+        if adapter.matches(detector_type, head_type):
+            return adapter()
+    known = "; ".join(f"{a.family}: {', '.join(a.head_types)}" for a in ADAPTERS)
+    raise AlignDetError(
+        f"no adapter for the head {head_type} of {detector_type}. Supported heads: {known}. A new family is one file in "
+        "aligndet_train/detectors: a FamilyAdapter says which layers the unsupervised head replaces, where predictions "
+        "and their assigned ids are read, which losses stay and which weights are exported"
+    )

@@ -1,0 +1,99 @@
+"""The four questions a detector family answers, and the device that makes the answers short.
+
+Every mmdet head ends its target assignment in one call: ``loss_cls(predictions, labels, ...)``. Give the head the
+proposals' ids as labels and an embedding layer as class predictor, put an EmbeddingTap in the place of
+``loss_cls``, and that call hands over exactly (embedding, assigned id) of every predicted box: the detector's own
+assigner, samplers and box losses run untouched.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+# The id of boxes assigned to no proposal. mmdet calls a label foreground when 0 <= label < num_classes, and
+# background when it equals num_classes: so this is what converted heads have as num_classes.
+BACKGROUND = torch.iinfo(torch.int32).max
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Predicted boxes of a view: embeddings [N, D] (not normalised), and the id [N] int64 each was assigned."""
+
+    embeddings: Tensor
+    ids: Tensor
+
+
+class EmbeddingTap(BaseModule):
+    """Stands where a head's ``loss_cls`` was and keeps what it is called with.
+
+    Its own loss is zero but attached to the embeddings, so that DDP sees every layer used.
+    """
+
+    # What heads ask of a loss besides calling it.
+    use_sigmoid = True
+    custom_activation = False
+    custom_accuracy = False
+    custom_cls_channels = False
+    loss_weight = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readings: list[Reading] = []
+
+    def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None, **_: Any) -> Tensor:
+        """Keep ``pred`` [N, D] and ``target`` [N]; rows of weight 0 were ignored by the assigner and are left out."""
+        if weight is not None:
+            used = weight > 0
+            pred, target = pred[used], target[used]
+        self._readings.append(Reading(pred, target))
+        return pred[:0].sum()
+
+    def drain(self) -> list[Reading]:
+        """The readings since the last call, in call order."""
+        readings, self._readings = self._readings, []
+        return readings
+
+
+class FamilyAdapter(ABC):
+    """What is particular to one detector family."""
+
+    family: ClassVar[str]
+    """Name shown to users."""
+    head_types: ClassVar[tuple[str, ...]]
+    """mmdet class names of the final heads this adapter converts."""
+    defaults: ClassVar[dict[str, Any]]
+    """PretrainConfig fields of the release for this family (METHOD section 6)."""
+    dropped_losses: ClassVar[frozenset[str]]
+    """Names of stock losses and figures that mean nothing once labels are ids; all others stay."""
+    embedding_layers: ClassVar[tuple[str, ...]]
+    """Stock layers replaced by the unsupervised head, as state-dict prefixes: never exported."""
+    predictors: ClassVar[tuple[str, ...]]
+    """Final class-specific predictors, as prefixes: exported only when asked for."""
+
+    @classmethod
+    def matches(cls, detector_type: str, head_type: str) -> bool:
+        """Whether this adapter converts the detector."""
+        return head_type in cls.head_types
+
+    @abstractmethod
+    def convert(self, detector: nn.Module, embed_dims: int) -> None:
+        """Replace, in place, the class predictor by f_con + projector and ``loss_cls`` by an EmbeddingTap."""
+
+    @abstractmethod
+    def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
+        """The taps of a converted detector."""
+
+    def read(self, detector: nn.Module) -> Reading | None:
+        """All boxes the last ``detector.loss`` call predicted; None when it predicted none."""
+        readings = [reading for tap in self.taps(detector) for reading in tap.drain()]
+        if not readings:
+            return None
+        return Reading(torch.cat([r.embeddings for r in readings]), torch.cat([r.ids for r in readings]))
+
+    def to_stock_shape(self, name: str, value: Tensor, stock: Tensor) -> Tensor | None:
+        """``value`` in the shape the stock detector has under ``name``; None when there is none."""
+        return value if value.shape == stock.shape else None

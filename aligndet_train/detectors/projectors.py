@@ -1,0 +1,17 @@
+"""The unsupervised head f_con with the projector g: two layers with a ReLU, as in MoCo v2."""
+
+from torch import nn
+
+
+def conv_projector(channels: int, embed_dims: int, kernel_size: int) -> nn.Sequential:
+    """For dense heads: conv - ReLU - 1x1 conv. [B, channels, H, W] -> [B, embed_dims, H, W]."""
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, embed_dims, 1),
+    )
+
+
+def mlp_projector(channels: int, embed_dims: int) -> nn.Sequential:
+    """For RoI heads: fc - ReLU - fc. [N, channels] -> [N, embed_dims]."""
+    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, embed_dims))

@@ -1,0 +1,50 @@
+"""What tells a learning embedding from a stuck one: the raw InfoNCE value does not.
+
+InfoNCE at temperature t with K orthogonal negatives cannot fall below ln(1 + K e^{-1/t}), so a loss near 3 may
+be a success. These figures have a fixed meaning instead.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+# Pairwise distances grow with the square of the rows; this many give a stable mean.
+_UNIFORMITY_ROWS = 512
+
+
+@torch.no_grad()
+def embedding_diagnostics(
+    query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor, *, background: int
+) -> dict[str, Tensor]:
+    """Scalars on the embeddings' device, without host synchronisation.
+
+    query [Q, D], key [K, D], query_ids [Q], key_ids [K]: as in losses.contrastive.
+
+    retrieval: of the queries whose proposal is in the other view, the share whose nearest box there is it.
+    alignment: mean squared distance of positive pairs (Wang & Isola 2020; 0 is best).
+    uniformity: log of the mean of exp(-2 d^2) over pairs of the online view (lower is more spread).
+    positives: number of queries.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = normalize(query.float(), dim=1), normalize(key.float(), dim=1)
+        is_query = query_ids != background
+        positives = is_query.sum().float()
+        if len(q) == 0 or len(k) == 0:
+            nothing = positives.new_zeros(())
+            return {"retrieval": nothing, "alignment": nothing, "uniformity": nothing, "positives": positives}
+        similarity = q @ k.T
+        matches = (query_ids[:, None] == key_ids[None, :]) & is_query[:, None]
+        findable = matches.any(dim=1)
+        found = matches.gather(1, similarity.argmax(dim=1, keepdim=True))[:, 0]
+        return {
+            "retrieval": (found & findable).sum() / findable.sum().clamp(min=1),
+            "alignment": ((2 - 2 * similarity) * matches).sum() / matches.sum().clamp(min=1),
+            "uniformity": _uniformity(q[:_UNIFORMITY_ROWS]),
+            "positives": positives,
+        }
+
+
+def _uniformity(rows: Tensor) -> Tensor:
+    squared = (2 - 2 * rows @ rows.T).clamp(min=0)
+    pairs = max(1, len(rows) * (len(rows) - 1))
+    return (((-2 * squared).exp().sum() - len(rows)) / pairs).clamp(min=1e-12).log()

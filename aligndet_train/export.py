@@ -1,0 +1,94 @@
+"""From a pretraining checkpoint to weights the stock detector loads, with an account of every key."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aligndet_train.box_domain import build_detector
+from aligndet_train.checkpoint import load_checkpoint
+from aligndet_train.config import head_type
+from aligndet_train.detectors import adapter_for
+from proposals.errors import AlignDetError
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What a stock detector does with exported weights; every stock key is in exactly one of the first two."""
+
+    loaded: tuple[str, ...]
+    left_at_init: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    @property
+    def beyond_backbone(self) -> bool:
+        """Whether anything but the backbone was loaded."""
+        return any(not name.startswith("backbone.") for name in self.loaded)
+
+    def table(self) -> Table:
+        """Counts per part of the detector, and by name what was left at its initial value."""
+        table = Table(title="Exported weights in the stock detector")
+        for column in ("part", "loaded", "left at init", "unexpected"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        groups = (self.loaded, self.left_at_init, self.unexpected)
+        for part in sorted({name.split(".")[0] for group in groups for name in group}):
+            table.add_row(part, *(str(sum(n.split(".")[0] == part for n in group)) for group in groups))
+        return table
+
+
+def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tuple[State, State]:
+    """(exported, stock): weights under stock names, and the freshly built stock detector's own.
+
+    checkpoint: what load_checkpoint returns. The unsupervised head is never exported; the final class-specific
+    predictors only with ``keep_predictors``.
+    """
+    model = checkpoint["identity"]["stock_model"]
+    adapter = adapter_for(model["type"], head_type(model))
+    stock: State = build_detector(model).state_dict()
+    left_out = adapter.embedding_layers + (() if keep_predictors else adapter.predictors)
+    exported: State = {}
+    for name, value in checkpoint["model"].items():
+        stock_name = name.removeprefix("student.")
+        if stock_name == name or stock_name.startswith(left_out):
+            continue
+        fitting = adapter.to_stock_shape(stock_name, value, stock[stock_name]) if stock_name in stock else value
+        if fitting is not None:
+            exported[stock_name] = fitting.contiguous()
+    return exported, stock
+
+
+def key_report(exported: State, stock: State) -> KeyReport:
+    """Compare by name and shape, as ``load_state_dict(strict=False)`` does."""
+    fits = {name for name in exported.keys() & stock.keys() if exported[name].shape == stock[name].shape}
+    return KeyReport(
+        loaded=tuple(name for name in stock if name in fits),
+        left_at_init=tuple(name for name in stock if name not in fits),
+        unexpected=tuple(name for name in exported if name not in fits),
+    )
+
+
+def export(checkpoint_path: Path, out: Path, *, keep_predictors: bool = False) -> KeyReport:
+    """Write ``out`` (.safetensors, or .pth with a ``state_dict``) for the stock config the run started from.
+
+    Raises AlignDetError for another extension or an unreadable checkpoint.
+    """
+    if out.suffix not in {".safetensors", ".pth"}:
+        raise AlignDetError(f"cannot export to {out}: the extension must be .safetensors or .pth")
+    checkpoint = load_checkpoint(checkpoint_path)
+    exported, stock = exported_state(checkpoint, keep_predictors=keep_predictors)
+    meta = {"config": checkpoint["identity"]["config"], "step": str(checkpoint["step"]), "format": "pt"}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.partial")
+    if out.suffix == ".safetensors":
+        save_file(exported, temporary, metadata={**meta, "stock_model": json.dumps(checkpoint["identity"]["stock_model"])})
+    else:
+        torch.save({"state_dict": exported, "meta": meta}, temporary)
+    temporary.replace(out)
+    return key_report(exported, stock)

@@ -1,0 +1,65 @@
+"""What happens around a step besides the step itself, as mmengine hooks."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from aligndet_train.box_domain import BoxDomainPretrainer
+from aligndet_train.checkpoint import save_checkpoint
+from aligndet_train.schedules import Schedule
+
+
+def _pretrainer(runner: Runner) -> BoxDomainPretrainer:
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
+
+
+class StepHook(Hook):
+    """Seed, learning rate and teacher momentum: all three functions of the step.
+
+    learning_rate: [steps] factors on every parameter group's initial rate. momentum: [steps].
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int, learning_rate: Schedule, momentum: Schedule) -> None:
+        self.seed, self.learning_rate, self.momentum = seed, learning_rate, momentum
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed torch for this step and rank (mmdet's samplers draw from it), set the learning rate."""
+        sequence = np.random.SeedSequence([self.seed, runner.iter, get_rank()])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        for group in runner.optim_wrapper.param_groups:
+            group["lr"] = group["initial_lr"] * float(self.learning_rate[runner.iter])
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Move the teacher."""
+        momentum = float(self.momentum[runner.iter])
+        _pretrainer(runner).momentum_step(momentum)
+        runner.message_hub.update_scalar("train/teacher_momentum", momentum)
+
+
+class CheckpointHook(Hook):
+    """Write last.pth every ``interval`` steps and at the end, from the main process."""
+
+    priority = "VERY_LOW"
+
+    def __init__(self, folder: Path, interval: int, identity: dict[str, Any]) -> None:
+        self.folder, self.interval, self.identity = folder, interval, identity
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Save when it is time."""
+        done = runner.iter + 1
+        if is_main_process() and (done % self.interval == 0 or done == runner.max_iters):
+            optimizer = runner.optim_wrapper.optimizer
+            save_checkpoint(self.folder, _pretrainer(runner), optimizer, done, self.identity)

@@ -1,0 +1,102 @@
+"""From a list of samples to two batches a detector takes: views, ids, normalisation and padding, on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.model import BaseDataPreprocessor
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from aligndet_train.stream.dataset import Sample
+from aligndet_train.views import View, ViewConfig, apply_view, draw_view, view_rng
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How the detector wants its images: what a stock config's ``data_preprocessor`` says."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr_to_rgb: bool
+    pad_size_divisor: int
+
+    @classmethod
+    def from_stock(cls, data_preprocessor: dict[str, Any]) -> "InputSpec":
+        """Read a DetDataPreprocessor config; mmdet's own defaults where it is silent."""
+        return cls(
+            mean=tuple(data_preprocessor.get("mean") or (0.0, 0.0, 0.0)),
+            std=tuple(data_preprocessor.get("std") or (1.0, 1.0, 1.0)),
+            bgr_to_rgb=bool(data_preprocessor.get("bgr_to_rgb", False)),
+            pad_size_divisor=int(data_preprocessor.get("pad_size_divisor", 1)),
+        )
+
+
+class TwoViewPreprocessor(BaseDataPreprocessor):
+    """``forward(samples)`` -> ``{"views": ((inputs, data_samples), (inputs, data_samples))}``.
+
+    inputs: [B, 3, H, W] float32, normalised, zero-padded to a multiple of the divisor.
+    data_samples: per image, ``gt_instances`` with ``bboxes`` [M, 4] float32 xyxy pixels of the view and ``labels``
+    [M] int64: the proposals' ids. Ids run over the batch; row i of an image has the same id in both views, and one
+    that a view loses keeps its id reserved.
+    """
+
+    def __init__(self, spec: InputSpec, config: ViewConfig, seed: int) -> None:
+        super().__init__()
+        self.spec, self.config, self.seed = spec, config, seed
+        self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, data: Sequence[Sample], training: bool = True) -> dict[str, Any]:
+        """See the class. ``training`` is mmengine's and changes nothing."""
+        first_ids = list(accumulate((len(sample.boxes) for sample in data), initial=0))
+        images = [sample.image.to(self.mean.device, non_blocking=True) for sample in data]
+        return {"views": tuple(self._view(data, images, first_ids, number) for number in (0, 1))}
+
+    def _view(
+        self, data: Sequence[Sample], images: list[Tensor], first_ids: list[int], number: int
+    ) -> tuple[Tensor, list[DetDataSample]]:
+        drawn, targets = [], []
+        for sample, image, first_id in zip(data, images, first_ids, strict=False):
+            rng = view_rng(self.seed, sample.epoch, sample.index, number)
+            view = draw_view(rng, *sample.image.shape[-2:], self.config)
+            pixels, boxes, rows = apply_view(image, sample.boxes, view)
+            drawn.append(pixels)
+            targets.append(self._target(sample, view, boxes, rows + first_id))
+        inputs = self._batch(drawn)
+        for target in targets:
+            target.set_metainfo({"batch_input_shape": tuple(inputs.shape[-2:]), "pad_shape": tuple(inputs.shape[-2:])})
+        return inputs, targets
+
+    def _target(self, sample: Sample, view: View, boxes: Tensor, ids: Tensor) -> DetDataSample:
+        height, width = sample.image.shape[-2:]
+        device = self.mean.device
+        target = DetDataSample(
+            metainfo={
+                "img_id": sample.index,
+                "img_path": sample.key,
+                "ori_shape": (height, width),
+                "img_shape": (view.height, view.width),
+                "scale_factor": (view.width / width, view.height / height),
+                "flip": view.flip,
+            }
+        )
+        target.gt_instances = InstanceData(
+            bboxes=boxes.to(device, non_blocking=True), labels=ids.to(device, non_blocking=True)
+        )
+        target.ignored_instances = InstanceData(bboxes=boxes.new_zeros((0, 4)).to(device))
+        return target
+
+    def _batch(self, images: list[Tensor]) -> Tensor:
+        divisor = self.spec.pad_size_divisor
+        height, width = (
+            -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2)
+        )
+        batch = self.mean.new_zeros((len(images), 3, height, width))
+        for row, image in zip(batch, images, strict=True):
+            channels = image.flip(0) if self.spec.bgr_to_rgb else image
+            row[:, : image.shape[1], : image.shape[2]] = (channels - self.mean) / self.std
+        return batch

@@ -1,0 +1,52 @@
+"""The dataset a DataLoader reads: (epoch, index) in, decoded image and its proposals out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from proposals.dataset import ProposalDataset
+from proposals.images import decode_bgr
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a step.
+
+    image: [3, H, W] uint8, BGR, upright. boxes: [N, 4] float32 xyxy, its pixels, half-open, best rank first.
+    key: its key in the dataset. epoch, index: what its augmentation is seeded with.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    key: str
+    epoch: int
+    index: int
+
+
+class ProposalStream(Dataset[Sample]):
+    """Random access into the shards' tars; indexed by the (epoch, index) pairs of a StepSampler.
+
+    proposals_per_image: keep only that many of the best-ranked boxes; None keeps all.
+    """
+
+    def __init__(self, dataset: ProposalDataset, proposals_per_image: int | None = None) -> None:
+        self.dataset = dataset
+        self.proposals_per_image = proposals_per_image
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: tuple[int, int]) -> Sample:
+        epoch, index = position
+        record = self.dataset[index]
+        image = decode_bgr(self.dataset.image_bytes(index)).bgr
+        boxes = record.boxes[: self.proposals_per_image]
+        return Sample(
+            image=torch.from_numpy(image).permute(2, 0, 1),
+            boxes=torch.tensor(boxes, dtype=torch.float32),
+            key=record.key,
+            epoch=epoch,
+            index=index,
+        )

@@ -1,0 +1,217 @@
+"""One pretraining run: everything put together on mmengine's Runner, resumed where it stopped."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import get_rank, get_world_size, init_dist
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIMIZERS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
+from aligndet_train.checkpoint import LAST, identity_difference, load_checkpoint
+from aligndet_train.config import PretrainConfig, RunConfig
+from aligndet_train.hooks import CheckpointHook, StepHook
+from aligndet_train.schedules import half_cosine, warmup_multistep
+from aligndet_train.stream import ProposalStream, Sample, StepSampler
+from proposals.dataset import ProposalDataset, open_dataset
+from proposals.errors import AlignDetError
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, none of which changes what is computed (but for ``amp``'s precision).
+
+    workers: decoding processes. intervals in steps. resume: continue from WORK_DIR/last.pth when it is there.
+    """
+
+    amp: bool = False
+    workers: int = 2
+    log_interval: int = 10
+    checkpoint_interval: int = 500
+    resume: bool = True
+    launcher: str = "none"
+
+
+class StreamTrainLoop(IterBasedTrainLoop):
+    """mmengine's loop without its "advance the dataloader": the sampler itself starts at the step."""
+
+    def __init__(self, *args: Any, start_step: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._iter = start_step
+
+    def run(self) -> torch.nn.Module:
+        """Train from the start step to the last."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        while self._iter < self._max_iters:
+            self.run_iter(next(self.dataloader_iterator))
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+
+def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) -> Path:
+    """Run (or resume) box-domain pretraining; returns the path of the last checkpoint.
+
+    Raises AlignDetError when ``work_dir`` holds another run, or the dataset or the backbone weights cannot be read.
+    """
+    if options.launcher != "none":
+        init_dist(options.launcher)
+    dataset = open_dataset(data)
+    config = run.pretrain
+    steps = total_steps(config, len(dataset), get_world_size())
+    work_dir.mkdir(parents=True, exist_ok=True)
+    identity = run_identity(run, dataset, steps, options)
+    saved = _saved_state(work_dir, identity) if options.resume else None
+    if saved and saved["step"] >= steps:
+        return work_dir / LAST
+    model = _initialised(run).to(get_device())
+    optimizer = build_optimizer(model, config, get_world_size())
+    start = 0
+    if saved:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start = int(saved["step"])
+    runner = _runner(run, model, _wrapped(optimizer, config, options), work_dir, options, identity, steps, start, dataset)
+    runner.train()
+    return work_dir / LAST
+
+
+def total_steps(config: PretrainConfig, images: int, world_size: int) -> int:
+    """Steps of the run: ``iterations``, or the epochs' worth of global batches."""
+    if config.iterations is not None:
+        return config.iterations
+    return max(1, config.epochs * images // (config.batch_size * world_size))
+
+
+def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: RunOptions) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued, as plain JSON data."""
+    identity = {
+        "config": run.name,
+        "stock_model": run.stock_model,
+        "pretrain": dataclasses.asdict(run.pretrain),
+        "steps": steps,
+        "amp": options.amp,
+        "dataset": hashlib.sha256(dataset.manifest.model_dump_json().encode()).hexdigest(),
+    }
+    return dict(json.loads(json.dumps(identity)))
+
+
+def build_optimizer(model: BoxDomainPretrainer, config: PretrainConfig, world_size: int) -> torch.optim.Optimizer:
+    """The optimiser over trainable parameters only, its rate scaled linearly with the global batch."""
+    scale = config.batch_size * world_size / config.base_batch_size
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    settings = {**config.optimizer, "lr": config.optimizer["lr"] * scale, "params": parameters}
+    optimizer: torch.optim.Optimizer = OPTIMIZERS.build(settings)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def build_loader(
+    dataset: ProposalDataset, config: PretrainConfig, *, steps: int, start_step: int, workers: int
+) -> "DataLoader[Sample]":
+    """Batches (lists of samples) of this rank from ``start_step`` on."""
+    sampler = StepSampler(
+        dataset.shard_sizes,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        steps=steps,
+        start_step=start_step,
+        rank=get_rank(),
+        world_size=get_world_size(),
+        window=config.shard_window,
+    )
+    return DataLoader(
+        ProposalStream(dataset, config.proposals_per_image),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=list,
+        persistent_workers=workers > 0,
+        pin_memory=False,
+    )
+
+
+def _initialised(run: RunConfig) -> BoxDomainPretrainer:
+    try:
+        return build_pretrainer(run.stock_model, run.pretrain)
+    except OSError as error:
+        raise AlignDetError(
+            f"the backbone's initial weights ({run.stock_model['backbone'].get('init_cfg')}) could not be read: {error}. "
+            "Name a local file with --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random weights "
+            "with --cfg-options model.backbone.init_cfg=None"
+        ) from error
+
+
+def _saved_state(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    path = work_dir / LAST
+    if not path.exists():
+        return None
+    saved = load_checkpoint(path)
+    changed = identity_difference(saved["identity"], identity)
+    if changed:
+        raise AlignDetError(
+            f"{path} belongs to another run:\n  " + "\n  ".join(changed) + "\nUse another --work-dir, or --no-resume to "
+            "overwrite it"
+        )
+    return saved
+
+
+def _wrapped(optimizer: torch.optim.Optimizer, config: PretrainConfig, options: RunOptions) -> OptimWrapper:
+    clip = None if config.clip_grad is None else {"max_norm": config.clip_grad, "norm_type": 2}
+    if options.amp:
+        return AmpOptimWrapper(optimizer=optimizer, clip_grad=clip, dtype="bfloat16", loss_scale=1.0)
+    return OptimWrapper(optimizer=optimizer, clip_grad=clip)
+
+
+def _runner(
+    run: RunConfig,
+    model: BoxDomainPretrainer,
+    optim_wrapper: OptimWrapper,
+    work_dir: Path,
+    options: RunOptions,
+    identity: dict[str, Any],
+    steps: int,
+    start: int,
+    dataset: ProposalDataset,
+) -> Runner:
+    config = run.pretrain
+    learning_rate = warmup_multistep(
+        steps,
+        warmup=min(config.warmup_steps, steps // 5),
+        warmup_ratio=config.warmup_ratio,
+        milestones=config.milestones,
+        gamma=config.gamma,
+    )
+    momentum = half_cosine(config.momentum_start, config.momentum_end, steps)
+    return Runner(
+        model=model,
+        work_dir=str(work_dir),
+        train_dataloader=build_loader(dataset, config, steps=steps, start_step=start, workers=options.workers),
+        train_cfg={"type": StreamTrainLoop, "max_iters": steps, "start_step": start},
+        optim_wrapper=optim_wrapper,
+        default_hooks={
+            "sampler_seed": None,
+            "param_scheduler": None,
+            "checkpoint": None,
+            "logger": {"type": "LoggerHook", "interval": options.log_interval},
+        },
+        custom_hooks=[
+            StepHook(config.seed, learning_rate, momentum),
+            CheckpointHook(work_dir, options.checkpoint_interval, identity),
+        ],
+        log_processor={"by_epoch": False, "window_size": options.log_interval},
+        randomness={"seed": config.seed},
+        launcher=options.launcher,
+        default_scope="mmdet",
+        experiment_name=f"{run.name}_from_{start}",
+    )

@@ -1,0 +1,108 @@
+"""Two augmented views of an image, and its proposals moved with it (AlignDet section 3.2, released recipe).
+
+Each view: multi-scale resize, horizontal flip, exactly one colour operation of nine with a random magnitude.
+What is random is drawn first, on the host, from (seed, epoch, sample, view) alone: so a sample's views depend
+neither on the batch, rank or worker that handles it nor on where it is computed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+COLOR_OPS = (
+    "identity", "autocontrast", "equalize", "solarize", "color", "contrast", "brightness", "sharpness", "posterize",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How views are drawn. Sizes in pixels; magnitudes uniform in the given half-open range."""
+
+    short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    long_side: int = 1333
+    flip_probability: float = 0.5
+    color_ops: tuple[str, ...] = COLOR_OPS
+    enhance_range: tuple[float, float] = (0.1, 1.9)
+    posterize_bits: tuple[int, int] = (4, 8)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.color_ops) - set(COLOR_OPS)
+        if unknown:
+            raise ValueError(f"unknown colour operations {sorted(unknown)}; known: {', '.join(COLOR_OPS)}")
+
+
+@dataclass(frozen=True)
+class View:
+    """One drawn transform: output height and width in pixels, flip, colour operation and its magnitude."""
+
+    height: int
+    width: int
+    flip: bool
+    color_op: str
+    magnitude: float
+
+
+def draw_view(rng: np.random.Generator, height: int, width: int, config: ViewConfig) -> View:
+    """Draw the transform of one view of a [height, width] image."""
+    short = int(rng.choice(config.short_sides))
+    scale = min(config.long_side / max(height, width), short / min(height, width))
+    op = str(rng.choice(config.color_ops))
+    return View(
+        height=max(1, int(height * scale + 0.5)),
+        width=max(1, int(width * scale + 0.5)),
+        flip=bool(rng.random() < config.flip_probability),
+        color_op=op,
+        magnitude=_draw_magnitude(rng, op, config),
+    )
+
+
+def view_rng(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
+    """The generator of one view of one sample."""
+    return np.random.default_rng([seed, epoch, index, view])
+
+
+def apply_view(image: Tensor, boxes: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+    """Transform ``image`` [3, H, W] uint8 and ``boxes`` [N, 4] float32 xyxy pixels, on their device.
+
+    Returns the image [3, view.height, view.width] uint8, the boxes [M, 4] that survive (wider and higher than one
+    pixel), and the rows [M] int64 of ``boxes`` they come from.
+    """
+    old_height, old_width = image.shape[-2:]
+    resized = F.resize(image, [view.height, view.width], antialias=True)
+    scale = boxes.new_tensor([view.width / old_width, view.height / old_height] * 2)
+    moved = boxes * scale
+    if view.flip:
+        resized = resized.flip(-1)
+        moved = torch.stack([view.width - moved[:, 2], moved[:, 1], view.width - moved[:, 0], moved[:, 3]], dim=1)
+    kept = ((moved[:, 2] - moved[:, 0] > 1) & (moved[:, 3] - moved[:, 1] > 1)).nonzero()[:, 0]
+    return _color(resized, view), moved[kept], kept
+
+
+def _draw_magnitude(rng: np.random.Generator, op: str, config: ViewConfig) -> float:
+    if op == "solarize":
+        return float(rng.uniform(0, 255))
+    if op == "posterize":
+        return float(rng.integers(*config.posterize_bits))
+    return float(rng.uniform(*config.enhance_range))
+
+
+def _color(image: Tensor, view: View) -> Tensor:
+    """``image`` [3, H, W] uint8 BGR in and out; torchvision's saturation and grey weights expect RGB."""
+    rgb = image.flip(0)
+    amount = view.magnitude
+    operations = {
+        "identity": lambda: rgb,
+        "autocontrast": lambda: F.autocontrast(rgb),
+        "equalize": lambda: F.equalize(rgb),
+        "solarize": lambda: F.solarize(rgb, amount),
+        "color": lambda: F.adjust_saturation(rgb, amount),
+        "contrast": lambda: F.adjust_contrast(rgb, amount),
+        "brightness": lambda: F.adjust_brightness(rgb, amount),
+        "sharpness": lambda: F.adjust_sharpness(rgb, amount),
+        "posterize": lambda: F.posterize(rgb, int(amount)),
+    }
+    changed: Tensor = operations[view.color_op]()
+    return changed.flip(0)
