@@ -58,8 +58,7 @@ def mine(
     Parquet tables. Same images and options give the same bytes, whatever the number of workers; stop it at any
     time and run the same command again to resume. Broken images are listed in rejected.parquet and stop nothing.
 
-    Example: [bold]aligndet mine photos/ mined/ --workers 8[/bold], then
-    [bold]aligndet show mined/ --out sheet.png[/bold].
+    Example: `aligndet mine photos/ mined/ --workers 8`, then `aligndet show mined/ --out sheet.png`.
     """
     require_extra("mine", "mine")
     _check_engine(engine)

@@ -1,7 +1,7 @@
 """The driver: shard tasks onto Ray, a bounded number at a time, and what comes back."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,19 +114,18 @@ class _Crew:
     """Ray tasks in flight, at most two per worker, so that a plan of any length costs the driver the same."""
 
     def __init__(self, work: Work, workers: int) -> None:
-        import ray
-
-        self._ray = ray
+        self._ray = ray = _import_ray()
         self._limit = 2 * workers
         self._work = ray.put(work)
         self._tally = ray.remote(num_cpus=0)(_Tally).remote()
-        self._remote = ray.remote(num_cpus=1, max_retries=_CRASH_RETRIES, retry_exceptions=[OSError])(
-            _remote_shard
-        )
+        retries = {"max_retries": _CRASH_RETRIES, "retry_exceptions": [OSError]}
+        self._remote = ray.remote(num_cpus=1, **retries)(_remote_shard)
         self._flying: dict[Any, str] = {}
         self._failures: dict[str, str] = {}
 
-    def run(self, pending: list[ShardTask], records: dict[str, CommitRecord], update: Any) -> dict[str, str]:
+    def run(
+        self, pending: list[ShardTask], records: dict[str, CommitRecord], update: Callable[[Count], None]
+    ) -> dict[str, str]:
         """Run all tasks; fills ``records`` and returns the failed shards with their reasons."""
         queue = iter(pending)
         self._launch(queue, self._limit)
@@ -187,12 +186,18 @@ def _remote_shard(task: ShardTask, work: Work, tally: Any) -> str:
     return mine_shard(task, work, report).model_dump_json()
 
 
-@contextmanager
-def _cluster(options: JobOptions) -> Iterator[int]:
-    """An embedded Ray on this machine, or the cluster at ``options.address``; yields the number of workers."""
+def _import_ray() -> Any:
+    # Ray reads this on import; mining must not report anything to anyone.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
+    return ray
+
+
+@contextmanager
+def _cluster(options: JobOptions) -> Iterator[int]:
+    """An embedded Ray on this machine, or the cluster at ``options.address``; yields the number of workers."""
+    ray = _import_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if options.address is not None:
         try:

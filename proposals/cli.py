@@ -1,7 +1,9 @@
 """The `aligndet` command: mounts each package's verbs, imports a half only when one of its verbs runs."""
 
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,8 +17,9 @@ def build_app() -> typer.Typer:
         help="Mine object proposals from unlabeled images, then pretrain a detector on them.",
         no_args_is_help=True,
         pretty_exceptions_show_locals=False,
-        rich_markup_mode="rich",
+        rich_markup_mode="markdown",
     )
+    app.callback()(_root)
     for entry in sorted(entry_points(group="aligndet.verbs"), key=lambda e: e.name):
         entry.load()(app)
     return app
@@ -24,6 +27,59 @@ def build_app() -> typer.Typer:
 
 def register(app: typer.Typer) -> None:
     """Add floor 1's verbs (none of them needs Ray or torch)."""
+    app.command()(show)
+
+
+def show(
+    dataset: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Dataset folder that `aligndet mine` wrote.")
+    ],
+    n: Annotated[int, typer.Option("--n", min=1, max=400, help="Images on the sheet.")] = 12,
+    out: Annotated[Path, typer.Option(help="Picture to write; its suffix decides the format.")] = Path(
+        "sheet.png"
+    ),
+    top: Annotated[int, typer.Option(min=0, help="Boxes drawn on each image, best first.")] = 10,
+) -> None:
+    """Draw a contact sheet: evenly spaced images of a dataset with their best boxes.
+
+    Example: `aligndet show mined/ --n 12 --out sheet.png`
+    """
+    from proposals.dataset import open_dataset
+    from proposals.sheet import contact_sheet
+
+    opened = open_dataset(dataset)
+    if not len(opened):
+        raise AlignDetError(
+            f"{dataset} holds no image: all of them were rejected, see {dataset / 'rejected.parquet'}."
+        )
+    sheet = contact_sheet(opened, n, top)
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:
+        raise AlignDetError(
+            f"{out} cannot be written: {error}. Choose a name that ends in .png or .jpg."
+        ) from error
+    typer.echo(f"{min(n, len(opened))} of {len(opened)} images, {sheet.width} x {sheet.height} px: {out}")
+
+
+def _root(
+    version_wanted: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=lambda value: _print_version(value),
+            help="Print the version.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"aligndet {version('aligndet')}")
+        raise typer.Exit
 
 
 def main() -> None:
