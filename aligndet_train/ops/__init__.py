@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import sys
 import warnings
+from types import ModuleType
 from typing import Literal
 
 from aligndet_train.ops.checkpoints import trust_mmengine_checkpoints
@@ -35,25 +36,21 @@ def install() -> Backend:
         raise MissingExtraError("mmcv is not installed. Run: pip install 'aligndet[train]'")
     _warn_of_broken_opencv()
     trust_mmengine_checkpoints()
-    if _compiled_mmcv_loads():
-        return "compiled"
-    module = StandIn()
+    module = _import_ext()
     sys.modules[NAME] = module
     vars(importlib.import_module("mmcv"))["_ext"] = module
-    return "torchvision"
+    return "torchvision" if isinstance(module, StandIn) else "compiled"
 
 
-def _compiled_mmcv_loads() -> bool:
-    if importlib.util.find_spec(NAME) is None:
-        return False
+def _import_ext() -> ModuleType:
+    """mmcv's own binary when there is one and it loads with this torch, else the stand-in."""
     try:
-        importlib.import_module(NAME)
+        return importlib.import_module(NAME)
+    except ModuleNotFoundError:
+        return StandIn()
     except ImportError as error:
-        _log.warning(
-            "the compiled mmcv does not load with this torch, torchvision's ops take its place: %s", error
-        )
-        return False
-    return True
+        _log.warning("the compiled mmcv does not load, torchvision's ops take its place: %s", error)
+        return StandIn()
 
 
 def _warn_of_broken_opencv() -> None:

@@ -4,7 +4,6 @@ mmcv passes the geometry by keyword under two spellings, one for each version; o
 in mmcv and torchvision (y before x for every tap). ``im2col_step`` only bounds mmcv's memory: ignored.
 """
 
-import torch
 from torch import Tensor
 
 from aligndet_train.ops._kernels import kernels, wide

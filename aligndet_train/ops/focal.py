@@ -32,7 +32,7 @@ def sigmoid_focal_loss_backward(
 def softmax_focal_loss_forward(
     softmax: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write into ``output`` [N] the loss of probabilities ``softmax`` [N, C] for ``target`` [N] in [-1, C)."""
+    """Write into ``output`` [N] the loss of ``softmax`` [N, C] for int64 ``target`` [N] in [-1, C)."""
     right, wrong = _target_probability(softmax, target)
     loss = -alpha * wrong.pow(gamma) * right.log()
     output.copy_(loss * _row_weight(weight, target) * (target >= 0))

@@ -71,7 +71,7 @@ def _refusal(name: str) -> Callable[..., NoReturn]:
     def refuse(*_: object, **__: object) -> NoReturn:
         raise MissingOpError(
             f"mmcv's compiled op '{name}' has no stand-in on torchvision. Choose a config without it, or "
-            f"install a compiled mmcv 2.1 built for torch {torch.__version__} in place of mmcv-lite: it is then used."
+            f"replace mmcv-lite by an mmcv 2.1 compiled for torch {torch.__version__}: it is then used."
         )
 
     refuse.__name__ = name

@@ -1,0 +1,146 @@
+import math
+
+import pytest
+import torch
+from mmcv.ops import roi_align, roi_pool
+
+ROIS = [
+    [0, 1.3, 2.1, 7.9, 9.2],
+    [1, -2.0, -1.0, 4.0, 5.5],  # over the edge
+    [1, 3.2, 3.3, 3.6, 3.9],  # smaller than a pixel
+    [0, 6.0, 1.0, 14.0, 12.0],
+]
+
+
+def bilinear(maps, y, x):
+    height, width = maps.shape[1:]
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return maps.new_zeros(maps.shape[0])
+    y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    down, across = y - top, x - left
+    return (
+        maps[:, top, left] * (1 - down) * (1 - across)
+        + maps[:, top, right] * (1 - down) * across
+        + maps[:, bottom, left] * down * (1 - across)
+        + maps[:, bottom, right] * down * across
+    )
+
+
+def align_by_loops(features, rois, size, scale, ratio, mode, aligned):
+    boxes = []
+    for image, *corners in rois.tolist():
+        x1, y1, x2, y2 = (corner * scale - (0.5 if aligned else 0) for corner in corners)
+        width, height = x2 - x1, y2 - y1
+        if not aligned:
+            width, height = max(width, 1.0), max(height, 1.0)
+        step_y, step_x = height / size[0], width / size[1]
+        many_y, many_x = ratio or math.ceil(step_y), ratio or math.ceil(step_x)
+        for i in range(size[0]):
+            for j in range(size[1]):
+                samples = [
+                    bilinear(
+                        features[int(image)],
+                        y1 + (i + (a + 0.5) / many_y) * step_y,
+                        x1 + (j + (b + 0.5) / many_x) * step_x,
+                    )
+                    for a in range(many_y)
+                    for b in range(many_x)
+                ]
+                stacked = torch.stack(samples)
+                boxes.append(stacked.mean(0) if mode == "avg" else stacked.amax(0))
+    return torch.stack(boxes).view(len(rois), *size, -1).permute(0, 3, 1, 2)
+
+
+def pool_by_loops(features, rois, size, scale):
+    out = []
+    for image, x1, y1, x2, y2 in rois.tolist():
+        x1, y1, x2, y2 = x1 * scale, y1 * scale, (x2 + 1) * scale, (y2 + 1) * scale
+        step_y, step_x = (y2 - y1) / size[0], (x2 - x1) / size[1]
+        for i in range(size[0]):
+            for j in range(size[1]):
+                top, bottom = math.floor(y1 + i * step_y), math.ceil(y1 + (i + 1) * step_y)
+                left, right = math.floor(x1 + j * step_x), math.ceil(x1 + (j + 1) * step_x)
+                window = features[int(image), :, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+                out.append(window.amax((1, 2)) if window.numel() else features.new_zeros(features.shape[1]))
+    return torch.stack(out).view(len(rois), *size, -1).permute(0, 3, 1, 2)
+
+
+@pytest.fixture
+def rois(device):
+    return torch.tensor(ROIS, dtype=torch.float64, device=device)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_roi_align_by_loops(random, rois, same_gradients, mode, aligned, ratio):
+    size, scale = (2, 3), 0.75
+    same_gradients(
+        lambda x: roi_align(x, rois, size, scale, ratio, mode, aligned),
+        lambda x: align_by_loops(x, rois, size, scale, ratio, mode, aligned),
+        random(2, 3, 10, 12),
+    )
+
+
+def test_roi_align_passes_gradcheck(random, rois):
+    features = random(2, 1, 6, 5).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: roi_align(x, rois, (2, 2), 0.5, 2, "avg", True), (features,), nondet_tol=1e-12
+    )
+
+
+def test_roi_pool_by_loops(random, rois, same_gradients):
+    same_gradients(
+        lambda x: roi_pool(x, rois, (2, 3), 0.5),
+        lambda x: pool_by_loops(x, rois, (2, 3), 0.5),
+        random(2, 3, 7, 8),
+    )
+
+
+def test_a_pool_bin_outside_the_image_is_zero_without_gradient(random, device):
+    features = random(1, 2, 4, 4).requires_grad_()
+    out = roi_pool(features, torch.tensor([[0.0, 20, 20, 30, 30]], dtype=torch.float64, device=device), 2)
+    out.sum().backward()
+    assert out.eq(0).all()
+    assert features.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", ["avg", "max", "pool"])
+def test_half_precision_is_the_float32_answer_rounded(random, rois, dtype, op):
+    base = random(2, 3, 10, 12).to(dtype)
+
+    def apply(features):
+        if op == "pool":
+            return roi_pool(features, rois.float(), (2, 2), 0.5)
+        return roi_align(features, rois.float(), (2, 2), 0.5, 2, op, True)
+
+    rough, exact = base.clone().requires_grad_(), base.float().requires_grad_()
+    for features in (rough, exact):
+        apply(features).sum().backward()
+    assert apply(rough).dtype == dtype
+    torch.testing.assert_close(apply(rough), apply(exact).to(dtype))
+    torch.testing.assert_close(rough.grad, exact.grad.to(dtype))
+
+
+def test_under_autocast(random, rois, device):
+    features = random(2, 3, 10, 12).float().requires_grad_()
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        mixed = torch.nn.functional.conv2d(features, torch.ones(3, 3, 1, 1, device=device))
+        out = roi_align(mixed, rois.float(), (2, 2), 0.5, 0, "avg", True)
+        out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert features.grad.isfinite().all()
+    assert features.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_no_boxes_is_no_output(random, device, mode):
+    features = random(1, 3, 4, 4).requires_grad_()
+    rois = torch.zeros(0, 5, dtype=torch.float64, device=device)
+    for out in (roi_align(features, rois, 2, 1.0, 0, mode, True), roi_pool(features, rois, 2)):
+        assert out.shape == (0, 3, 2, 2)
+        out.sum().backward()
+    assert features.grad.eq(0).all()
