@@ -45,5 +45,6 @@ def key_of(uri: str) -> str:
 
 
 def image_extension(uri: str) -> str:
-    """The image member's extension: the uri's, in lower case, without the dot."""
-    return PurePosixPath(uri).suffix.lower().lstrip(".") or "bin"
+    """The image member's extension: the uri's, in lower case, one spelling per format (jpg, tif), without the dot."""
+    suffix = PurePosixPath(uri).suffix.lower().lstrip(".")
+    return {"jpeg": "jpg", "tiff": "tif", "": "bin"}.get(suffix, suffix)

@@ -1,0 +1,77 @@
+"""Small real photographs (from scikit-image's and scikit-learn's wheels) and a dataset mined from them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import sklearn.datasets
+
+from pipeline.plan import make_plan, tasks
+from pipeline.shard_task import Work, mine_shard
+from pipeline.sources import FolderSource, describe
+from pipeline.workspace import JobIdentity, begin, commit
+from proposals.dataset.manifest import library_versions
+from proposals.recipe import Recipe
+
+_LONG_SIDE = 200
+
+
+def _photographs() -> dict[str, np.ndarray]:
+    china, flower = sklearn.datasets.load_sample_images().images
+    left, right, _ = skimage.data.stereo_motorcycle()
+    return {
+        "astronaut": skimage.data.astronaut(),
+        "cat": skimage.data.chelsea(),
+        "china": china,
+        "coffee": skimage.data.coffee(),
+        "flower": flower,
+        "motorcycle_left": left,
+        "motorcycle_right": right,
+        "rocket": skimage.data.rocket(),
+    }
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 8 small JPEG photographs, two of them in a subfolder. Read only."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for place, (name, rgb) in enumerate(_photographs().items()):
+        factor = _LONG_SIDE / max(rgb.shape[:2])
+        small = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        path = folder / ("more" if place >= 6 else "") / f"{name}.jpg"
+        cv2.imwrite(str(path), np.ascontiguousarray(small[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mine_folder() -> Callable[..., Path]:
+    """``mine_folder(images, out, recipe=..., images_per_shard=3)``: the whole job in this process, without Ray."""
+
+    def mine(images: Path, out: Path, recipe: Recipe | None = None, images_per_shard: int = 3) -> Path:
+        source, recipe = FolderSource(images), recipe or Recipe()
+        entries = source.entries()
+        identity = JobIdentity(
+            recipe=recipe,
+            source=describe("folder", entries),
+            images_per_shard=images_per_shard,
+            versions=library_versions(),
+        )
+        workspace = begin(out, make_plan(entries, images_per_shard), identity)
+        work = Work(source, out, recipe, identity.fingerprint())
+        records = {task.name: mine_shard(task, work) for task in tasks(workspace.plan)}
+        commit(workspace, records)
+        return out
+
+    return mine
+
+
+@pytest.fixture(scope="session")
+def mined_dataset(
+    photos: Path, mine_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a finished dataset: 8 photographs in 3 shards. Read only; open it with `open_dataset`."""
+    return mine_folder(photos, tmp_path_factory.mktemp("mined") / "dataset")

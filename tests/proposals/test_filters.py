@@ -1,0 +1,117 @@
+"""Filter names, the literal meaning of a filter, and the fallback chain."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proposals.boxes import as_boxes, nms
+from proposals.errors import AlignDetError
+from proposals.filters import FilterSpec, apply_filter
+
+_DEFAULT = "ratio3size0008@0.5"
+
+
+def _apply(boxes, width, height, name=_DEFAULT):
+    boxes = as_boxes(boxes)
+    return apply_filter(
+        boxes, np.arange(len(boxes), dtype=np.float32), width, height, FilterSpec.parse(name), "opencv"
+    )
+
+
+@pytest.mark.parametrize("name", [_DEFAULT, "ratio3size0308@0.5", "ratio2.5size0110@0.7", "none"])
+def test_names_round_trip(name):
+    assert FilterSpec.parse(name).name == name
+
+
+@given(st.floats(1, 20), st.integers(0, 98), st.integers(1, 99), st.floats(0.01, 1))
+def test_any_filter_round_trips(aspect, low, high, iou):
+    spec = FilterSpec(float(f"{aspect:.6g}"), low / 10, (low + high) / 10, float(f"{iou:.6f}"))
+    if low + high < 100:
+        assert FilterSpec.parse(spec.name) == spec
+
+
+def test_other_spellings_have_one_name():
+    assert FilterSpec.parse("ratio3.0size0008@.50").name == _DEFAULT
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "ratio3",
+        "ratio3size08@0.5",
+        "ratio0.5size0008@0.5",
+        "ratio3size0800@0.5",
+        "ratio3size0008@1.5",
+        "None",
+    ],
+)
+def test_a_wrong_name_teaches_the_grammar(name):
+    with pytest.raises(AlignDetError, match=r"ratio<R>size<LL><HH>@<IOU>"):
+        FilterSpec.parse(name)
+
+
+_SIDES = st.tuples(st.integers(0, 199), st.integers(0, 149), st.integers(1, 200), st.integers(1, 150))
+
+
+@given(st.lists(_SIDES, max_size=40), st.sampled_from([_DEFAULT, "ratio2size0305@0.4"]))
+@settings(deadline=None)
+def test_the_rule_is_the_literal_one(sides, name):
+    width, height = 200, 150
+    limit, low, high, iou = (3, 0.0, 0.8, 0.5) if name == _DEFAULT else (2, 0.3, 0.5, 0.4)
+    boxes = [(x, y, min(x + w, width), min(y + h, height)) for x, y, w, h in sides]
+    allowed = []
+    for x1, y1, x2, y2 in boxes:
+        w, h = x2 - x1, y2 - y1
+        relative = math.sqrt(w * h) / math.sqrt(width * height)
+        # Skip the boxes that rounding could put on either side of a limit.
+        if min(abs(relative - low), abs(relative - high)) > 1e-9:
+            allowed.append(1 / limit <= w / h <= limit and low <= relative <= high)
+        else:
+            return
+    result = _apply(boxes, width, height, name)
+    if any(allowed):
+        expected = as_boxes([box for box, keep in zip(boxes, allowed, strict=True) if keep])
+        assert result.status == "ok"
+        assert np.array_equal(result.boxes, expected[nms(expected, iou)])
+    else:
+        assert result.status != "ok"
+
+
+@given(st.lists(_SIDES, max_size=20))
+@settings(deadline=None)
+def test_no_image_is_left_without_a_box(sides):
+    result = _apply([(x, y, x + w, y + h) for x, y, w, h in sides], 200, 150)
+    assert len(result.boxes) == len(result.rank) >= 1
+    assert (result.boxes[:, 2:] > result.boxes[:, :2]).all()
+    assert (result.boxes <= [200, 150, 200, 150]).all()
+    assert (np.diff(result.rank) >= 0).all()
+
+
+def test_the_fallbacks_come_in_order():
+    large, long, thin = [0, 0, 190, 140], [0, 0, 200, 40], [0, 0, 200, 10]
+    assert _apply([large, long, [5, 5, 50, 50]], 200, 150).status == "ok"
+    assert _apply([large, long, thin], 200, 150).status == "fallback_no_size"
+    assert _apply([long, thin], 200, 150).status == "fallback_min_side"
+    whole = _apply([thin], 200, 150)
+    assert whole.status == "fallback_whole_image"
+    assert whole.boxes.tolist() == [[0, 0, 200, 150]]
+    assert _apply([], 200, 150).status == "fallback_whole_image"
+
+
+def test_small_boxes_belong_to_the_main_rule():
+    assert _apply([[0, 0, 9, 9]], 200, 150).status == "ok"
+
+
+def test_none_keeps_every_box_and_its_rank():
+    result = _apply([[0, 0, 200, 150], [0, 0, 200, 150], [3, 3, 4, 90]], 200, 150, "none")
+    assert len(result.boxes) == 3
+    assert result.rank.tolist() == [0, 1, 2]
+
+
+def test_ranks_follow_their_boxes():
+    result = _apply([[0, 0, 150, 10], [10, 10, 60, 60], [10, 10, 60, 61], [90, 90, 140, 140]], 200, 150)
+    assert result.rank.tolist() == [1, 3]

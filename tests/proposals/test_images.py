@@ -1,0 +1,169 @@
+"""The guarded decode: what comes out, and what is refused and why."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from proposals.errors import AlignDetError
+from proposals.images import ImageRejected, decode_bgr, resize_max_side
+
+_RNG = np.random.default_rng(7)
+_RGB = _RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def _encode(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _png(array, **options):
+    return _encode(Image.fromarray(array), "PNG", **options)
+
+
+def _chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def _png_header(width, height):
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(b"\0" * 100))
+
+
+def _reason(data, **options):
+    with pytest.raises(ImageRejected) as caught:
+        decode_bgr(data, **options)
+    assert caught.value.stage == "decode"
+    return caught.value.reason
+
+
+def test_colour_images_come_out_as_bgr():
+    image = decode_bgr(_png(_RGB))
+    assert np.array_equal(image.bgr, _RGB[:, :, ::-1])
+    assert (image.width, image.height, image.orientation, image.format) == (20, 12, 1, "PNG")
+    assert image.bgr.flags.c_contiguous
+
+
+def test_jpeg_is_decoded_like_opencv_does():
+    smooth = cv2.GaussianBlur(np.kron(_RGB, np.ones((8, 8, 1), np.uint8)), (0, 0), 4)
+    data = _encode(Image.fromarray(smooth), "JPEG", quality=95)
+    theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(decode_bgr(data).bgr.astype(int) - theirs).max() <= 2
+
+
+# stored[k] shows as `up` when a viewer follows EXIF orientation k (TIFF 6.0: where row 0 and column 0 are).
+_STORED = {
+    1: lambda up: up,
+    2: lambda up: up[:, ::-1],
+    3: lambda up: up[::-1, ::-1],
+    4: lambda up: up[::-1],
+    5: lambda up: up.transpose(1, 0, 2),
+    6: lambda up: np.rot90(up, 1),
+    7: lambda up: up[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda up: np.rot90(up, -1),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", _STORED)
+def test_every_exif_orientation_comes_out_upright(orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(_STORED[orientation](_RGB)))
+    image = decode_bgr(_encode(stored, kind, exif=exif))
+    assert np.array_equal(image.bgr[:, :, ::-1], _RGB)
+    assert (image.width, image.height, image.orientation) == (20, 12, orientation)
+
+
+def test_an_orientation_out_of_range_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    assert decode_bgr(_png(_RGB, exif=exif)).orientation == 1
+
+
+def test_sixteen_bit_gray_is_scaled_not_cut():
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+    gray = decode_bgr(_png(values)).bgr[0, :, 0]
+    assert gray.tolist() == [0, 0, 1, 1, 128, 255]
+
+
+def test_transparency_lies_over_white():
+    rgba = np.zeros((1, 3, 4), dtype=np.uint8)
+    rgba[0, :, 3] = [0, 255, 51]
+    assert decode_bgr(_png(rgba)).bgr[0, :, 0].tolist() == [255, 0, 204]
+
+
+def test_transparent_palette_lies_over_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    assert decode_bgr(_encode(image, "PNG", transparency=0)).bgr[0].tolist() == [
+        [255, 255, 255],
+        [50, 100, 200],
+    ]
+
+
+def test_cmyk_becomes_the_colour_it_prints():
+    flat = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    blue, green, red = decode_bgr(_encode(flat, "JPEG", quality=100)).bgr[8, 8]
+    assert red > 200
+    assert max(blue, green) < 50
+
+
+def test_only_the_first_frame_of_an_animation_counts():
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "lime", "blue")]
+    data = _encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode_bgr(data).bgr[0, 0].tolist() == [0, 0, 255]
+
+
+def test_what_is_no_image_is_refused():
+    assert _reason(b"") == "empty_file"
+    assert _reason(b"just text\n" * 50) == "not_an_image"
+    assert _reason(_encode(Image.new("F", (4, 4)), "TIFF")) == "unsupported_pixels"
+
+
+def test_the_pixel_limit_is_checked_on_the_header_alone():
+    assert _reason(_png_header(20000, 20000)) == "too_many_pixels"
+    assert _reason(_png_header(15000, 10000), max_pixels=10**8) == "too_many_pixels"
+    assert _reason(_png(_RGB), max_pixels=239) == "too_many_pixels"
+    assert decode_bgr(_png(_RGB), max_pixels=240).width == 20
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_a_truncated_file_is_an_error_wherever_it_is_cut(kind):
+    whole = _encode(Image.fromarray(np.kron(_RGB, np.ones((8, 8, 1), np.uint8))), kind)
+    for share in (0.05, 0.3, 0.6, 0.9):
+        assert _reason(whole[: int(len(whole) * share)]) in {"truncated", "corrupt", "not_an_image"}
+
+
+def test_flipped_bytes_never_escape_as_another_error():
+    whole = _png(_RGB)
+    reasons = set()
+    for place in range(8, len(whole), 3):
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        try:
+            decode_bgr(bytes(broken))
+        except ImageRejected as error:
+            reasons.add(error.reason)
+    assert reasons
+    assert reasons <= {"truncated", "corrupt", "not_an_image", "too_many_pixels", "unsupported_pixels"}
+
+
+def test_the_process_wide_tolerance_for_broken_files_is_refused(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(AlignDetError, match="LOAD_TRUNCATED_IMAGES"):
+        decode_bgr(_png(_RGB))
+
+
+@pytest.mark.parametrize("shape", [(400, 1000), (1000, 400), (1000, 3), (512, 512), (100, 50)])
+def test_resize_keeps_boxes_in_place(shape):
+    small, scale_x, scale_y = resize_max_side(np.zeros((*shape, 3), np.uint8), 512)
+    assert max(small.shape[:2]) == min(512, max(shape))
+    assert small.shape[1] * scale_x == pytest.approx(shape[1])
+    assert small.shape[0] * scale_y == pytest.approx(shape[0])
