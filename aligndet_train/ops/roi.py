@@ -28,8 +28,9 @@ def roi_align_forward(
 ) -> None:
     """Write into ``output`` [R, C, h, w] samples of ``features`` [B, C, H, W] in ``rois`` [R, 5].
 
-    A row of ``rois`` is an image's index and a box (xyxy). ``pool_mode`` 1 averages
-    a bin's samples; 0 takes the largest and notes its row and column among the bin's samples in ``argmax_y`` and ``argmax_x`` [R, C, h, w].
+    A row of ``rois`` is an image's index and a box (xyxy). ``pool_mode`` 1 averages a bin's
+    samples; 0 takes the largest and notes its row and column among them in ``argmax_y`` and ``argmax_x``,
+    each [R, C, h, w].
     """
     bins = (aligned_height, aligned_width)
     if pool_mode == _MAX:

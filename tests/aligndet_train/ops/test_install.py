@@ -54,8 +54,8 @@ def test_a_broken_compiled_mmcv_gives_way(tmp_path):
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").write_text("")
     (tmp_path / "mmcv" / "_ext.py").write_text("raise ImportError('undefined symbol')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import aligndet_train.ops as o; print(o.install())"
-    assert run_python(code).strip() == "torchvision"
+    code = "import aligndet_train.ops as ops; print(ops.install())"
+    assert run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}").strip() == "torchvision"
 
 
 def test_a_cv2_without_ximgproc_warns_with_the_repair_command(monkeypatch):

@@ -17,18 +17,28 @@ SMALL_TRANSFORMER = {
     "num_queries": 20,
     "test_cfg.max_per_img": 20,
 }
+SMALL_DENSE_HEAD = {"bbox_head.stacked_convs": 1, "bbox_head.feat_channels": 64}
+FEW_BOXES = {"train_cfg.rpn_proposal.max_per_img": 50, "test_cfg.rpn.max_per_img": 50}
+SMALL_ROI_HEAD = {**FEW_BOXES, "roi_head.bbox_head.fc_out_channels": 32}
+SMALL_CASCADE = {**FEW_BOXES, **{f"roi_head.bbox_head.{stage}.fc_out_channels": 32 for stage in range(3)}}
 CONFIGS = {
-    "fcos": ("fcos/fcos_r18_fpn_gn-head-center-normbbox-centeronreg-giou_8xb8-amp-lsj-200e_coco.py", {}),
-    "retinanet": ("retinanet/retinanet_r18_fpn_1x_coco.py", {}),
-    "faster_rcnn": ("faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py", {}),
-    "cascade_rcnn": ("cascade_rcnn/cascade-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py", {}),
-    "atss": ("atss/atss_r18_fpn_8xb8-amp-lsj-200e_coco.py", {}),
+    "fcos": (
+        "fcos/fcos_r18_fpn_gn-head-center-normbbox-centeronreg-giou_8xb8-amp-lsj-200e_coco.py",
+        SMALL_DENSE_HEAD,
+    ),
+    "retinanet": ("retinanet/retinanet_r18_fpn_1x_coco.py", SMALL_DENSE_HEAD),
+    "faster_rcnn": ("faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py", SMALL_ROI_HEAD),
+    "cascade_rcnn": ("cascade_rcnn/cascade-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py", SMALL_CASCADE),
+    "atss": ("atss/atss_r18_fpn_8xb8-amp-lsj-200e_coco.py", SMALL_DENSE_HEAD),
     "detr": ("detr/detr_r18_8xb2-500e_coco.py", SMALL_TRANSFORMER),
     "deformable_detr": ("deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", SMALL_TRANSFORMER),
     "dino": ("dino/dino-4scale_r50_8xb2-12e_coco.py", SMALL_TRANSFORMER),
     # Deformable convolutions in the backbone.
-    "fcos_dcn": ("fcos/fcos_r50-dcn-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py", {}),
-    "faster_rcnn_soft_nms": ("faster_rcnn/faster-rcnn_r50_fpn_soft-nms_1x_coco.py", {}),
+    "fcos_dcn": (
+        "fcos/fcos_r50-dcn-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py",
+        SMALL_DENSE_HEAD,
+    ),
+    "faster_rcnn_soft_nms": ("faster_rcnn/faster-rcnn_r50_fpn_soft-nms_1x_coco.py", SMALL_ROI_HEAD),
 }
 
 
@@ -39,6 +49,10 @@ def _quiet_in_mmdet_scope():
     init_default_scope("mmdet")
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # at this size threads mostly wait for each other
+    yield
+    torch.set_num_threads(threads)
 
 
 def build(name: str) -> torch.nn.Module:
