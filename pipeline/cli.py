@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
 
@@ -17,6 +16,13 @@ class ModeName(StrEnum):
     single = "single"
     fast = "fast"
     quality = "quality"
+
+
+class EngineName(StrEnum):
+    """Engines of selective search, as the command line spells them."""
+
+    fast = "fast"
+    opencv = "opencv"
 
 
 def register(app: typer.Typer) -> None:
@@ -48,8 +54,8 @@ def mine(
         str | None, typer.Option(help="Ray cluster to run on. Default: a private one on this machine.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="Selective-search engine; engines differ in speed, not in boxes.")
-    ] = None,
+        EngineName, typer.Option(help="Of the selective search: both give the same boxes, opencv 15x slower.")
+    ] = EngineName.fast,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Mine object proposals from a folder of unlabeled images.
@@ -61,7 +67,6 @@ def mine(
     Example: `aligndet mine photos/ mined/ --workers 8`, then `aligndet show mined/ --out sheet.png`.
     """
     require_extra("mine", "mine")
-    _check_engine(engine)
     from rich.console import Console
 
     from pipeline.job import JobOptions, run_job
@@ -71,7 +76,7 @@ def mine(
     recipe = Recipe(mode=mode.value, max_side=max_side, filter=filter_name, seed=seed)
     console, start = Console(), time.monotonic()
     with LiveProgress(console, quiet) as progress:
-        options = JobOptions(images_per_shard, workers, address, engine)
+        options = JobOptions(images_per_shard, workers, address, engine.value)
         outcome = run_job(images, out, recipe, options, progress)
     if quiet:
         return
@@ -81,12 +86,3 @@ def mine(
         )
     console.print(summary(outcome, out, time.monotonic() - start))
     console.print(f"look at it: aligndet show {out} --out sheet.png", highlight=False, soft_wrap=True)
-
-
-def _check_engine(engine: str | None) -> None:
-    from typing import get_args
-
-    from proposals.selective_search.types import Engine
-
-    if engine is not None and engine not in get_args(Engine):
-        raise AlignDetError(f"no engine is called {engine!r}. There are: {', '.join(get_args(Engine))}.")

@@ -1,11 +1,13 @@
 """The driver: shard tasks onto Ray, a bounded number at a time, and what comes back."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from pipeline.plan import ShardTask, make_plan
 from pipeline.shard_task import Count, Work, mine_shard
@@ -15,6 +17,7 @@ from proposals.dataset.manifest import CommitRecord, Manifest, library_versions
 from proposals.errors import AlignDetError
 from proposals.opencv import require_ximgproc
 from proposals.recipe import Recipe
+from proposals.selective_search.types import Engine
 
 _POLL_SECONDS = 0.25
 _CRASH_RETRIES = 2
@@ -32,7 +35,7 @@ class JobOptions:
     images_per_shard: int = 64
     workers: int | None = None
     address: str | None = None
-    engine: str | None = None
+    engine: Engine = "fast"
 
 
 class Observer(Protocol):
@@ -200,6 +203,7 @@ def _cluster(options: JobOptions) -> Iterator[int]:
     ray = _import_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if options.address is not None:
+        _require_listener(options.address)
         try:
             ray.init(address=options.address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -217,6 +221,19 @@ def _cluster(options: JobOptions) -> Iterator[int]:
         yield options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    # Ray itself waits for minutes at an address where nothing listens.
+    where = urlsplit(f"//{address.removeprefix('ray://')}")
+    if address in ("auto", "local") or where.hostname is None or where.port is None:
+        return
+    try:
+        socket.create_connection((where.hostname, where.port), timeout=5).close()
+    except OSError as error:
+        raise AlignDetError(
+            f"no Ray cluster answers at {address}: {error}. Start one: ray start --head"
+        ) from error
 
 
 def _interrupted(workspace: Workspace, done: int) -> AlignDetError:

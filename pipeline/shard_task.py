@@ -4,11 +4,13 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.plan import ShardTask
+from pipeline.search import Search, searcher
 from pipeline.sources import FolderSource
 from proposals.boxes import scale
 from proposals.dataset import layout
@@ -18,7 +20,7 @@ from proposals.errors import AlignDetError
 from proposals.filters import Filtered, FilterSpec, apply_filter
 from proposals.images import Bgr, ImageRejected, decode_bgr, resize_max_side
 from proposals.recipe import Recipe
-from proposals.selective_search import propose
+from proposals.selective_search.types import Engine
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,14 @@ class Count:
 class Work:
     """What every shard of a job shares. job: the job's fingerprint, written into each commit record.
 
-    engine: selective-search engine by name, None for the default; it does not change the boxes.
+    engine: of the selective search; it does not change the boxes.
     """
 
     source: FolderSource
     out: Path
     recipe: Recipe
     job: str
-    engine: str | None = None
+    engine: Engine = "fast"
 
 
 @dataclass
@@ -74,10 +76,10 @@ def mine_shard(
     cannot be written.
     """
     watch, rejected, count = Stopwatch(), [], Count()
-    with watch.stage("total"), ShardWriter(work.out, task.name) as writer:
+    with watch.stage("total"), searcher(work.engine) as search, ShardWriter(work.out, task.name) as writer:
         for key, uri in zip(task.keys, task.uris, strict=True):
             try:
-                image = _mine_image(key, uri, work, watch)
+                image = _mine_image(key, uri, work, search, watch)
             except ImageRejected as error:
                 rejected.append(_rejection(key, uri, error))
                 count += Count(rejected=1)
@@ -96,32 +98,32 @@ def mine_shard(
     return record
 
 
-def _mine_image(key: str, uri: str, work: Work, watch: Stopwatch) -> MinedImage:
+def _mine_image(key: str, uri: str, work: Work, search: Search, watch: Stopwatch) -> MinedImage:
     with watch.stage("read"):
         data = work.source.read(uri)
         digest = hashlib.sha256(data).hexdigest()
     with watch.stage("decode"):
         image = decode_bgr(data, max_pixels=work.recipe.max_pixels)
-    proposals = _proposals(image.bgr, work, work.recipe.image_seed(digest), watch)
+    seed = work.recipe.image_seed(digest)
+    proposals = _proposals(image.bgr, work.recipe, seed, search, watch)
     return MinedImage(key, uri, data, digest, image.width, image.height, image.orientation, proposals)
 
 
-def _proposals(bgr: Bgr, work: Work, seed: int, watch: Stopwatch) -> Filtered:
+def _proposals(bgr: Bgr, recipe: Recipe, seed: int, search: Search, watch: Stopwatch) -> Filtered:
     height, width = bgr.shape[:2]
     with watch.stage("resize"):
-        small, scale_x, scale_y = resize_max_side(bgr, work.recipe.max_side)
+        small, scale_x, scale_y = resize_max_side(bgr, recipe.max_side)
     with watch.stage("propose"):
-        engine = {} if work.engine is None else {"engine": work.engine}
         try:
-            found = propose(small, work.recipe.mode, seed, **engine)  # type: ignore[arg-type]
-        except (AlignDetError, MemoryError):
+            found = search(small, recipe.mode, seed)
+        except (AlignDetError, MemoryError, BrokenExecutor):
             raise
         except Exception as error:
             raise ImageRejected("propose", "search_failed", type(error).__name__) from error
     with watch.stage("filter"):
         boxes = scale(found.boxes, scale_x, scale_y)
-        spec = FilterSpec.parse(work.recipe.filter)
-        return apply_filter(boxes, found.rank, width, height, spec, work.recipe.rank)
+        spec = FilterSpec.parse(recipe.filter)
+        return apply_filter(boxes, found.rank, width, height, spec, recipe.rank)
 
 
 def _rejection(key: str, uri: str, error: ImageRejected) -> Rejection:

@@ -1,0 +1,119 @@
+"""The job on a real Ray, in real processes, with real kills."""
+
+import shutil
+import signal
+
+import pytest
+
+_ONE = ("--images-per-shard", "1", "--max-side", "200")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, mine_folder, tmp_path_factory, content):
+    """What the same job gives in one process, without Ray: the bytes every run must reproduce."""
+    from proposals.recipe import Recipe
+
+    out = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    return content(mine_folder(photos, out, Recipe(max_side=200), images_per_shard=1))
+
+
+@pytest.mark.parametrize("engine", ["fast", "opencv"])
+def test_two_workers_and_either_engine_give_the_same_bytes(
+    engine, photos, tmp_path, start, content, undisturbed
+):
+    status, output = start(photos, tmp_path / "out", "--workers", "2", "--engine", engine, *_ONE).wait()
+    assert status == 0, output
+    assert content(tmp_path / "out") == undisturbed
+    assert "8 in 8 shards" in output
+    assert "ms/image" in output
+
+
+def test_one_worker_that_is_killed_costs_nothing(photos, tmp_path, start, content, undisturbed):
+    mining = start(photos, tmp_path / "out", "--workers", "1", *_ONE)
+    mining.kill_worker()
+    status, output = mining.wait()
+    assert status == 0, output
+    assert content(tmp_path / "out") == undisturbed
+
+
+def test_a_killed_driver_is_resumed_to_the_same_bytes(photos, tmp_path, start, content, undisturbed):
+    out = tmp_path / "out"
+    first = start(photos, out, "--workers", "1", *_ONE)
+    first.wait_for_shards(2)
+    first.process.kill()
+    first.wait()
+    assert not (out / "dataset.json").exists()
+    (out / "shards" / "00007.tar.tmp-dead").write_bytes(b"left by a task that died")
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("shards/*.json")}
+    status, output = start(photos, out, "--workers", "2", *_ONE).wait()
+    assert status == 0, output
+    assert "resuming" in output
+    assert content(out) == undisturbed
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+
+
+def test_control_c_says_how_to_go_on_and_a_changed_recipe_is_refused(
+    photos, tmp_path, start, content, undisturbed
+):
+    out = tmp_path / "out"
+    mining = start(photos, out, "--workers", "1", *_ONE)
+    mining.wait_for_shards(1)
+    mining.process.send_signal(signal.SIGINT)
+    status, output = mining.wait()
+    assert status == 130
+    assert "Run the same command again to resume" in output
+    assert "Traceback" not in output
+    before = content(out)
+    status, output = start(photos, out, "--images-per-shard", "1", "--max-side", "100", "--seed", "4").wait()
+    assert status == 1
+    assert "recipe.max_side: 200 there, 100 here" in output
+    assert "recipe.seed: 0 there, 4 here" in output
+    assert content(out) == before
+    status, output = start(photos, out, *_ONE).wait()
+    assert (status, content(out)) == (0, undisturbed), output
+
+
+def test_a_shard_that_fails_is_named_and_the_rest_is_kept(photos, tmp_path, start, content, undisturbed):
+    out = tmp_path / "out"
+    mining = start(photos, out, "--workers", "1", *_ONE)
+    mining.wait_for_shards(1)
+    (out / "shards" / "00006.tar" / "in the way").mkdir(parents=True)
+    status, output = mining.wait()
+    assert status == 1
+    assert "1 of 8 shards failed" in output
+    assert "shard 00006: IsADirectoryError" in output
+    assert len(list(out.glob("shards/*.json"))) == 7
+    assert not (out / "dataset.json").exists()
+    shutil.rmtree(out / "shards" / "00006.tar")
+    assert start(photos, out, "--quiet", *_ONE).wait() == (0, "")
+    assert content(out) == undisturbed
+
+
+def test_a_finished_job_writes_nothing(mined_dataset, photos, start):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in [mined_dataset, *mined_dataset.rglob("*")]}
+
+    before = times()
+    status, output = start(photos, mined_dataset, "--images-per-shard", "3").wait()
+    assert status == 0, output
+    assert "complete already" in output
+    assert times() == before
+
+
+def test_a_folder_of_something_else_is_left_alone(photos, tmp_path, start):
+    (tmp_path / "letter.txt").write_text("dear diary")
+    status, output = start(photos, tmp_path).wait()
+    assert status == 1
+    assert "is not empty and holds no mining job" in output
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_wrong_options_are_one_sentence(photos, tmp_path, start):
+    for option, value, message in [
+        ("--filter", "ratio3", "ratio<R>size"),
+        ("--address", "127.0.0.1:1", "no Ray cluster answers"),
+    ]:
+        status, output = start(photos, tmp_path / "out", option, value).wait()
+        assert status == 1
+        assert message in output
+        assert "Traceback" not in output

@@ -1,0 +1,91 @@
+"""What one shard task makes of images, without Ray."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from proposals.boxes import scale
+from proposals.dataset import open_dataset
+from proposals.dataset.manifest import CommitRecord
+from proposals.filters import FilterSpec, apply_filter
+from proposals.images import decode_bgr, resize_max_side
+from proposals.recipe import Recipe
+from proposals.selective_search import propose
+
+
+def _rows(boxes):
+    return {tuple(box) for box in boxes.tolist()}
+
+
+def test_boxes_are_those_of_the_steps_done_by_hand(mined_dataset, photos):
+    recipe = Recipe()
+    for record in open_dataset(mined_dataset)[:3]:
+        data = (photos / record.uri).read_bytes()
+        small, x, y = resize_max_side(decode_bgr(data).bgr, recipe.max_side)
+        found = propose(small, recipe.mode, recipe.image_seed(hashlib.sha256(data).hexdigest()))
+        size = record.width, record.height
+        expected = apply_filter(
+            scale(found.boxes, x, y), found.rank, *size, FilterSpec.parse(recipe.filter), "opencv"
+        )
+        assert np.array_equal(record.boxes, expected.boxes)
+        assert np.array_equal(record.rank, expected.rank)
+
+
+def test_the_seed_changes_the_order_and_not_the_set(photos, mine_folder, tmp_path, content):
+    plain = {"max_side": 128, "filter": "none"}
+    first, again, other = (
+        mine_folder(photos, tmp_path / name, Recipe(seed=seed, **plain))
+        for name, seed in [("first", 0), ("again", 0), ("other", 1)]
+    )
+    assert content(first) == content(again)
+    for one, two in zip(open_dataset(first), open_dataset(other), strict=True):
+        assert _rows(one.boxes) == _rows(two.boxes)
+        assert not np.array_equal(one.boxes, two.boxes)
+
+
+@pytest.fixture
+def turned(photos, tmp_path):
+    """The same pixels stored upright, and stored on their side with EXIF orientation 6."""
+    upright = Image.open(photos / "cat.jpg").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "in").mkdir()
+    upright.save(tmp_path / "in" / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "in" / "turned.png", exif=exif)
+    return tmp_path / "in"
+
+
+def test_boxes_of_a_turned_image_lie_in_the_upright_frame(turned, tmp_path, mine_folder):
+    out = mine_folder(turned, tmp_path / "out", Recipe(max_side=128, filter="none"))
+    side, up = open_dataset(out)
+    assert (side.uri, side.orientation, up.orientation) == ("turned.png", 6, 1)
+    assert (side.width, side.height) == (up.width, up.height)
+    assert _rows(side.boxes) == _rows(up.boxes)
+
+
+def test_boxes_come_back_to_original_pixels(photos, mine_folder, tmp_path):
+    out = mine_folder(photos, tmp_path / "out", Recipe(max_side=64, filter="none"))
+    for record in open_dataset(out):
+        assert record.boxes[:, 2].max() == record.width
+        assert record.boxes[:, 3].max() == record.height
+
+
+def test_a_commit_record_says_what_the_shard_cost(mined_dataset):
+    record = CommitRecord.model_validate_json((mined_dataset / "shards" / "00000.json").read_bytes())
+    stages = {name: seconds for name, seconds in record.timing.items() if name != "total"}
+    assert set(stages) == {"read", "decode", "resize", "propose", "filter", "write"}
+    assert 0.5 * record.timing["total"] < sum(stages.values()) <= record.timing["total"]
+    assert record.shard.images == 3
+
+
+def test_a_changed_source_is_refused(photos, mine_folder, tmp_path):
+    from proposals.errors import AlignDetError
+
+    images = shutil.copytree(photos, tmp_path / "in")
+    out = mine_folder(images, tmp_path / "out", Recipe(max_side=64))
+    (images / "cat.jpg").unlink()
+    with pytest.raises(AlignDetError, match=r"source\.images: 8 there, 7 here"):
+        mine_folder(images, out, Recipe(max_side=64))
