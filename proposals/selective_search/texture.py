@@ -19,6 +19,7 @@ from proposals.selective_search.jit import Index, helper, kernel
 DIRECTIONS = 4  # x, y and the two of the turned plane
 BINS = 10
 CODES = 2 * BINS - 1
+_VECTOR = 64  # pixels; a multiple of what cv2 warps at a time
 # Adding and subtracting it rounds a small float32 to the nearest integer, halves to even.
 _ROUND = np.float32(1.5 * 2**23)
 
@@ -37,8 +38,9 @@ class Turn:
 def plan_turn(height: int, width: int) -> Turn:
     """The turn of an image of this size.
 
-    The way back turns about the *integer* centre. Its output ends at the crop's lower right corner; starting it at
-    the crop's upper left one as well would change the coordinates' rounding.
+    The way back turns about the *integer* centre, onto a canvas that holds at least the image (a narrow image's turned
+    one is shorter than it). Ours ends soon after the crop's lower right corner. Starting it at the upper left one as
+    well would change how coordinates round, and so would ending a row inside one of cv2's vectors.
     """
     centre = (width / 2.0, height / 2.0)
     _, _, turned_width, turned_height = cv2.RotatedRect(centre, (width, height), 45.0).boundingRect()
@@ -47,8 +49,11 @@ def plan_turn(height: int, width: int) -> Turn:
     forth[1, 2] += turned_height / 2.0 - centre[1]
     middle = (float(turned_width // 2), float(turned_height // 2))
     back = np.asarray(cv2.getRotationMatrix2D(middle, -45.0, 1.0), np.float64)
-    corner = ((turned_width - width) // 2, (turned_height - height) // 2)
-    return Turn(forth, back, (turned_width, turned_height), (corner[0] + width, corner[1] + height), corner)
+    canvas = (max(turned_width, width), max(turned_height, height))
+    corner = ((canvas[0] - width) // 2, (canvas[1] - height) // 2)
+    whole_vectors = -(-(corner[0] + width) // _VECTOR) * _VECTOR
+    back_size = (min(canvas[0], whole_vectors), corner[1] + height)
+    return Turn(forth, back, (turned_width, turned_height), back_size, corner)
 
 
 @helper
