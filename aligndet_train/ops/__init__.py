@@ -46,8 +46,6 @@ def _import_ext() -> ModuleType:
     """mmcv's own binary when there is one and it loads with this torch, else the stand-in."""
     try:
         return importlib.import_module(NAME)
-    except ModuleNotFoundError:
-        return StandIn()
     except ImportError as error:
         _log.warning("the compiled mmcv does not load, torchvision's ops take its place: %s", error)
         return StandIn()

@@ -1,6 +1,7 @@
 """What torch.load must trust to read a checkpoint that mmengine wrote."""
 
 from collections.abc import Callable
+from functools import cache
 from pickle import UnpicklingError
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 
+@cache
 def trust_mmengine_checkpoints() -> None:
     """Name the few harmless types in mmengine's checkpoints, so ``weights_only=True`` reads them.
 

@@ -1,11 +1,14 @@
 import socket
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 import timm
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from safetensors.torch import save_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -158,6 +161,44 @@ def test_mistakes_are_named(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(AlignDetError, match="holds a list"):
         TimmBackbone(SMALL, (1, 2), weights=str(tmp_path / "list.pth")).init_weights()
+
+
+def lite0_fcos() -> torch.nn.Module:
+    import mmdet.models  # noqa: F401  fills the registry
+
+    path = "fcos/fcos_r18_fpn_gn-head-center-normbbox-centeronreg-giou_8xb8-amp-lsj-200e_coco.py"
+    config = Config.fromfile(str(files("mmdet").joinpath(".mim", "configs", path))).model
+    config.backbone = {
+        "type": "TimmBackbone",
+        "model_name": lite0.MODEL_NAME,
+        "out_indices": (2, 3, 4),
+        "weights": lite0.SOURCE,
+        "feature_scale": lite0.FEATURE_STD[1:],
+    }
+    config.neck.in_channels = [40, 112, 320]
+    config.neck.start_level = 0
+    preprocessor = {"mean": list(lite0.MEAN), "std": list(lite0.STD), "batch_augments": None}
+    config.data_preprocessor.update(preprocessor)
+    init_default_scope("mmdet")
+    return MODELS.build(config)
+
+
+def test_a_stock_detector_on_lite0_and_its_checkpoint(tmp_path):
+    detector = lite0_fcos()
+    detector.init_weights()
+    torch.save(detector.state_dict(), tmp_path / "fcos.pth")
+    state = torch.load(tmp_path / "fcos.pth", weights_only=True)
+    again = lite0_fcos()
+    again.load_state_dict(state, strict=True)
+    stem = "backbone.timm_model.conv_stem.weight"
+    assert torch.equal(state[stem], lite0.load_state()["conv_stem.weight"])
+    pixels = images(128) * 255
+    with torch.no_grad():
+        scores, other = (
+            model.eval()(model.data_preprocessor({"inputs": [pixels[0]]})["inputs"])[0]
+            for model in (detector, again)
+        )
+    assert all(torch.equal(one, two) for one, two in zip(scores, other, strict=True))
 
 
 def test_the_wheels_package_is_never_imported():

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from mmcv.ops import roi_align, roi_pool
+from mmcv.ops import roi_align, roi_pool, sigmoid_focal_loss, softmax_focal_loss
 
 ROIS = [
     [0, 1.3, 2.1, 7.9, 9.2],
@@ -144,3 +144,20 @@ def test_no_boxes_is_no_output(random, device, mode):
         assert out.shape == (0, 3, 2, 2)
         out.sum().backward()
     assert features.grad.eq(0).all()
+
+
+@pytest.mark.gpu
+def test_the_training_ops_never_wait_for_the_device():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    features = torch.rand(2, 8, 16, 16, device="cuda", requires_grad=True)
+    rois = torch.tensor(ROIS, device="cuda")
+    logits = torch.rand(6, 4, device="cuda", requires_grad=True)
+    target = torch.tensor([0, 2, 4, 3, 1, 4], device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        roi_align(features, rois, (7, 7), 0.5, 0, "avg", True).sum().backward()
+        sigmoid_focal_loss(logits, target, 2.0, 0.25, None, "sum").backward()
+        softmax_focal_loss(logits, target.remainder(4), 2.0, 0.25, None, "sum").backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
