@@ -74,7 +74,7 @@ def _group_plane_set(
 ) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
     """Boxes and levels of every region, one array pair per (k, strategy)."""
     graph = build_atom_graph(plane_set, planes.SCALES[mode][0], work)
-    ties = TieBreaker(graph, plane_set.shape[1], work)
+    ties = TieBreaker(graph, work)
     labels = [segment(graph, k, ties, work) for k in planes.SCALES[mode]]
     cells = _measure_cells(plane_set, graph, labels, work)
     for index in range(len(labels)):
@@ -117,21 +117,21 @@ def build_atom_graph(plane_set: npt.NDArray[np.uint8], smallest_k: float, work: 
 class TieBreaker:
     """Answers in which order OpenCV meets edges of one weight. Reuses the edges' sorting buffer, on first demand."""
 
-    def __init__(self, graph: AtomGraph, width: int, work: Workspace) -> None:
+    def __init__(self, graph: AtomGraph, work: Workspace) -> None:
         self._graph = graph
-        self._width = width
         self._work = work
         self._used = 0
 
     def _start(self) -> None:
-        pixels = self._graph.atom_of_pixel.size
+        height, width = self._graph.atom_of_pixel.shape
+        pixels = height * width
         bits = self._work.array("weight", 2 * pixels, np.uint32)
-        listed = 2 * edges.edge_count(*self._graph.atom_of_pixel.shape)
+        listed = 2 * edges.edge_count(height, width)
         self._keys, self._edges = self._work.array("ordered", (2, 4 * pixels), np.uint32)[:, :listed]
         self._tree = self._work.array(
             "tree", (min(listed + 1, _MAX_TREE_NODES), edge_ties.NODE_FIELDS), np.int64
         )
-        edge_ties.list_edges_twice(bits, self._width, self._keys, self._edges, self._tree)
+        edge_ties.list_edges_twice(bits, width, self._keys, self._edges, self._tree)
         self._used = 1
 
     def settle(self, refused: npt.NDArray[np.uint32], start: int) -> int:
