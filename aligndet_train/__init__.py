@@ -1,6 +1,7 @@
 """Box-domain pretraining of mmdet detectors on mined proposals (floor 2: no Ray)."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -30,3 +31,7 @@ class _MmcvExtFinder(MetaPathFinder, Loader):
 
 
 sys.meta_path.append(_MmcvExtFinder())
+
+# mmengine's and mmdet's, nothing a user of ours can act on.
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+warnings.filterwarnings("ignore", message="torch.meshgrid: in an upcoming release")

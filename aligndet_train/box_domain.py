@@ -97,7 +97,8 @@ class BoxDomainPretrainer(BaseModel):
 def build_detector(stock_model: dict[str, Any]) -> nn.Module:
     """The stock mmdet detector of a ``model`` config; weights as constructed, nothing is downloaded."""
     # mmengine logs every initialised parameter at INFO: hundreds of lines that say nothing.
-    MMLogger.get_instance("aligndet-build", log_level="WARNING")
+    if not MMLogger.check_instance_created("aligndet-build"):
+        MMLogger.get_instance("aligndet-build", log_level="WARNING")
     with DefaultScope.overwrite_default_scope("mmdet"):
         detector: nn.Module = MODELS.build(ConfigDict(stock_model))
     return detector

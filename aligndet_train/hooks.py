@@ -20,6 +20,23 @@ def _pretrainer(runner: Runner) -> BoxDomainPretrainer:
     return model.module if is_model_wrapper(model) else model
 
 
+class AnnounceHook(Hook):
+    """Say what is about to run, and let the log speak from here on. lines: one log record each."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def before_train(self, runner: Runner) -> None:
+        """Lower the log level to INFO and log the lines."""
+        runner.logger.setLevel("INFO")
+        for handler in runner.logger.handlers:
+            handler.setLevel("INFO")
+        for line in self.lines:
+            runner.logger.info(line)
+
+
 class StepHook(Hook):
     """Seed, learning rate and teacher momentum: all three functions of the step.
 

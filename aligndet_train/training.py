@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, init_dist
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -18,8 +20,8 @@ from torch.utils.data import DataLoader
 from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
 from aligndet_train.checkpoint import LAST, identity_difference, load_checkpoint
 from aligndet_train.config import PretrainConfig, RunConfig
-from aligndet_train.hooks import CheckpointHook, StepHook
-from aligndet_train.schedules import half_cosine, warmup_multistep
+from aligndet_train.hooks import AnnounceHook, CheckpointHook, StepHook
+from aligndet_train.schedules import Schedule, half_cosine, warmup_multistep
 from aligndet_train.stream import ProposalStream, Sample, StepSampler
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.errors import AlignDetError
@@ -38,6 +40,20 @@ class RunOptions:
     checkpoint_interval: int = 500
     resume: bool = True
     launcher: str = "none"
+
+
+class Bfloat16OptimWrapper(OptimWrapper):
+    """Forward passes under bfloat16 autocast. Its range is float32's: no loss scaling, so no wait for the GPU.
+
+    mmengine's AmpOptimWrapper always scales, and refuses the CPU.
+    """
+
+    @contextmanager
+    def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
+        """Autocast on the model's device, besides what OptimWrapper does."""
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
+            yield
 
 
 class StreamTrainLoop(IterBasedTrainLoop):
@@ -66,24 +82,42 @@ def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) ->
     """
     if options.launcher != "none":
         init_dist(options.launcher)
-    dataset = open_dataset(data)
-    config = run.pretrain
-    steps = total_steps(config, len(dataset), get_world_size())
-    work_dir.mkdir(parents=True, exist_ok=True)
-    identity = run_identity(run, dataset, steps, options)
-    saved = _saved_state(work_dir, identity) if options.resume else None
-    if saved and saved["step"] >= steps:
+    plan = _plan(run, open_dataset(data), work_dir, options)
+    if plan.start >= plan.steps:
         return work_dir / LAST
     model = _initialised(run).to(get_device())
-    optimizer = build_optimizer(model, config, get_world_size())
-    start = 0
-    if saved:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = int(saved["step"])
-    runner = _runner(run, model, _wrapped(optimizer, config, options), work_dir, options, identity, steps, start, dataset)
-    runner.train()
+    optimizer = build_optimizer(model, run.pretrain, get_world_size())
+    if plan.saved:
+        model.load_state_dict(plan.saved["model"])
+        optimizer.load_state_dict(plan.saved["optimizer"])
+    _runner(plan, model, optimizer).train()
     return work_dir / LAST
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run made definite. identity: what must be equal to continue it; saved: the checkpoint it continues."""
+
+    run: RunConfig
+    dataset: ProposalDataset
+    work_dir: Path
+    options: RunOptions
+    steps: int
+    identity: dict[str, Any]
+    saved: dict[str, Any] | None
+
+    @property
+    def start(self) -> int:
+        """Steps already done."""
+        return int(self.saved["step"]) if self.saved else 0
+
+
+def _plan(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: RunOptions) -> Plan:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    steps = total_steps(run.pretrain, len(dataset), get_world_size())
+    identity = run_identity(run, dataset, steps, options)
+    saved = _saved_state(work_dir, identity) if options.resume else None
+    return Plan(run, dataset, work_dir, options, steps, identity, saved)
 
 
 def total_steps(config: PretrainConfig, images: int, world_size: int) -> int:
@@ -166,39 +200,21 @@ def _saved_state(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | N
     return saved
 
 
-def _wrapped(optimizer: torch.optim.Optimizer, config: PretrainConfig, options: RunOptions) -> OptimWrapper:
+def _wrapped(optimizer: torch.optim.Optimizer, config: PretrainConfig, amp: bool) -> OptimWrapper:
     clip = None if config.clip_grad is None else {"max_norm": config.clip_grad, "norm_type": 2}
-    if options.amp:
-        return AmpOptimWrapper(optimizer=optimizer, clip_grad=clip, dtype="bfloat16", loss_scale=1.0)
-    return OptimWrapper(optimizer=optimizer, clip_grad=clip)
+    return (Bfloat16OptimWrapper if amp else OptimWrapper)(optimizer=optimizer, clip_grad=clip)
 
 
-def _runner(
-    run: RunConfig,
-    model: BoxDomainPretrainer,
-    optim_wrapper: OptimWrapper,
-    work_dir: Path,
-    options: RunOptions,
-    identity: dict[str, Any],
-    steps: int,
-    start: int,
-    dataset: ProposalDataset,
-) -> Runner:
-    config = run.pretrain
-    learning_rate = warmup_multistep(
-        steps,
-        warmup=min(config.warmup_steps, steps // 5),
-        warmup_ratio=config.warmup_ratio,
-        milestones=config.milestones,
-        gamma=config.gamma,
-    )
-    momentum = half_cosine(config.momentum_start, config.momentum_end, steps)
-    return Runner(
+def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> Runner:
+    config, options = plan.run.pretrain, plan.options
+    runner = Runner(
         model=model,
-        work_dir=str(work_dir),
-        train_dataloader=build_loader(dataset, config, steps=steps, start_step=start, workers=options.workers),
-        train_cfg={"type": StreamTrainLoop, "max_iters": steps, "start_step": start},
-        optim_wrapper=optim_wrapper,
+        work_dir=str(plan.work_dir),
+        train_dataloader=build_loader(
+            plan.dataset, config, steps=plan.steps, start_step=plan.start, workers=options.workers
+        ),
+        train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
+        optim_wrapper=_wrapped(optimizer, config, options.amp),
         default_hooks={
             "sampler_seed": None,
             "param_scheduler": None,
@@ -206,12 +222,43 @@ def _runner(
             "logger": {"type": "LoggerHook", "interval": options.log_interval},
         },
         custom_hooks=[
-            StepHook(config.seed, learning_rate, momentum),
-            CheckpointHook(work_dir, options.checkpoint_interval, identity),
+            AnnounceHook(_summary(plan, model, optimizer)),
+            StepHook(config.seed, *_schedules(config, plan.steps)),
+            CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity),
         ],
         log_processor={"by_epoch": False, "window_size": options.log_interval},
+        # mmengine's own INFO is pages of environment and hook lists; ours begins with AnnounceHook.
+        log_level="WARNING",
         randomness={"seed": config.seed},
         launcher=options.launcher,
         default_scope="mmdet",
-        experiment_name=f"{run.name}_from_{start}",
+        experiment_name=f"{plan.run.name}_from_{plan.start}",
     )
+    return runner
+
+
+def _schedules(config: PretrainConfig, steps: int) -> tuple[Schedule, Schedule]:
+    learning_rate = warmup_multistep(
+        steps,
+        warmup=min(config.warmup_steps, steps // 5),
+        warmup_ratio=config.warmup_ratio,
+        milestones=config.milestones,
+        gamma=config.gamma,
+    )
+    return learning_rate, half_cosine(config.momentum_start, config.momentum_end, steps)
+
+
+def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> list[str]:
+    config = plan.run.pretrain
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.student.backbone.parameters())
+    global_batch = config.batch_size * get_world_size()
+    rate, base = optimizer.param_groups[0]["initial_lr"], config.optimizer["lr"]
+    scaled = "" if rate == base else f" ({base:g} scaled by {global_batch}/{config.base_batch_size} images)"
+    return [
+        f"{plan.run.name}: {plan.run.stock_model['type']}, {trainable:,} trainable parameters, {frozen:,} frozen in the "
+        f"backbone, on {get_device()}",
+        f"{len(plan.dataset):,} images, {plan.dataset.manifest.totals.proposals:,} proposals, {plan.steps:,} steps of "
+        f"{global_batch} images, learning rate {rate:g}{scaled}",
+        f"resumed at step {plan.start}" if plan.start else "from step 0",
+    ]

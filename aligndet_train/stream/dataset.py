@@ -1,6 +1,7 @@
 """The dataset a DataLoader reads: (epoch, index) in, decoded image and its proposals out."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ class ProposalStream(Dataset[Sample]):
 
     proposals_per_image: keep only that many of the best-ranked boxes; None keeps all.
     """
+
+    # mmengine's visualiser asks every dataset for it.
+    metainfo: ClassVar[dict[str, tuple[str, ...]]] = {"classes": ("proposal",)}
 
     def __init__(self, dataset: ProposalDataset, proposals_per_image: int | None = None) -> None:
         self.dataset = dataset

@@ -1,0 +1,142 @@
+"""A training step of every family: what moves, what stays, and whose ids the losses see."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from aligndet_train.box_domain import build_detector, build_pretrainer
+from aligndet_train.config import load_run_config
+from aligndet_train.detectors import BACKGROUND, adapter_for
+from aligndet_train.losses.contrastive import box_contrastive_loss
+from proposals.errors import AlignDetError
+from tests.aligndet_train.conftest import TINY
+from tests.aligndet_train.test_contrastive import literal_loss
+
+
+def losses_of(model, batch):
+    return model(**model.data_preprocessor(batch, True), mode="loss")
+
+
+def trained(model, batch, steps, lr=0.02):
+    """Loss of each of ``steps`` steps on one fixed batch."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
+    values = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        total, _ = model.parse_losses(losses_of(model, batch))
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        model.momentum_step(0.99)
+        values.append(total.item())
+    return values
+
+
+def test_only_neck_and_heads_learn_and_the_loss_falls(pretrainer, samples):
+    before = copy.deepcopy(pretrainer.state_dict())
+    values = trained(pretrainer, samples(0, 1), steps=40)
+    after = pretrainer.state_dict()
+    unchanged = {name for name in after if torch.equal(before[name], after[name])}
+    backbone = {name for name in after if name.startswith("student.backbone.")}
+    trainable = {f"student.{name}" for name, p in pretrainer.student.named_parameters() if p.requires_grad}
+    assert backbone <= unchanged, "a backbone parameter or running statistic changed"
+    assert not trainable & unchanged, "a trainable parameter did not change"
+    assert not trainable & backbone
+    assert sum(values[-5:]) < 0.97 * sum(values[:5])
+
+
+def test_images_without_boxes_are_legal(pretrainer, samples):
+    empty = [dataclasses.replace(s, boxes=s.boxes[:0]) for s in samples(0, 1)]
+    for batch in (empty, [empty[0], *samples(2)], empty[:1]):
+        total, _ = pretrainer.parse_losses(losses_of(pretrainer, batch))
+        total.backward()
+        assert torch.isfinite(total)
+
+
+@pytest.mark.parametrize("first_id", [256, 5000])
+def test_any_id_is_a_proposal(pretrainer, samples, first_id):
+    data = pretrainer.data_preprocessor(samples(0, 1), True)
+    plain = pretrainer(**copy.deepcopy(data))
+    for _, targets in data["views"]:
+        for target in targets:
+            target.gt_instances.labels += first_id
+    shifted = pretrainer(**data)
+    assert shifted["positives"] == plain["positives"] > 0
+    for name in ("loss_bbox", "loss_contrastive"):
+        assert shifted[name].item() == pytest.approx(plain[name].item(), rel=0.2)
+        assert shifted[name] > 0
+
+
+def test_loss_equals_the_literal_loop_on_what_the_detector_assigned(pretrainer, samples):
+    data = pretrainer.data_preprocessor(samples(0, 3), True)
+    seen = []
+    original = pretrainer._sample
+    pretrainer._sample = lambda reading: seen.append(original(reading)) or seen[-1]
+    loss = pretrainer(**data)["loss_contrastive"]
+    query, key = seen
+    labels = [torch.where(r.ids == BACKGROUND, -1, r.ids) for r in (query, key)]
+    expected = literal_loss(query.embeddings, key.embeddings, *labels, pretrainer.config.temperature)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert loss.item() == pytest.approx(
+        box_contrastive_loss(
+            query.embeddings.double(), key.embeddings.double(), *labels, background=-1, temperature=0.5
+        ).item(),
+        abs=1e-5,
+    )
+
+
+def test_ids_are_assigned_by_the_stock_assigner(samples):
+    """FCOS: with ids in place of classes, its own target function must give every point the same box."""
+    run = load_run_config(TINY["fcos"], {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    stock = build_detector(run.stock_model)
+    (inputs, targets), _ = model.data_preprocessor(samples(0, 1), True)["views"]
+    grids = [(-(-inputs.shape[2] // s), -(-inputs.shape[3] // s)) for s in (8, 16, 32, 64, 128)]
+    points = stock.bbox_head.prior_generator.grid_priors(grids, device="cpu")
+    instances = [t.gt_instances for t in targets]
+    labels, boxes = model.student.bbox_head.get_targets(points, instances)
+    stock_labels, stock_boxes = stock.bbox_head.get_targets(points, instances)
+    foreground = torch.cat(labels) != BACKGROUND
+    assert foreground.any()
+    assert torch.equal(torch.cat(labels)[foreground], torch.cat(stock_labels)[foreground])
+    assert torch.equal(torch.cat(boxes)[foreground], torch.cat(stock_boxes)[foreground])
+
+
+def test_positives_come_first_when_boxes_are_sampled(pretrainer, samples):
+    reading_sizes = []
+    limited = dataclasses.replace(pretrainer.config, sampled_boxes=40)
+    pretrainer.config = limited
+    original = pretrainer._sample
+
+    def spy(reading):
+        kept = original(reading)
+        reading_sizes.append(((reading.ids != BACKGROUND).sum().item(), kept))
+        return kept
+
+    pretrainer._sample = spy
+    losses_of(pretrainer, samples(0, 1))
+    for positives, kept in reading_sizes:
+        assert len(kept.ids) == 40
+        assert (kept.ids != BACKGROUND).sum() == min(40, positives)
+
+
+def test_without_the_head_names_and_shapes_are_the_stock_ones(run):
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    stock = {name: value.shape for name, value in build_detector(run.stock_model).state_dict().items()}
+    adapter = model.adapter
+    particular = adapter.embedding_layers + adapter.predictors
+    rest = {n: v.shape for n, v in model.student.state_dict().items() if not n.startswith(particular)}
+    assert rest == {n: shape for n, shape in stock.items() if not n.startswith(particular)}
+
+
+def test_unsupported_head_names_itself_and_what_is_missing():
+    with pytest.raises(AlignDetError, match=r"YOLOXHead of YOLOX.*FCOSHead.*which losses stay"):
+        adapter_for("YOLOX", "YOLOXHead")
+
+
+def test_same_seed_same_weights(run):
+    first, second = (build_pretrainer(run.stock_model, run.pretrain).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,63 @@
+"""Checkpoint files: atomic, previous kept, refused when they are not ours."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from aligndet_train.checkpoint import LAST, PREVIOUS, identity_difference, load_checkpoint, save_checkpoint
+from proposals.errors import AlignDetError
+
+
+@pytest.fixture
+def model_and_optimizer():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_round_trip_and_previous(tmp_path, model_and_optimizer):
+    model, optimizer = model_and_optimizer
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, model, optimizer, step, {"seed": 7})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [LAST, PREVIOUS]
+    last, previous = load_checkpoint(tmp_path / LAST), load_checkpoint(tmp_path / PREVIOUS)
+    assert (last["step"], previous["step"]) == (3, 2)
+    assert last["identity"] == {"seed": 7}
+    assert torch.equal(last["model"]["weight"], model.weight)
+    optimizer.load_state_dict(last["optimizer"])
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
+
+    (tmp_path / LAST).write_bytes(pickle.dumps(Payload()))
+    torch.save({"format": 1, "x": Payload()}, tmp_path / PREVIOUS)
+    for name in (LAST, PREVIOUS):
+        with pytest.raises(AlignDetError, match="pickled objects"):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_damaged_and_foreign_files(tmp_path, model_and_optimizer):
+    with pytest.raises(AlignDetError, match="no checkpoint"):
+        load_checkpoint(tmp_path / LAST)
+    path = save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AlignDetError, match="damaged"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(AlignDetError, match="not an aligndet"):
+        load_checkpoint(path)
+
+
+def test_difference_names_the_leaf():
+    saved = {"pretrain": {"seed": 0, "views": {"flip": 0.5}}, "steps": 10}
+    wanted = {"pretrain": {"seed": 0, "views": {"flip": 0.0}}, "steps": 10, "amp": True}
+    assert identity_difference(saved, wanted) == ["amp: None -> True", "pretrain.views.flip: 0.5 -> 0.0"]

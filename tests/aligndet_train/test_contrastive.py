@@ -1,0 +1,106 @@
+"""The box-domain contrastive loss against the released one's numbers and a literal per-id loop."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from aligndet_train.losses.contrastive import box_contrastive_loss
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+BACKGROUND = -1
+
+
+def literal_loss(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor, tau: float) -> Tensor:
+    """The paper's sums written out: one cross-entropy for every (query, positive)."""
+    q, k = normalize(query, dim=1), normalize(key.detach(), dim=1)
+    per_id = []
+    for i in sorted(set(query_ids.tolist()) - {BACKGROUND}):
+        queries = [n for n, l in enumerate(query_ids.tolist()) if l == i]
+        positives = [k[n] for n, l in enumerate(key_ids.tolist()) if l == i] or [q[n] for n in queries]
+        negatives = [k[n] for n, l in enumerate(key_ids.tolist()) if l != i]
+        negatives += [q[n].detach() for n, l in enumerate(query_ids.tolist()) if l != i]
+        pairs = [
+            cross_entropy(torch.stack([q[n] @ z for z in (p, *negatives)])[None] / tau, torch.tensor([0]))
+            for n in queries
+            for p in positives
+        ]
+        per_id.append(torch.stack(pairs).mean())
+    return torch.stack(per_id).mean() if per_id else query.sum() * 0
+
+
+def value_and_gradient(loss, query: Tensor) -> tuple[float, Tensor]:
+    query = query.clone().requires_grad_()
+    value = loss(query)
+    (gradient,) = torch.autograd.grad(value, query)
+    return value.item(), gradient
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden (numbers of the released loss) is not here")
+@pytest.mark.parametrize("case", sorted(GOLDEN.glob("contrastive_*.npz")), ids=lambda p: p.stem)
+def test_matches_the_released_loss(case):
+    data = np.load(case)
+    value, gradient = value_and_gradient(
+        lambda query: box_contrastive_loss(
+            query,
+            torch.tensor(data["key"]),
+            torch.tensor(data["query_labels"]),
+            torch.tensor(data["key_labels"]),
+            background=int(data["background_label"]),
+            temperature=float(data["temperature"]),
+        ),
+        torch.tensor(data["query"]),
+    )
+    assert value == pytest.approx(float(data["loss"]), abs=1e-10)
+    assert np.abs(gradient.numpy() - data["grad_query"]).max() < 1e-9
+
+
+ids = st.lists(st.sampled_from([BACKGROUND, 0, 1, 2, 256, 5000, -7]), min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(query_ids=ids, key_ids=ids, seed=st.integers(0, 2**16), tau=st.sampled_from([0.07, 0.5, 1.0]))
+def test_equals_the_literal_loop(query_ids, key_ids, seed, tau):
+    torch.manual_seed(seed)
+    query, key = torch.randn(len(query_ids), 8).double(), torch.randn(len(key_ids), 8).double()
+    labels = torch.tensor(query_ids), torch.tensor(key_ids)
+    value, gradient = value_and_gradient(
+        lambda q: box_contrastive_loss(q, key, *labels, background=BACKGROUND, temperature=tau), query
+    )
+    expected, expected_gradient = value_and_gradient(lambda q: literal_loss(q, key, *labels, tau), query)
+    assert value == pytest.approx(expected, abs=1e-10)
+    assert torch.allclose(gradient, expected_gradient, atol=1e-9)
+
+
+def test_momentum_view_gets_no_gradient():
+    key = torch.randn(6, 4, requires_grad=True)
+    labels = torch.arange(6)
+    box_contrastive_loss(torch.randn(6, 4, requires_grad=True), key, labels, labels, background=-1, temperature=0.5).backward()
+    assert key.grad is None
+
+
+@pytest.mark.parametrize("n_keys", [0, 5])
+def test_only_background_is_a_zero_with_a_gradient(n_keys):
+    query = torch.randn(4, 3, requires_grad=True)
+    everywhere = torch.full((4,), 9)
+    loss = box_contrastive_loss(query, torch.randn(n_keys, 3), everywhere, torch.zeros(n_keys), background=9, temperature=0.5)
+    loss.backward()
+    assert loss.item() == 0
+    assert query.grad is not None
+    assert query.grad.abs().max() == 0
+
+
+def test_half_precision_inputs_under_autocast_are_computed_in_float32():
+    torch.manual_seed(0)
+    query, key = torch.randn(32, 16), torch.randn(32, 16)
+    labels = torch.randint(0, 8, (32,))
+    full = box_contrastive_loss(query.bfloat16().float(), key.bfloat16().float(), labels, labels, background=-1, temperature=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = box_contrastive_loss(query.bfloat16(), key.bfloat16(), labels, labels, background=-1, temperature=0.5)
+    assert half.dtype == torch.float32
+    assert torch.equal(full, half)

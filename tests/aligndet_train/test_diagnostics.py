@@ -1,0 +1,38 @@
+"""Figures with a fixed meaning, checked where the answer is known."""
+
+import pytest
+import torch
+
+from aligndet_train.diagnostics import embedding_diagnostics
+
+BACKGROUND = -1
+
+
+def test_identical_orthogonal_embeddings_are_perfect():
+    eye = torch.eye(8)
+    figures = embedding_diagnostics(eye, eye, torch.arange(8), torch.arange(8), background=BACKGROUND)
+    assert figures["retrieval"] == 1
+    assert figures["alignment"] == pytest.approx(0)
+    # Orthogonal unit vectors are sqrt(2) apart: log exp(-2 * 2).
+    assert figures["uniformity"] == pytest.approx(-4, abs=1e-5)
+    assert figures["positives"] == 8
+
+
+def test_shifted_ids_are_never_retrieved_and_background_does_not_count():
+    eye = torch.eye(4)
+    ids = torch.tensor([0, 1, 2, BACKGROUND])
+    figures = embedding_diagnostics(eye, eye.roll(1, 0), ids, ids, background=BACKGROUND)
+    assert figures["retrieval"] == 0
+    assert figures["positives"] == 3
+
+
+def test_a_proposal_missing_in_the_other_view_cannot_be_missed():
+    eye = torch.eye(3)
+    figures = embedding_diagnostics(eye, eye[:2], torch.tensor([0, 1, 2]), torch.tensor([0, 1]), background=BACKGROUND)
+    assert figures["retrieval"] == 1
+
+
+def test_no_boxes_at_all():
+    nothing, none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+    figures = embedding_diagnostics(nothing, nothing, none, none, background=BACKGROUND)
+    assert all(torch.isfinite(value) for value in figures.values())

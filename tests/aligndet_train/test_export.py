@@ -1,0 +1,84 @@
+"""Exported weights in the stock detector: every key accounted for, predictions possible."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import load_checkpoint as mmengine_load
+from safetensors.torch import load_file
+
+from aligndet_train.box_domain import build_detector, build_pretrainer
+from aligndet_train.checkpoint import save_checkpoint
+from aligndet_train.config import head_type
+from aligndet_train.export import export
+from proposals.errors import AlignDetError
+
+
+@pytest.fixture
+def checkpoint(run, tmp_path):
+    """A checkpoint of the run's initial weights."""
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    return save_checkpoint(tmp_path, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model})
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_stock_detector_loads_and_predicts(run, checkpoint, tmp_path, name, keep):
+    out = tmp_path / name
+    report = export(checkpoint, out, keep_predictors=keep)
+    stock = build_detector(run.stock_model)
+    assert set(report.loaded) | set(report.left_at_init) == set(stock.state_dict())
+    assert not report.unexpected
+    state = load_file(out) if out.suffix == ".safetensors" else torch.load(out, weights_only=True)["state_dict"]
+    missing, unexpected = stock.load_state_dict(state, strict=False)
+    assert sorted(missing) == sorted(report.left_at_init)
+    assert not unexpected
+    stock.eval()
+    predictors = {n for n in report.left_at_init if "cls" not in n}
+    assert bool(predictors) != keep
+    from mmdet.structures import DetDataSample
+
+    sample = DetDataSample(metainfo={"img_shape": (64, 96), "scale_factor": (1.0, 1.0), "ori_shape": (64, 96)})
+    (prediction,) = stock.predict(torch.randn(1, 3, 64, 96), [sample])
+    assert prediction.pred_instances.bboxes.shape[1] == 4
+
+
+def test_mmengine_reads_the_pth_as_any_other(run, checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "m.pth")
+    student = torch.load(checkpoint, weights_only=True)["model"]
+    stock = build_detector(run.stock_model)
+    mmengine_load(stock, str(tmp_path / "m.pth"), strict=False)
+    for name, value in stock.neck.state_dict().items():
+        assert torch.equal(value, student[f"student.neck.{name}"])
+
+
+def test_kept_box_regressor_serves_every_class(run, checkpoint, tmp_path):
+    if head_type(run.stock_model) != "Shared2FCBBoxHead":
+        pytest.skip("only RoI heads have a regressor per class")
+    export(checkpoint, tmp_path / "m.safetensors", keep_predictors=True)
+    exported = load_file(tmp_path / "m.safetensors")["roi_head.bbox_head.fc_reg.weight"]
+    trained = torch.load(checkpoint, weights_only=True)["model"]["student.roi_head.bbox_head.fc_reg.weight"]
+    assert exported.shape[0] == 80 * 4
+    assert all(torch.equal(rows, trained) for rows in exported.split(4))
+
+
+def test_other_extensions_are_refused(checkpoint, tmp_path):
+    with pytest.raises(AlignDetError, match=r"\.safetensors or \.pth"):
+        export(checkpoint, tmp_path / "m.onnx")
+
+
+def test_nothing_but_a_backbone_is_an_error(run, checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"] = {n: v for n, v in state["model"].items() if n.startswith("student.backbone.")}
+    torch.save(state, checkpoint)
+    process = subprocess.run(
+        [Path(sys.executable).with_name("aligndet"), "export", str(checkpoint), str(tmp_path / "m.pth")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1
+    assert "nothing but the backbone" in process.stderr

@@ -1,0 +1,137 @@
+"""Whole runs through the command line: real processes, killed and resumed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from aligndet_train.checkpoint import LAST, load_checkpoint
+from tests.aligndet_train.conftest import TINY
+
+ITERATIONS = 60
+ALIGNDET = str(Path(sys.executable).with_name("aligndet"))
+
+
+def command(data: Path, work_dir: Path, *extra: str, detector: str = "fcos") -> list[str]:
+    return [
+        *(ALIGNDET, "pretrain", "--config", str(TINY[detector]), "--data", str(data)),
+        *("--work-dir", str(work_dir), "--iterations", str(ITERATIONS), "--log-interval", "1"),
+        *("--checkpoint-interval", "10", "--workers", "1", *extra),
+    ]
+
+
+def launch(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(arguments: list[str], expect: int = 0) -> str:
+    process = launch(arguments)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expect, output
+    return output
+
+
+def losses(work_dir: Path) -> dict[int, dict[str, float]]:
+    """Every logged step of every run in the folder; a step logged twice must be the same both times."""
+    by_step: dict[int, dict[str, float]] = {}
+    for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        for line in file.read_text().splitlines():
+            record = json.loads(line)
+            values = {k: v for k, v in record.items() if k.startswith("loss") or k in {"retrieval", "lr"}}
+            assert by_step.setdefault(record["step"], values) == values
+    return by_step
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mined_dataset, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp("undisturbed")
+    output = finish(command(mined_dataset, work_dir))
+    return work_dir, output
+
+
+def test_a_killed_run_resumes_to_the_same_losses(undisturbed, mined_dataset, tmp_path):
+    process = launch(command(mined_dataset, tmp_path))
+    while not (tmp_path / "previous.pth").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stopped = load_checkpoint(tmp_path / LAST)["step"]
+    assert 20 <= stopped < ITERATIONS, "killed too late to show anything"
+    output = finish(command(mined_dataset, tmp_path))
+    assert f"resumed at step {stopped}" in output
+    expected = losses(undisturbed[0])
+    assert sorted(expected) == list(range(1, ITERATIONS + 1))
+    assert losses(tmp_path) == expected
+    first, second = (load_checkpoint(folder / LAST)["model"] for folder in (undisturbed[0], tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_log_opens_with_what_is_about_to_run(undisturbed):
+    output = undisturbed[1]
+    assert re.search(r"tiny_fcos: FCOS, [\d,]+ trainable parameters, [\d,]+ frozen in the backbone", output)
+    assert "8 images" in output
+    assert "0.01 (0.08 scaled by 2/16 images)" in output
+    assert "retrieval" in output
+
+
+def test_a_finished_run_is_left_alone(undisturbed, mined_dataset):
+    work_dir, _ = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in work_dir.rglob("*") if p.is_file()}
+    finish(command(mined_dataset, work_dir))
+    assert {p: p.stat().st_mtime_ns for p in work_dir.rglob("*") if p.is_file()} == before
+
+
+def test_another_run_in_the_same_folder_is_refused_with_the_difference(undisturbed, mined_dataset):
+    output = finish(command(mined_dataset, undisturbed[0], "--seed", "9"), expect=1)
+    assert "pretrain.seed: 0 -> 9" in output
+    assert "Traceback" not in output
+
+
+def test_teacher_follows_and_backbone_rests_in_a_real_run(undisturbed):
+    state = load_checkpoint(undisturbed[0] / LAST)["model"]
+    start = torch.load(undisturbed[0] / LAST, weights_only=True)["step"]
+    assert start == ITERATIONS
+    teacher = {n.removeprefix("teacher."): v for n, v in state.items() if n.startswith("teacher.")}
+    assert teacher
+    assert not any(name.startswith("backbone") for name in teacher)
+    assert any(not torch.equal(value, state[f"student.{name}"]) for name, value in teacher.items())
+
+
+def test_amp_runs_in_bfloat16_on_the_cpu_too(mined_dataset, tmp_path):
+    arguments = command(mined_dataset, tmp_path, "--amp", detector="faster_rcnn")
+    arguments[arguments.index("--iterations") + 1] = "3"
+    finish(arguments)
+    assert all(values["loss"] == values["loss"] for values in losses(tmp_path).values())
+    assert len(losses(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--detector", "fcos", "--config", "x.py"], "give either --detector NAME or --config FILE"),
+        (["--detector", "nope"], "no detector named 'nope'; shipped: "),
+        (["--config", "nowhere.py"], "no config file at nowhere.py"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message, mined_dataset, tmp_path):
+    base = [ALIGNDET, "pretrain", "--data", str(mined_dataset), "--work-dir", str(tmp_path)]
+    output = finish([*base, *arguments], expect=1)
+    assert message in " ".join(output.split())
+    assert "Traceback" not in output
+
+
+def test_backbone_weights_that_cannot_be_read_say_what_to_do(mined_dataset, tmp_path):
+    arguments = command(mined_dataset, tmp_path, "--cfg-options", "model.backbone.init_cfg.checkpoint=gone.pth")
+    arguments[arguments.index("--config") : arguments.index("--data")] = ["--detector", "fcos"]
+    output = finish(arguments, expect=1)
+    assert "model.backbone.init_cfg.checkpoint=FILE" in output
+    assert "Traceback" not in output

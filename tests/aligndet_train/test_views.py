@@ -1,0 +1,103 @@
+"""Views: boxes move with the image, and what is random depends on the sample alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
+from aligndet_train.stream import Sample
+from aligndet_train.views import COLOR_OPS, View, ViewConfig, apply_view, draw_view, view_rng
+
+SPEC = InputSpec(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0), bgr_to_rgb=True, pad_size_divisor=32)
+SMALL = ViewConfig(short_sides=(64, 96), long_side=160)
+
+
+def sample(index: int, height: int = 70, width: int = 90, boxes: int = 3) -> Sample:
+    rng = np.random.default_rng(index)
+    corners = rng.uniform(0, 40, (boxes, 2))
+    xyxy = np.concatenate([corners, corners + rng.uniform(10, 30, (boxes, 2))], axis=1)
+    image = torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+    return Sample(image, torch.tensor(xyxy, dtype=torch.float32), f"k{index}", epoch=0, index=index)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_boxes_follow_what_they_enclose(flip):
+    image = torch.zeros(3, 80, 120, dtype=torch.uint8)
+    image[:, 20:50, 30:90] = 255
+    view = View(height=160, width=180, flip=flip, color_op="identity", magnitude=0.0)
+    moved, boxes, rows = apply_view(image, torch.tensor([[30.0, 20.0, 90.0, 50.0]]), view)
+    ys, xs = (moved[0] > 127).nonzero(as_tuple=True)
+    found = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    assert moved.shape == (3, 160, 180)
+    assert rows.tolist() == [0]
+    assert (boxes[0] - found).abs().max() <= 1
+
+
+def test_vanishing_boxes_are_dropped_and_the_others_keep_their_rows():
+    view = View(height=20, width=20, flip=False, color_op="identity", magnitude=0.0)
+    boxes = torch.tensor([[0.0, 0.0, 5.0, 90.0], [0.0, 0.0, 90.0, 90.0], [3.0, 3.0, 3.0, 40.0]])
+    _, moved, rows = apply_view(torch.zeros(3, 200, 200, dtype=torch.uint8), boxes, view)
+    assert rows.tolist() == [1]
+    assert moved.tolist() == [[0.0, 0.0, 9.0, 9.0]]
+
+
+@pytest.mark.parametrize("op", COLOR_OPS)
+def test_every_colour_operation_changes_colours_only(op):
+    image = sample(3).image
+    view = View(*image.shape[-2:], flip=False, color_op=op, magnitude=5.0 if op == "posterize" else 0.4)
+    changed, _, _ = apply_view(image, torch.zeros(0, 4), view)
+    assert changed.dtype == torch.uint8
+    assert changed.shape == image.shape
+    # Random noise already spans 0..255, so stretching its contrast has nothing to do.
+    assert torch.equal(changed, image) == (op in {"identity", "autocontrast"})
+
+
+def test_drawn_sizes_follow_the_recipe():
+    drawn = [draw_view(view_rng(0, 0, i, 0), 480, 640, ViewConfig()) for i in range(300)]
+    assert {min(v.height, v.width) for v in drawn} == set(ViewConfig().short_sides)
+    assert {v.color_op for v in drawn} == set(COLOR_OPS)
+    assert 100 < sum(v.flip for v in drawn) < 200
+    wide = draw_view(view_rng(0, 0, 0, 0), 100, 1000, ViewConfig())
+    assert (wide.height, wide.width) == (133, 1333)
+
+
+def test_unknown_colour_operation_is_an_error():
+    with pytest.raises(ValueError, match="swirl"):
+        ViewConfig(color_ops=("identity", "swirl"))
+
+
+def test_a_sample_looks_the_same_in_any_batch():
+    one_size = dataclasses.replace(SMALL, short_sides=(64,))
+    preprocessor = TwoViewPreprocessor(SPEC, one_size, seed=5)
+    alone = preprocessor([sample(1)])["views"]
+    among = preprocessor([sample(0), sample(1), sample(2)])["views"]
+    for (inputs, targets), (more_inputs, more_targets) in zip(alone, among, strict=True):
+        height, width = targets[0].img_shape
+        assert torch.equal(inputs[0, :, :height, :width], more_inputs[1, :, :height, :width])
+        assert torch.equal(targets[0].gt_instances.bboxes, more_targets[1].gt_instances.bboxes)
+
+
+def test_the_two_views_differ():
+    (first, _), (second, _) = TwoViewPreprocessor(SPEC, SMALL, seed=0)([sample(0)])["views"]
+    assert first.shape != second.shape or not torch.equal(first, second)
+
+
+def test_ids_run_over_the_batch_and_agree_between_views():
+    batch = [sample(0, boxes=4), sample(1, boxes=0), sample(2, boxes=300)]
+    # Shrunk to nothing in height, this box is lost: its id must stay unused.
+    batch[2].boxes[0] = torch.tensor([5.0, 5.0, 60.0, 5.5])
+    for inputs, targets in TwoViewPreprocessor(SPEC, SMALL, seed=0)(batch)["views"]:
+        ids = [t.gt_instances.labels.tolist() for t in targets]
+        assert ids == [[0, 1, 2, 3], [], list(range(5, 304))]
+        assert inputs.shape[0] == 3
+        assert all(side % 32 == 0 for side in inputs.shape[-2:])
+
+
+def test_normalisation_uses_the_channel_order_of_the_stock_config():
+    image = torch.stack([torch.full((64, 64), v, dtype=torch.uint8) for v in (50, 100, 200)])
+    flat = Sample(image, torch.zeros(0, 4), "flat", 0, 0)
+    config = ViewConfig(short_sides=(64,), long_side=64, color_ops=("identity",))
+    ((inputs, _), _) = TwoViewPreprocessor(SPEC, config, seed=0)([flat])["views"]
+    assert inputs[0, :, 5, 5].tolist() == [(200 - 10) / 2, (100 - 20) / 4, (50 - 30) / 8]
