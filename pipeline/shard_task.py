@@ -4,7 +4,6 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +115,7 @@ def _proposals(bgr: Bgr, recipe: Recipe, seed: int, search: Search, watch: Stopw
     with watch.stage("propose"):
         try:
             found = search(small, recipe.mode, seed)
-        except (AlignDetError, MemoryError, BrokenExecutor):
+        except (AlignDetError, MemoryError, ChildProcessError):
             raise
         except Exception as error:
             raise ImageRejected("propose", "search_failed", type(error).__name__) from error

@@ -3,9 +3,10 @@
 Every function takes and returns [N, 4] arrays and accepts N = 0.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from proposals.selective_search.jit import kernel
 
 Boxes = npt.NDArray[np.float32]
 
@@ -48,10 +49,10 @@ def nms(boxes: Boxes, iou_threshold: float) -> npt.NDArray[np.int64]:
 
     Returns the ascending indices [K] int64 of boxes whose IoU with every kept earlier box is <= ``iou_threshold``.
     """
-    return np.flatnonzero(_survivors(boxes.astype(np.float64), iou_threshold))
+    return np.flatnonzero(_survivors(np.ascontiguousarray(boxes, dtype=np.float64), iou_threshold))
 
 
-@numba.njit(cache=True)
+@kernel("boolean[::1](float64[:, ::1], float64)")
 def _survivors(boxes: npt.NDArray[np.float64], iou_threshold: float) -> npt.NDArray[np.bool_]:
     count = boxes.shape[0]
     area = np.empty(count)

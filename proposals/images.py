@@ -21,6 +21,8 @@ Bgr = npt.NDArray[np.uint8]
 DEFAULT_MAX_PIXELS = 89_478_485
 MAX_PIXELS_CEILING = 178_956_970
 
+# Never all that Pillow knows: opening an EPS, for one, runs Ghostscript on it.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,6 +48,10 @@ class ImageRejected(AlignDetError):  # noqa: N818 - a verdict on one image, hand
         super().__init__(f"{stage}: {reason}" + (f" ({detail})" if detail else ""))
         self.stage, self.reason, self.detail = stage, reason, detail
 
+    def __reduce__(self) -> tuple[type["ImageRejected"], tuple[str, str, str]]:
+        # Without it an instance cannot come back from another process: Exception would pass one argument.
+        return type(self), (self.stage, self.reason, self.detail)
+
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -63,7 +69,7 @@ class DecodedImage:
 
 
 def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
-    """Decode the first frame of ``data`` to upright BGR.
+    """Decode the first frame of ``data`` (JPEG, PNG, WebP, GIF, BMP or TIFF) to upright BGR.
 
     The size in the header is checked against ``max_pixels`` before any pixel is decoded. EXIF orientation is
     applied; 16-bit gray is scaled to 8 bit (v / 257), transparency is laid over white; CMYK, palette and gray
@@ -77,7 +83,7 @@ def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedI
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so broken files would pass as half-gray "
             "images. Set it back to False before reading images."
         )
-    with _rejecting_broken_bytes(), Image.open(io.BytesIO(data)) as image:
+    with _rejecting_broken_bytes(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         pixels = image.width * image.height
         if pixels > max_pixels:
             detail = f"{image.width} x {image.height} = {pixels} pixels, the limit is {max_pixels}"
@@ -108,7 +114,7 @@ def _rejecting_broken_bytes() -> Iterator[None]:
     except (AlignDetError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageRejected("decode", "not_an_image", "no known image format") from error
+        raise ImageRejected("decode", "not_an_image", f"none of {', '.join(_FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRejected("decode", "too_many_pixels", str(error)) from error
     except Exception as error:

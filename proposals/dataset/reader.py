@@ -19,7 +19,7 @@ from proposals.dataset import layout
 from proposals.dataset.manifest import Manifest, read_manifest
 from proposals.errors import AlignDetError
 
-_CACHED_SHARDS = 64
+_CACHE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def open_dataset(path: str | Path) -> "ProposalDataset":
 
 
 class ProposalDataset(Sequence[Record]):
-    """A sequence of `Record`. Only the shards in use are held in memory, as Arrow tables.
+    """A sequence of `Record`. Only the tables of the shards used last are held, 64 MiB of them.
 
     Safe to share between threads and forked processes. Pickling hands over the path alone: the copy opens the
     folder again.
@@ -166,7 +166,7 @@ class ProposalDataset(Sequence[Record]):
             )
         with self._lock:
             self._cache[shard] = table
-            if len(self._cache) > _CACHED_SHARDS:
+            while len(self._cache) > 1 and sum(held.nbytes for held in self._cache.values()) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
         return table
 

@@ -1,10 +1,12 @@
 """Running the real command in a real process, and comparing what it wrote."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,18 +24,34 @@ class Mining:
 
     def __init__(self, images: Path, out: Path, *options: str) -> None:
         self.out = out
+        # A file, not a pipe: some of Ray's helpers outlive a killed driver for a while and would hold a pipe open.
+        self._printed = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             _command(images, out, *options),
-            stdout=subprocess.PIPE,
+            stdout=self._printed,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
 
     def wait(self) -> tuple[int, str]:
         """(exit status, everything it printed)."""
-        output, _ = self.process.communicate(timeout=240)
-        return self.process.returncode, output
+        status = self.process.wait(timeout=240)
+        return status, self.printed()
+
+    def printed(self) -> str:
+        """Everything it printed so far."""
+        self._printed.seek(0)
+        return self._printed.read()
+
+    def end(self) -> None:
+        """Kill whatever is left of its session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pid in _session(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._printed.close()
 
     def wait_for_shards(self, count: int) -> None:
         """Return as soon as ``count`` commit records exist."""
@@ -48,31 +66,31 @@ class Mining:
     def _until(self, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
         while not ready():
-            assert self.process.poll() is None, f"it ended too early: {self.process.stdout.read()}"
+            assert self.process.poll() is None, f"it ended too early: {self.printed()}"
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
 
-def _shard_workers(driver: int) -> list[int]:
-    parents, titles = {}, {}
+def _processes() -> dict[int, tuple[int, str]]:
+    """Of every process: its session and its command line."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):
             stat, title = (folder / "stat").read_text(), (folder / "cmdline").read_text()
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(stat.rsplit(")", 1)[1].split()[1])
-        titles[int(folder.name)] = title
+            found[int(folder.name)] = int(stat.rsplit(")", 1)[1].split()[3]), title
+    return found
+
+
+def _session(leader: int) -> list[int]:
+    return [pid for pid, (session, _) in _processes().items() if session == leader]
+
+
+def _shard_workers(driver: int) -> list[int]:
     return [
         pid
-        for pid, title in titles.items()
-        if "ray::_remote_shard" in title and _descends(pid, driver, parents)
+        for pid, (session, title) in _processes().items()
+        if session == driver and "ray::_remote_shard" in title
     ]
-
-
-def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    while pid in parents and pid != ancestor:
-        pid = parents[pid]
-    return pid == ancestor
 
 
 @pytest.fixture
@@ -86,9 +104,7 @@ def start() -> Callable[..., Mining]:
 
     yield launch
     for mining in running:
-        if mining.process.poll() is None:
-            mining.process.kill()
-            mining.process.wait()
+        mining.end()
 
 
 @pytest.fixture(scope="session")

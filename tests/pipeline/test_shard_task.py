@@ -1,12 +1,16 @@
 """What one shard task makes of images, without Ray."""
 
+import ctypes
 import hashlib
+import multiprocessing
 import shutil
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.search import searcher
 from proposals.boxes import scale
 from proposals.dataset import open_dataset
 from proposals.dataset.manifest import CommitRecord
@@ -89,3 +93,36 @@ def test_a_changed_source_is_refused(photos, mine_folder, tmp_path):
     (images / "cat.jpg").unlink()
     with pytest.raises(AlignDetError, match=r"source\.images: 8 there, 7 here"):
         mine_folder(images, out, Recipe(max_side=64))
+
+
+def test_the_oracle_searches_in_a_process_without_other_threads(photos):
+    image = decode_bgr((photos / "cat.jpg").read_bytes()).bgr
+    stop = threading.Event()
+
+    def disturb():
+        libc = ctypes.CDLL(None)
+        while not stop.is_set():
+            libc.rand()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        with searcher("opencv") as search:
+            found = search(image, "single", 5)
+            with pytest.raises(TypeError, match="uint8"):
+                search(image.astype(np.float32), "single", 5)
+    finally:
+        stop.set()
+        thread.join()
+    expected = propose(image, "single", 5, "fast")
+    assert np.array_equal(found.boxes, expected.boxes)
+
+
+def test_a_search_process_that_died_is_no_fault_of_the_image(photos):
+    image = decode_bgr((photos / "cat.jpg").read_bytes()).bgr
+    with searcher("opencv") as search:
+        search(image, "single", 0)
+        for child in multiprocessing.active_children():
+            child.kill()
+        with pytest.raises(ChildProcessError, match="died"):
+            search(image, "single", 0)

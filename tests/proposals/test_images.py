@@ -1,6 +1,7 @@
 """The guarded decode: what comes out, and what is refused and why."""
 
 import io
+import pickle
 import struct
 import zlib
 
@@ -125,6 +126,15 @@ def test_what_is_no_image_is_refused():
     assert _reason(b"") == "empty_file"
     assert _reason(b"just text\n" * 50) == "not_an_image"
     assert _reason(_encode(Image.new("F", (4, 4)), "TIFF")) == "unsupported_pixels"
+
+
+def test_formats_that_run_programs_are_not_opened():
+    assert _reason(_encode(Image.new("RGB", (8, 8)), "EPS")) == "not_an_image"
+
+
+def test_a_rejection_travels_between_processes():
+    sent = pickle.loads(pickle.dumps(ImageRejected("decode", "truncated", "OSError")))
+    assert (sent.stage, sent.reason, sent.detail) == ("decode", "truncated", "OSError")
 
 
 def test_the_pixel_limit_is_checked_on_the_header_alone():
