@@ -33,8 +33,16 @@ class BoxDomainPretrainer(BaseModel):
     student: a detector as mmdet builds it from a stock config; converted in place by ``adapter``.
     """
 
+    # mmdet detectors: their methods are their own, unknown to nn.Module's type.
+    student: Any
+    teacher: Any
+
     def __init__(
-        self, student: nn.Module, adapter: FamilyAdapter, preprocessor: TwoViewPreprocessor, config: PretrainConfig
+        self,
+        student: nn.Module,
+        adapter: FamilyAdapter,
+        preprocessor: TwoViewPreprocessor,
+        config: PretrainConfig,
     ) -> None:
         super().__init__(data_preprocessor=preprocessor)
         self.config = config
@@ -110,7 +118,7 @@ def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> Box
     Seeds torch with ``config.seed`` first, so the same config gives the same initial weights.
     """
     torch.manual_seed(config.seed)
-    student = build_detector(stock_model)
+    student: Any = build_detector(stock_model)
     student.init_weights()
     preprocessor = TwoViewPreprocessor(
         InputSpec.from_stock(stock_model.get("data_preprocessor") or {}), config.views, config.seed

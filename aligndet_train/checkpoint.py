@@ -19,7 +19,9 @@ LAST = "last.pth"
 PREVIOUS = "previous.pth"
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, step: int, identity: dict[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: Optimizer, step: int, identity: dict[str, Any]
+) -> Path:
     """Write ``folder/last.pth`` atomically; what was there becomes ``previous.pth``.
 
     step: steps done. identity: plain data saying what run this is (config, dataset); compared on resume.

@@ -17,13 +17,20 @@ def register(app: typer.Typer) -> None:
 
 
 def pretrain(
-    data: Annotated[Path, typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT.")],
+    data: Annotated[
+        Path, typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT.")
+    ],
     work_dir: Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")],
-    detector: Annotated[str | None, typer.Option(help="A detector that ships with us, e.g. fcos, faster_rcnn.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Or a mmdet config file (its Python code is run: use files you trust).")
+    detector: Annotated[
+        str | None, typer.Option(help="A detector that ships with us, e.g. fcos, faster_rcnn.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Or a mmdet config file (its Python code is run: use files you trust)."),
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, views and sampling.")] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")] = False,
@@ -34,7 +41,9 @@ def pretrain(
     launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
     cfg_options: Annotated[
         list[str] | None,
-        typer.Option(help="key=value changes to the config, e.g. model.backbone.init_cfg=None. Repeat for more."),
+        typer.Option(
+            help="key=value changes to the config, e.g. model.backbone.init_cfg=None. Repeat for more."
+        ),
     ] = None,
 ) -> None:
     """Pretrain neck and heads of a detector on mined proposals, its backbone frozen (AlignDet's box-domain stage).
@@ -42,6 +51,9 @@ def pretrain(
     Example: aligndet pretrain --detector fcos --data OUT --work-dir work_dirs/fcos --amp
     """
     require_extra("train", "pretrain")
+    from aligndet_train import ops
+
+    ops.install()
     from aligndet_train.config import load_run_config, shipped_config
     from aligndet_train.training import RunOptions
     from aligndet_train.training import pretrain as run_pretrain
@@ -77,6 +89,9 @@ def export(
     Example: aligndet export work_dirs/fcos/last.pth fcos_pretrained.pth
     """
     require_extra("train", "export")
+    from aligndet_train import ops
+
+    ops.install()
     from rich.console import Console
 
     from aligndet_train.export import export as run_export

@@ -84,7 +84,9 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     Raises AlignDetError for an unreadable file, an unsupported head or an unknown ``pretrain`` key.
     """
     if not path.is_file():
-        raise AlignDetError(f"no config file at {path}; shipped detectors: {', '.join(available_detectors())}")
+        raise AlignDetError(
+            f"no config file at {path}; shipped detectors: {', '.join(available_detectors())}"
+        )
     config = Config.fromfile(path)
     config.merge_from_dict(dict(options))
     if "model" not in config:
@@ -116,5 +118,7 @@ def _known(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
     fields = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(given) - fields)
     if unknown:
-        raise AlignDetError(f"{where} has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(fields))}")
+        raise AlignDetError(
+            f"{where} has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(fields))}"
+        )
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}

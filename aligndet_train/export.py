@@ -58,7 +58,9 @@ def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tupl
         stock_name = name.removeprefix("student.")
         if stock_name == name or stock_name.startswith(left_out):
             continue
-        fitting = adapter.to_stock_shape(stock_name, value, stock[stock_name]) if stock_name in stock else value
+        fitting = (
+            adapter.to_stock_shape(stock_name, value, stock[stock_name]) if stock_name in stock else value
+        )
         if fitting is not None:
             exported[stock_name] = fitting.contiguous()
     return exported, stock
@@ -87,7 +89,11 @@ def export(checkpoint_path: Path, out: Path, *, keep_predictors: bool = False) -
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.partial")
     if out.suffix == ".safetensors":
-        save_file(exported, temporary, metadata={**meta, "stock_model": json.dumps(checkpoint["identity"]["stock_model"])})
+        save_file(
+            exported,
+            temporary,
+            metadata={**meta, "stock_model": json.dumps(checkpoint["identity"]["stock_model"])},
+        )
     else:
         torch.save({"state_dict": exported, "meta": meta}, temporary)
     temporary.replace(out)

@@ -17,7 +17,8 @@ from aligndet_train.schedules import Schedule
 
 def _pretrainer(runner: Runner) -> BoxDomainPretrainer:
     model = runner.model
-    return model.module if is_model_wrapper(model) else model
+    pretrainer: BoxDomainPretrainer = model.module if is_model_wrapper(model) else model
+    return pretrainer
 
 
 class AnnounceHook(Hook):

@@ -37,7 +37,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     Parameters that are learned embeddings of queries (DETR) are copied, not averaged: METHOD section 3.
     """
     source = dict(student.named_parameters())
-    averaged, copied = [], []
+    averaged: list[tuple[Tensor, Tensor]] = []
+    copied: list[tuple[Tensor, Tensor]] = []
     for name, parameter in teacher.named_parameters():
         (copied if "query_embedding" in name else averaged).append((parameter, source[name]))
     if averaged:

@@ -62,13 +62,15 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
         drawn, targets = [], []
         for sample, image, first_id in zip(data, images, first_ids, strict=False):
             rng = view_rng(self.seed, sample.epoch, sample.index, number)
-            view = draw_view(rng, *sample.image.shape[-2:], self.config)
+            view = draw_view(rng, sample.image.shape[1], sample.image.shape[2], self.config)
             pixels, boxes, rows = apply_view(image, sample.boxes, view)
             drawn.append(pixels)
             targets.append(self._target(sample, view, boxes, rows + first_id))
         inputs = self._batch(drawn)
         for target in targets:
-            target.set_metainfo({"batch_input_shape": tuple(inputs.shape[-2:]), "pad_shape": tuple(inputs.shape[-2:])})
+            target.set_metainfo(
+                {"batch_input_shape": tuple(inputs.shape[-2:]), "pad_shape": tuple(inputs.shape[-2:])}
+            )
         return inputs, targets
 
     def _target(self, sample: Sample, view: View, boxes: Tensor, ids: Tensor) -> DetDataSample:
@@ -95,7 +97,7 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
         height, width = (
             -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2)
         )
-        batch = self.mean.new_zeros((len(images), 3, height, width))
+        batch: Tensor = self.mean.new_zeros((len(images), 3, height, width))
         for row, image in zip(batch, images, strict=True):
             channels = image.flip(0) if self.spec.bgr_to_rgb else image
             row[:, : image.shape[1], : image.shape[2]] = (channels - self.mean) / self.std

@@ -63,8 +63,8 @@ class StreamTrainLoop(IterBasedTrainLoop):
         super().__init__(*args, **kwargs)
         self._iter = start_step
 
-    def run(self) -> torch.nn.Module:
-        """Train from the start step to the last."""
+    def run(self) -> Any:
+        """Train from the start step to the last; returns the model."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
@@ -140,7 +140,9 @@ def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: 
     return dict(json.loads(json.dumps(identity)))
 
 
-def build_optimizer(model: BoxDomainPretrainer, config: PretrainConfig, world_size: int) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: BoxDomainPretrainer, config: PretrainConfig, world_size: int
+) -> torch.optim.Optimizer:
     """The optimiser over trainable parameters only, its rate scaled linearly with the global batch."""
     scale = config.batch_size * world_size / config.base_batch_size
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -156,7 +158,7 @@ def build_loader(
 ) -> "DataLoader[Sample]":
     """Batches (lists of samples) of this rank from ``start_step`` on."""
     sampler = StepSampler(
-        dataset.shard_sizes,
+        dataset.shard_sizes.tolist(),
         seed=config.seed,
         batch_size=config.batch_size,
         steps=steps,
@@ -180,9 +182,9 @@ def _initialised(run: RunConfig) -> BoxDomainPretrainer:
         return build_pretrainer(run.stock_model, run.pretrain)
     except OSError as error:
         raise AlignDetError(
-            f"the backbone's initial weights ({run.stock_model['backbone'].get('init_cfg')}) could not be read: {error}. "
-            "Name a local file with --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from random weights "
-            "with --cfg-options model.backbone.init_cfg=None"
+            f"the backbone's initial weights ({run.stock_model['backbone'].get('init_cfg')}) could not be read: "
+            f"{error}. Name a local file with --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from "
+            "random weights with --cfg-options model.backbone.init_cfg=None"
         ) from error
 
 
@@ -194,7 +196,9 @@ def _saved_state(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | N
     changed = identity_difference(saved["identity"], identity)
     if changed:
         raise AlignDetError(
-            f"{path} belongs to another run:\n  " + "\n  ".join(changed) + "\nUse another --work-dir, or --no-resume to "
+            f"{path} belongs to another run:\n  "
+            + "\n  ".join(changed)
+            + "\nUse another --work-dir, or --no-resume to "
             "overwrite it"
         )
     return saved
@@ -207,7 +211,7 @@ def _wrapped(optimizer: torch.optim.Optimizer, config: PretrainConfig, amp: bool
 
 def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> Runner:
     config, options = plan.run.pretrain, plan.options
-    runner = Runner(
+    return Runner(
         model=model,
         work_dir=str(plan.work_dir),
         train_dataloader=build_loader(
@@ -234,7 +238,6 @@ def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optim
         default_scope="mmdet",
         experiment_name=f"{plan.run.name}_from_{plan.start}",
     )
-    return runner
 
 
 def _schedules(config: PretrainConfig, steps: int) -> tuple[Schedule, Schedule]:
@@ -256,8 +259,8 @@ def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Opti
     rate, base = optimizer.param_groups[0]["initial_lr"], config.optimizer["lr"]
     scaled = "" if rate == base else f" ({base:g} scaled by {global_batch}/{config.base_batch_size} images)"
     return [
-        f"{plan.run.name}: {plan.run.stock_model['type']}, {trainable:,} trainable parameters, {frozen:,} frozen in the "
-        f"backbone, on {get_device()}",
+        f"{plan.run.name}: {plan.run.stock_model['type']}, {trainable:,} trainable parameters, "
+        f"{frozen:,} frozen in the backbone, on {get_device()}",
         f"{len(plan.dataset):,} images, {plan.dataset.manifest.totals.proposals:,} proposals, {plan.steps:,} steps of "
         f"{global_batch} images, learning rate {rate:g}{scaled}",
         f"resumed at step {plan.start}" if plan.start else "from step 0",

@@ -5,6 +5,7 @@ What is random is drawn first, on the host, from (seed, epoch, sample, view) alo
 neither on the batch, rank or worker that handles it nor on where it is computed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,9 @@ def apply_view(image: Tensor, boxes: Tensor, view: View) -> tuple[Tensor, Tensor
     moved = boxes * scale
     if view.flip:
         resized = resized.flip(-1)
-        moved = torch.stack([view.width - moved[:, 2], moved[:, 1], view.width - moved[:, 0], moved[:, 3]], dim=1)
+        moved = torch.stack(
+            [view.width - moved[:, 2], moved[:, 1], view.width - moved[:, 0], moved[:, 3]], dim=1
+        )
     kept = ((moved[:, 2] - moved[:, 0] > 1) & (moved[:, 3] - moved[:, 1] > 1)).nonzero()[:, 0]
     return _color(resized, view), moved[kept], kept
 
@@ -93,7 +96,7 @@ def _color(image: Tensor, view: View) -> Tensor:
     """``image`` [3, H, W] uint8 BGR in and out; torchvision's saturation and grey weights expect RGB."""
     rgb = image.flip(0)
     amount = view.magnitude
-    operations = {
+    operations: dict[str, Callable[[], Tensor]] = {
         "identity": lambda: rgb,
         "autocontrast": lambda: F.autocontrast(rgb),
         "equalize": lambda: F.equalize(rgb),
@@ -104,5 +107,4 @@ def _color(image: Tensor, view: View) -> Tensor:
         "sharpness": lambda: F.adjust_sharpness(rgb, amount),
         "posterize": lambda: F.posterize(rgb, int(amount)),
     }
-    changed: Tensor = operations[view.color_op]()
-    return changed.flip(0)
+    return operations[view.color_op]().flip(0)

@@ -39,3 +39,15 @@ def build_identity() -> dict[str, str]:
 def _cpu_supports(feature: str) -> bool:
     codes = {"SSE4_1": 6, "SSE4_2": 7, "AVX": 10, "AVX2": 11, "FP16": 9, "FMA3": 12, "AVX512_SKX": 256}
     return feature in codes and bool(cv2.checkHardwareSupport(codes[feature]))
+
+
+def main() -> None:
+    """``python -m proposals.opencv``: exit 0 when selective search can run on this cv2, else say how to repair it."""
+    try:
+        require_ximgproc()
+    except AlignDetError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ def adapter_for(detector_type: str, head_type: str) -> FamilyAdapter:
             return adapter()
     known = "; ".join(f"{a.family}: {', '.join(a.head_types)}" for a in ADAPTERS)
     raise AlignDetError(
-        f"no adapter for the head {head_type} of {detector_type}. Supported heads: {known}. A new family is one file in "
-        "aligndet_train/detectors: a FamilyAdapter says which layers the unsupervised head replaces, where predictions "
-        "and their assigned ids are read, which losses stay and which weights are exported"
+        f"no adapter for the head {head_type} of {detector_type}. Supported heads: {known}. A new family is one file "
+        "in aligndet_train/detectors: a FamilyAdapter says which layers the unsupervised head replaces, where "
+        "predictions and their assigned ids are read, which losses stay and which weights are exported"
     )

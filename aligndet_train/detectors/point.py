@@ -1,6 +1,6 @@
 """Point-based dense heads: FCOS."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -13,7 +13,9 @@ class FCOSAdapter(FamilyAdapter):
 
     family = "FCOS"
     head_types = ("FCOSHead",)
-    defaults: dict[str, Any] = {"optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}}  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {
+        "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
+    }
     dropped_losses = frozenset({"loss_cls"})
     embedding_layers = ("bbox_head.conv_cls.",)
     predictors = ("bbox_head.conv_reg.", "bbox_head.conv_centerness.", "bbox_head.scales.")

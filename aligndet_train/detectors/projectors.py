@@ -14,4 +14,6 @@ def conv_projector(channels: int, embed_dims: int, kernel_size: int) -> nn.Seque
 
 def mlp_projector(channels: int, embed_dims: int) -> nn.Sequential:
     """For RoI heads: fc - ReLU - fc. [N, channels] -> [N, embed_dims]."""
-    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, embed_dims))
+    return nn.Sequential(
+        nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, embed_dims)
+    )

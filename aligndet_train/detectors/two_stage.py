@@ -1,6 +1,6 @@
 """Two-stage detectors: an RPN trained on the proposals as they are, and one RoI head that embeds its boxes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from mmdet.models.task_modules import RandomSampler
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ class FasterRCNNAdapter(FamilyAdapter):
 
     family = "Faster R-CNN"
     head_types = ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
-    defaults: dict[str, Any] = {  # noqa: RUF012
+    defaults: ClassVar[dict[str, Any]] = {
         "optimizer": {"type": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4},
         "sampled_boxes": 8192,
     }

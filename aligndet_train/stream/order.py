@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def epoch_order(
-    shard_sizes: Sequence[int], seed: int, epoch: int, window: int = 8
-) -> npt.NDArray[np.int64]:
+def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int = 8) -> npt.NDArray[np.int64]:
     """A permutation of ``range(sum(shard_sizes))``: [N] int64 indices into the dataset.
 
     shard_sizes: images in each shard, in dataset order (row i of the dataset lies in the shard that

@@ -32,7 +32,7 @@ def test_unknown_keys_name_file_and_known_keys(tmp_path, line):
 
 
 def test_missing_files_and_names():
-    with pytest.raises(AlignDetError, match="shipped: .*fcos"):
+    with pytest.raises(AlignDetError, match=r"shipped: .*fcos"):
         shipped_config("fcoss")
 
 

@@ -21,10 +21,12 @@ def literal_loss(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor,
     q, k = normalize(query, dim=1), normalize(key.detach(), dim=1)
     per_id = []
     for i in sorted(set(query_ids.tolist()) - {BACKGROUND}):
-        queries = [n for n, l in enumerate(query_ids.tolist()) if l == i]
-        positives = [k[n] for n, l in enumerate(key_ids.tolist()) if l == i] or [q[n] for n in queries]
-        negatives = [k[n] for n, l in enumerate(key_ids.tolist()) if l != i]
-        negatives += [q[n].detach() for n, l in enumerate(query_ids.tolist()) if l != i]
+        queries = [n for n, label in enumerate(query_ids.tolist()) if label == i]
+        positives = [k[n] for n, label in enumerate(key_ids.tolist()) if label == i] or [
+            q[n] for n in queries
+        ]
+        negatives = [k[n] for n, label in enumerate(key_ids.tolist()) if label != i]
+        negatives += [q[n].detach() for n, label in enumerate(query_ids.tolist()) if label != i]
         pairs = [
             cross_entropy(torch.stack([q[n] @ z for z in (p, *negatives)])[None] / tau, torch.tensor([0]))
             for n in queries
@@ -80,7 +82,9 @@ def test_equals_the_literal_loop(query_ids, key_ids, seed, tau):
 def test_momentum_view_gets_no_gradient():
     key = torch.randn(6, 4, requires_grad=True)
     labels = torch.arange(6)
-    box_contrastive_loss(torch.randn(6, 4, requires_grad=True), key, labels, labels, background=-1, temperature=0.5).backward()
+    box_contrastive_loss(
+        torch.randn(6, 4, requires_grad=True), key, labels, labels, background=-1, temperature=0.5
+    ).backward()
     assert key.grad is None
 
 
@@ -88,7 +92,9 @@ def test_momentum_view_gets_no_gradient():
 def test_only_background_is_a_zero_with_a_gradient(n_keys):
     query = torch.randn(4, 3, requires_grad=True)
     everywhere = torch.full((4,), 9)
-    loss = box_contrastive_loss(query, torch.randn(n_keys, 3), everywhere, torch.zeros(n_keys), background=9, temperature=0.5)
+    loss = box_contrastive_loss(
+        query, torch.randn(n_keys, 3), everywhere, torch.zeros(n_keys), background=9, temperature=0.5
+    )
     loss.backward()
     assert loss.item() == 0
     assert query.grad is not None
@@ -99,8 +105,12 @@ def test_half_precision_inputs_under_autocast_are_computed_in_float32():
     torch.manual_seed(0)
     query, key = torch.randn(32, 16), torch.randn(32, 16)
     labels = torch.randint(0, 8, (32,))
-    full = box_contrastive_loss(query.bfloat16().float(), key.bfloat16().float(), labels, labels, background=-1, temperature=0.5)
+    full = box_contrastive_loss(
+        query.bfloat16().float(), key.bfloat16().float(), labels, labels, background=-1, temperature=0.5
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = box_contrastive_loss(query.bfloat16(), key.bfloat16(), labels, labels, background=-1, temperature=0.5)
+        half = box_contrastive_loss(
+            query.bfloat16(), key.bfloat16(), labels, labels, background=-1, temperature=0.5
+        )
     assert half.dtype == torch.float32
     assert torch.equal(full, half)

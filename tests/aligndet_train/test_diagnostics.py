@@ -28,7 +28,9 @@ def test_shifted_ids_are_never_retrieved_and_background_does_not_count():
 
 def test_a_proposal_missing_in_the_other_view_cannot_be_missed():
     eye = torch.eye(3)
-    figures = embedding_diagnostics(eye, eye[:2], torch.tensor([0, 1, 2]), torch.tensor([0, 1]), background=BACKGROUND)
+    figures = embedding_diagnostics(
+        eye, eye[:2], torch.tensor([0, 1, 2]), torch.tensor([0, 1]), background=BACKGROUND
+    )
     assert figures["retrieval"] == 1
 
 

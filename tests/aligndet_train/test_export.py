@@ -21,7 +21,9 @@ def checkpoint(run, tmp_path):
     """A checkpoint of the run's initial weights."""
     model = build_pretrainer(run.stock_model, run.pretrain)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    return save_checkpoint(tmp_path, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model})
+    return save_checkpoint(
+        tmp_path, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model}
+    )
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
@@ -32,7 +34,9 @@ def test_stock_detector_loads_and_predicts(run, checkpoint, tmp_path, name, keep
     stock = build_detector(run.stock_model)
     assert set(report.loaded) | set(report.left_at_init) == set(stock.state_dict())
     assert not report.unexpected
-    state = load_file(out) if out.suffix == ".safetensors" else torch.load(out, weights_only=True)["state_dict"]
+    state = (
+        load_file(out) if out.suffix == ".safetensors" else torch.load(out, weights_only=True)["state_dict"]
+    )
     missing, unexpected = stock.load_state_dict(state, strict=False)
     assert sorted(missing) == sorted(report.left_at_init)
     assert not unexpected
@@ -41,7 +45,9 @@ def test_stock_detector_loads_and_predicts(run, checkpoint, tmp_path, name, keep
     assert bool(predictors) != keep
     from mmdet.structures import DetDataSample
 
-    sample = DetDataSample(metainfo={"img_shape": (64, 96), "scale_factor": (1.0, 1.0), "ori_shape": (64, 96)})
+    sample = DetDataSample(
+        metainfo={"img_shape": (64, 96), "scale_factor": (1.0, 1.0), "ori_shape": (64, 96)}
+    )
     (prediction,) = stock.predict(torch.randn(1, 3, 64, 96), [sample])
     assert prediction.pred_instances.bboxes.shape[1] == 4
 

@@ -27,4 +27,6 @@ def test_momentum_rises_along_half_a_cosine():
 @pytest.mark.parametrize("total", [1, 2])
 def test_shortest_runs_are_legal(total):
     assert len(half_cosine(0.9, 1.0, total)) == total
-    assert np.isfinite(warmup_multistep(total, warmup=0, warmup_ratio=0.1, milestones=(0.5,), gamma=0.1)).all()
+    assert np.isfinite(
+        warmup_multistep(total, warmup=0, warmup_ratio=0.1, milestones=(0.5,), gamma=0.1)
+    ).all()

@@ -41,7 +41,13 @@ def test_ranks_slice_the_same_global_batches_and_resume_is_a_suffix(sizes, per_r
     def batches(world, start_step):
         ranks = [
             StepSampler(
-                sizes, seed=1, batch_size=per_rank * 4 // world, steps=steps, start_step=start_step, rank=r, world_size=world
+                sizes,
+                seed=1,
+                batch_size=per_rank * 4 // world,
+                steps=steps,
+                start_step=start_step,
+                rank=r,
+                world_size=world,
             )
             for r in range(world)
         ]

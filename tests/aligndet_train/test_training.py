@@ -29,7 +29,9 @@ def command(data: Path, work_dir: Path, *extra: str, detector: str = "fcos") -> 
 
 def launch(arguments: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
 
 
 def finish(arguments: list[str], expect: int = 0) -> str:
@@ -130,7 +132,9 @@ def test_mistakes_are_one_sentence(arguments, message, mined_dataset, tmp_path):
 
 
 def test_backbone_weights_that_cannot_be_read_say_what_to_do(mined_dataset, tmp_path):
-    arguments = command(mined_dataset, tmp_path, "--cfg-options", "model.backbone.init_cfg.checkpoint=gone.pth")
+    arguments = command(
+        mined_dataset, tmp_path, "--cfg-options", "model.backbone.init_cfg.checkpoint=gone.pth"
+    )
     arguments[arguments.index("--config") : arguments.index("--data")] = ["--detector", "fcos"]
     output = finish(arguments, expect=1)
     assert "model.backbone.init_cfg.checkpoint=FILE" in output

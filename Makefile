@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` and `make test`. Both set up .venv first and reuse it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tiny tensors on few cores: more threads only wait for each other.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: demo test test-all lint format setup clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[mine,train,demo,dev]'
+	$(BIN)/python -m proposals.opencv || $(MAKE) repair-opencv
+	touch $@
+
+# mmcv-lite pulls in opencv-python, which overwrites opencv-contrib-python when it is installed last.
+.PHONY: repair-opencv
+repair-opencv:
+	$(BIN)/pip uninstall -q -y opencv-python opencv-contrib-python
+	$(BIN)/pip install -q --no-deps -c constraints.txt opencv-contrib-python
+	$(BIN)/python -m proposals.opencv
+
+# make demo IMAGES=folder uses your own pictures.
+demo: setup
+	$(BIN)/python examples/demo.py $(IMAGES)
+
+test: setup lint
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+test-all: setup lint
+	$(TEST_ENV) $(BIN)/python -m pytest -m 'not gpu'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info
