@@ -50,13 +50,14 @@ def grow_atoms(
         size[pixel] = 1
         threshold[pixel] = smallest_k
         heaviest[pixel] = 0.0
-    steps = np.array([1, width], np.uint32)
+    pixels = np.uint32(len(parent))
     count = 0
     for item in ordered:
         edge = np.uint32(item)
-        start = edge >> np.uint32(1)
+        downwards = edge >= pixels
+        start = np.uint32(edge - pixels) if downwards else edge
         a = find_root(parent, start)
-        b = find_root(parent, np.uint32(start + steps[edge & np.uint32(1)]))
+        b = find_root(parent, np.uint32(start + (width if downwards else 1)))
         if a == b:
             continue
         weight = np.uint32(item >> np.uint64(32)).view(np.float32)

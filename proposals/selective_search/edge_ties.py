@@ -35,15 +35,15 @@ def list_edges_twice(
     tree: npt.NDArray[np.int64],
 ) -> None:
     """OpenCV's unsorted list, and a tree of one untouched node. bits: [2 H W]; keys, edges: [2 x edges], out."""
-    height = len(bits) // (2 * width)
+    pixels = len(bits) // 2
     count = 0
-    for pixel in range(height * width):
+    for pixel in range(pixels):
         y, x = pixel // width, pixel % width
         for there, edge in (
-            (y > 0, 2 * (pixel - width) + 1),
-            (x > 0, 2 * (pixel - 1)),
-            (y + 1 < height, 2 * pixel + 1),
-            (x + 1 < width, 2 * pixel),
+            (y > 0, pixels + pixel - width),
+            (x > 0, pixel - 1),
+            (pixel + width < pixels, pixels + pixel),
+            (x + 1 < width, pixel),
         ):
             if there:
                 keys[count] = bits[edge]

@@ -1,7 +1,7 @@
 """The pixel graph's edges and their order: one sort per plane set, whatever the number of segmentations.
 
-Every pixel p owns two undirected edges, numbered 2p (to its right) and 2p + 1 (downwards); the number alone gives
-both ends. OpenCV lists each edge twice, once from either end, and sorts that list again for every k. A component only
+Every one of the n pixels owns two undirected edges: p to its right and n + p downwards. The number alone gives both
+ends. OpenCV lists each edge twice, once from either end, and sorts that list again for every k. A component only
 ever asks whether an edge is heavier than a threshold, so half the edges in any order among equals give the same
 components; the one place where equals matter (`edge_ties`) rebuilds OpenCV's list.
 
@@ -27,28 +27,32 @@ def edge_count(height: int, width: int) -> int:
 
 
 @helper
-def _distance(blurred: npt.NDArray[np.float32], y: int, x: int, y2: int, x2: int) -> np.float32:
-    total = np.float32(0.0)
-    for channel in range(blurred.shape[2]):
-        difference = blurred[y, x, channel] - blurred[y2, x2, channel]
-        total += difference * difference
-    return np.float32(np.sqrt(total))
+def _distances(
+    first: npt.NDArray[np.float32], second: npt.NDArray[np.float32], weight: npt.NDArray[np.float32]
+) -> None:
+    """Distances of paired colours. first, second: [C, L]; weight: [L], out. One loop per C, so that each vectorises."""
+    if len(first) == 3:
+        for x in range(len(weight)):
+            a, b, c = first[0, x] - second[0, x], first[1, x] - second[1, x], first[2, x] - second[2, x]
+            weight[x] = np.sqrt(a * a + b * b + c * c)
+    else:
+        for x in range(len(weight)):
+            a = first[0, x] - second[0, x]
+            weight[x] = np.sqrt(a * a)
 
 
-@kernel("void(float32[:,:,::1], float32[::1])")
+@kernel("void(float32[:,:,::1], float32[:,:,::1])")
 def weigh_edges(blurred: npt.NDArray[np.float32], weight: npt.NDArray[np.float32]) -> None:
-    """blurred: [H, W, C] float32. weight: [2 H W] float32, filled by edge number."""
-    height, width = blurred.shape[0], blurred.shape[1]
+    """blurred: [C, H, W] float32, C of 1 or 3. weight: [2, H, W] float32, out, in the order of edge numbers."""
+    height, width = blurred.shape[1], blurred.shape[2]
     for y in range(height):
-        row = weight[2 * y * width : 2 * (y + 1) * width]
-        for x in range(width - 1):
-            row[2 * x] = _distance(blurred, y, x, y, x + 1)
-        row[2 * (width - 1)] = NO_EDGE
+        row = blurred[:, y]
+        _distances(row[:, :-1], row[:, 1:], weight[0, y, : width - 1])
+        weight[0, y, width - 1] = NO_EDGE
         if y + 1 < height:
-            for x in range(width):
-                row[2 * x + 1] = _distance(blurred, y, x, y + 1, x)
+            _distances(row, blurred[:, y + 1], weight[1, y])
         else:
-            row[1::2] = NO_EDGE
+            weight[1, y] = NO_EDGE
 
 
 @helper

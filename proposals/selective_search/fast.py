@@ -8,7 +8,6 @@ strategy (`similarity`, `grouping`). At the end all regions are put in order (`o
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -85,11 +84,11 @@ def build_atom_graph(plane_set: npt.NDArray[np.uint8], smallest_k: float, work: 
     """The pixel graph of the blurred planes, contracted as far as all k agree."""
     height, width = plane_set.shape[:2]
     pixels = height * width
-    weight = work.array("weight", 2 * pixels, np.float32)
-    edges.weigh_edges(planes.blur(plane_set, work.array("unblurred", plane_set.shape, np.float32)), weight)
+    weight = work.array("weight", (2, height, width), np.float32)
+    edges.weigh_edges(planes.blur(plane_set, work), weight)
     ordered, deferred = work.array("ordered", (2, 2 * pixels), np.uint64)
     count = work.array("digits", (edges.DIGITS, 1 << edges.DIGIT_BITS), np.int64)
-    edges.sort_edges(weight.view(np.uint32), ordered, deferred, count)
+    edges.sort_edges(weight.view(np.uint32).reshape(-1), ordered, deferred, count)
     parent, size = work.array("pixel_parent", (2, pixels), np.uint32)
     threshold, heaviest = work.array("pixel_weight", (2, pixels), np.float32)
     ordered = ordered[: edges.edge_count(height, width)]
@@ -209,48 +208,12 @@ def _measure_cells(
     regions.paint_cells(graph.atom_of_pixel, cell_of_atom, cell_of_pixel, size, box)
     pairs = work.table("pairs_table", 4 * count, np.uint64)
     pairs = pairs[: regions.find_neighbours(cell_of_pixel, pairs)].copy()
-    codes, rest = _encode_texture(plane_set, work)
+    codes, rest = texture.encode_texture(plane_set, work)
     tally = work.array("cell_tally", (count, plane_set.shape[2] * features.TALLY), np.int32)
-    features.tally_cells(plane_set, codes, cell_of_pixel.reshape(-1), tally)
-    return Cells(region_of_cell, [regions_ for _, regions_ in labels], size, box, pairs, tally, rest)
-
-
-def _encode_texture(
-    plane_set: npt.NDArray[np.uint8], work: Workspace
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Codes [C * 4, H W] and resting bins [C * 4, 2] of all gradients."""
-    height, width, channels = plane_set.shape
-    turn = texture.plan_turn(height, width)
-    code = work.array("codes", (channels * texture.DIRECTIONS, height, width), np.uint8)
-    rest = np.empty((channels * texture.DIRECTIONS, 2), np.uint8)
-    index = 0
-    for plane in np.ascontiguousarray(plane_set.transpose(2, 0, 1)):
-        for gradient, left, top in _gradients(plane, turn, work):
-            crop = gradient[top : top + height, left : left + width]
-            lowest, highest, _, _ = cv2.minMaxLoc(crop)
-            texture.encode_gradient(gradient, left, top, lowest, highest, code[index], rest[index])
-            index += 1
-    return code.reshape(len(code), -1), rest
-
-
-def _gradients(
-    plane: npt.NDArray[np.uint8], turn: texture.Turn, work: Workspace
-) -> Iterator[tuple[npt.NDArray[np.float32], int, int]]:
-    """The four signed gradients and the corner at which each begins."""
-    height, width = plane.shape
-    straight = work.array("gradient", (height, width), np.float32)
-    for dx, dy in ((1, 0), (0, 1)):
-        cv2.Scharr(plane, cv2.CV_32F, dx, dy, dst=straight)
-        yield straight, 0, 0
-    turned_width, turned_height = turn.turned_size
-    turned = work.array("turned_plane", (turned_height, turned_width), np.uint8)
-    cv2.warpAffine(plane, turn.forth, turn.turned_size, dst=turned)
-    slanted = work.array("turned_gradient", (turned_height, turned_width), np.float32)
-    back = work.array("gradient_back", turn.back_size[::-1], np.float32)
-    for dx, dy in ((1, 0), (0, 1)):
-        cv2.Scharr(turned, cv2.CV_32F, dx, dy, dst=slanted)
-        cv2.warpAffine(slanted, turn.back, turn.back_size, dst=back)
-        yield back, *turn.corner
+    features.tally_cells(plane_set, codes.reshape(-1, cell_of_pixel.size), cell_of_pixel.reshape(-1), tally)
+    return Cells(
+        region_of_cell, [regions_ for _, regions_ in labels], size, box, pairs, tally, rest.reshape(-1, 2)
+    )
 
 
 def _group_segmentation(

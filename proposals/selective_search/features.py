@@ -7,8 +7,9 @@ Counts are integers, so adding cells up changes nothing; the division into float
 import numpy as np
 import numpy.typing as npt
 
+from proposals.selective_search.gradients import DIRECTIONS
 from proposals.selective_search.jit import Index, helper, kernel
-from proposals.selective_search.texture import BINS, CODES, DIRECTIONS
+from proposals.selective_search.texture import BINS, CODES
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 2 * DIRECTIONS * BINS

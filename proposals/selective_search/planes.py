@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proposals.selective_search.types import Mode
+from proposals.selective_search.workspace import Workspace
 
 SIGMA = float(np.float32(0.8))  # OpenCV's float argument, widened
 SCALES: dict[Mode, tuple[float, ...]] = {
@@ -49,8 +50,17 @@ def _convert(image_bgr: npt.NDArray[np.uint8], code: int) -> npt.NDArray[np.uint
     return np.asarray(cv2.cvtColor(image_bgr, code), np.uint8)
 
 
-def blur(planes: npt.NDArray[np.uint8], scratch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Smooth the planes for the segmentation. scratch: [H, W, C] float32. Returns [H, W, C] float32."""
-    np.copyto(scratch, planes)
-    blurred = np.asarray(cv2.GaussianBlur(scratch, (0, 0), SIGMA), np.float32)
-    return blurred.reshape(planes.shape)
+def blur(plane_set: npt.NDArray[np.uint8], work: Workspace) -> npt.NDArray[np.float32]:
+    """Smooth for the segmentation: [H, W, C] uint8 to [C, H, W] float32.
+
+    The channels are blurred together, as OpenCV does: a row of another length would round its last pixels otherwise.
+    """
+    height, width, channels = plane_set.shape
+    sharp = work.array("sharp", plane_set.shape, np.float32)
+    np.copyto(sharp, plane_set)
+    blurred = work.array("blurred", plane_set.shape, np.float32)
+    cv2.GaussianBlur(sharp, (0, 0), SIGMA, dst=blurred)
+    separate = work.array("blurred_planes", (channels, height, width), np.float32)
+    for channel in range(channels):
+        cv2.extractChannel(blurred, channel, dst=separate[channel])
+    return separate

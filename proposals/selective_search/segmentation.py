@@ -32,9 +32,10 @@ def link_atoms(
     for index in range(len(deferred)):
         edge = np.uint32(deferred[index])
         number[index] = edge
-        pixel = edge >> np.uint32(1)
-        beyond = pixel + width if edge & np.uint32(1) else pixel + 1
-        ends[index, 0] = atom_of_pixel[pixel]
+        downwards = edge >= len(atom_of_pixel)
+        pixel = edge - len(atom_of_pixel) if downwards else edge
+        beyond = pixel + (width if downwards else 1)
+        ends[index, 0] = atom_of_pixel[np.uint32(pixel)]
         ends[index, 1] = atom_of_pixel[np.uint32(beyond)]
         weight[index] = np.uint32(deferred[index] >> np.uint64(32)).view(np.float32)
 

@@ -1,59 +1,45 @@
-"""Oriented gradients of a plane, quantised: what the texture histograms count.
+"""Gradients, quantised: what the texture histograms count.
 
-The paper takes Gaussian derivatives in eight directions. OpenCV takes Scharr's x and y, and those of the plane
-turned by 45 degrees and turned back; each splits into its positive and its negative part, and each part is scaled to
-0..255 over the whole image and put into ten bins. Blur, warp and Scharr are OpenCV's own, so they round as it does.
-
-Bins of both parts never fall as the gradient grows, and where one part moves the other rests at zero. Their sum
-therefore determines both: one byte per pixel and direction, the `code`, instead of two planes.
+Each of the four derivatives splits into its positive and its negative part, and each part is scaled to 0..255 over
+the whole image and put into ten bins. Bins of both parts never fall as the gradient grows, and where one part moves the
+other rests at zero. Their sum therefore determines both: one byte per pixel and direction, the `code`.
 """
-
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from proposals.selective_search.gradients import DIRECTIONS, oriented_gradients
 from proposals.selective_search.jit import Index, helper, kernel
+from proposals.selective_search.workspace import Workspace
 
-DIRECTIONS = 4  # x, y and the two of the turned plane
 BINS = 10
 CODES = 2 * BINS - 1
-_VECTOR = 64  # pixels; a multiple of what cv2 warps at a time
 # Adding and subtracting it rounds a small float32 to the nearest integer, halves to even.
 _ROUND = np.float32(1.5 * 2**23)
 
 
-@dataclass(frozen=True)
-class Turn:
-    """How OpenCV turns an image by 45 degrees and back: affine maps, sizes (width, height), the crop's corner."""
-
-    forth: npt.NDArray[np.float64]
-    back: npt.NDArray[np.float64]
-    turned_size: tuple[int, int]
-    back_size: tuple[int, int]
-    corner: tuple[int, int]
-
-
-def plan_turn(height: int, width: int) -> Turn:
-    """The turn of an image of this size.
-
-    The way back turns about the *integer* centre, onto a canvas that holds at least the image (a narrow image's turned
-    one is shorter than it). Ours ends soon after the crop's lower right corner. Starting it at the upper left one as
-    well would change how coordinates round, and so would ending a row inside one of cv2's vectors.
-    """
-    centre = (width / 2.0, height / 2.0)
-    _, _, turned_width, turned_height = cv2.RotatedRect(centre, (width, height), 45.0).boundingRect()
-    forth = np.asarray(cv2.getRotationMatrix2D(centre, 45.0, 1.0), np.float64)
-    forth[0, 2] += turned_width / 2.0 - centre[0]
-    forth[1, 2] += turned_height / 2.0 - centre[1]
-    middle = (float(turned_width // 2), float(turned_height // 2))
-    back = np.asarray(cv2.getRotationMatrix2D(middle, -45.0, 1.0), np.float64)
-    canvas = (max(turned_width, width), max(turned_height, height))
-    corner = ((canvas[0] - width) // 2, (canvas[1] - height) // 2)
-    whole_vectors = -(-(corner[0] + width) // _VECTOR) * _VECTOR
-    back_size = (min(canvas[0], whole_vectors), corner[1] + height)
-    return Turn(forth, back, (turned_width, turned_height), back_size, corner)
+def encode_texture(
+    plane_set: npt.NDArray[np.uint8], work: Workspace
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Codes [C, DIRECTIONS, H, W] and the bins of a zero [C, DIRECTIONS, 2] (positive part, negative part)."""
+    height, width, channels = plane_set.shape
+    code = work.array("codes", (channels, DIRECTIONS, height, width), np.uint8)
+    rest = np.empty((channels, DIRECTIONS, 2), np.uint8)
+    plane = work.array("plane", (height, width), np.uint8)
+    for channel in range(channels):
+        cv2.extractChannel(plane_set, channel, dst=plane)
+        for direction, gradient in enumerate(oriented_gradients(plane, work)):
+            encode_gradient(
+                gradient.values,
+                gradient.left,
+                gradient.top,
+                gradient.lowest,
+                gradient.highest,
+                code[channel, direction],
+                rest[channel, direction],
+            )
+    return code, rest
 
 
 @helper
@@ -83,10 +69,10 @@ def encode_gradient(
     code: npt.NDArray[np.uint8],
     rest: npt.NDArray[np.uint8],
 ) -> None:
-    """Code a signed gradient whose extremes in the crop are lowest and highest.
+    """Code a derivative whose extremes in the image are lowest and highest.
 
-    gradient: float32, read from (left, top) on. code: [H, W] uint8, out, bin of the positive + bin of the negative
-    part. rest: [2] uint8, out, the bins of a zero in the positive and the negative part.
+    gradient: [h, w] float32, read from (left, top) on. code: [H, W] uint8, out, bin of the positive + bin of the
+    negative part. rest: [2] uint8, out, the bins of a zero in the positive and the negative part.
     """
     zero = np.float32(0.0)
     up_factor, up_offset = _scale(max(lowest, 0.0), max(highest, 0.0))
@@ -97,6 +83,6 @@ def encode_gradient(
         source = gradient[top + y, left : left + code.shape[1]]
         target = code[y]
         for x in range(code.shape[1]):
-            up = _bin(max(source[x], zero), up_factor, up_offset)
-            down = _bin(min(source[x], zero), down_factor, down_offset)
-            target[x] = up + down
+            rises = source[x] > zero
+            moving = _bin(source[x], up_factor if rises else down_factor, up_offset if rises else down_offset)
+            target[x] = moving + (rest[1] if rises else rest[0])

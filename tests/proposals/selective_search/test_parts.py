@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from proposals.selective_search import fast, ordering, planes, texture
+from proposals.selective_search import fast, gradients, ordering, planes
 from proposals.selective_search.workspace import Workspace
 
 
@@ -38,7 +38,7 @@ def test_rand_is_glibcs(seed):
 @pytest.mark.parametrize("shape", [(37, 53), (180, 240), (90, 300), (300, 40), (1, 9), (251, 333)], ids=str)
 def test_the_cropped_warp_is_the_whole_one(shape):
     height, width = shape
-    turn = texture.plan_turn(height, width)
+    turn = gradients.plan_turn(height, width)
     turned_width, turned_height = turn.turned_size
     random = np.random.default_rng(0)
     gradient = random.normal(0, 900, (turned_height, turned_width)).astype(np.float32)
