@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from proposals.cli_quality import recall
 from proposals.errors import AlignDetError
 
 
@@ -28,6 +29,7 @@ def build_app() -> typer.Typer:
 def register(app: typer.Typer) -> None:
     """Add floor 1's verbs (none of them needs Ray or torch)."""
     app.command()(show)
+    app.command()(recall)
 
 
 def show(

@@ -1,0 +1,148 @@
+"""Ground-truth boxes, from COCO json or Pascal VOC xml, as flat arrays."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+
+from proposals.errors import AlignDetError
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The annotated boxes of I images, G in all.
+
+    names: [I] file names as written there. sizes: [I, 2] int64 (width, height) px, 0 where unknown.
+    offsets: [I + 1] int64, image i owns rows offsets[i]:offsets[i + 1] of the rest. boxes: [G, 4] float64, xywh px
+    (as COCO writes them: other forms would round differently), half-open. area: [G] float64 px^2, as annotated.
+    ignore: [G] bool, crowd or difficult. labels: [G] int64 into ``classes``.
+    """
+
+    names: list[str]
+    sizes: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    area: npt.NDArray[np.float64]
+    ignore: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+def read_ground_truth(path: str | Path) -> GroundTruth:
+    """Read a COCO json file, or a folder of VOC xml files (or one that holds them in ``Annotations``).
+
+    VOC corners are whole pixels counted from 1, both inside the box: x1 = xmin - 1, x2 = xmax. Raises AlignDetError
+    when there is nothing of the kind or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_voc(path)
+    try:
+        content = json.loads(path.read_bytes())
+        return _from_coco(content)
+    except OSError as error:
+        raise AlignDetError(
+            f"{path} cannot be read: {error.strerror}. Name a COCO json or a VOC folder."
+        ) from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise AlignDetError(
+            f"{path} is not a COCO annotation file ({type(error).__name__}: {error}). It needs the lists images, "
+            "annotations (bbox, image_id, category_id) and categories."
+        ) from error
+
+
+def _from_coco(content: dict[str, Any]) -> GroundTruth:
+    images, annotations = content["images"], content["annotations"]
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    place = {image["id"]: i for i, image in enumerate(images)}
+    label = {category["id"]: i for i, category in enumerate(categories)}
+    annotations = [a for a in annotations if a["image_id"] in place and a["category_id"] in label]
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    return _grouped(
+        names=[str(image["file_name"]) for image in images],
+        sizes=[(image.get("width") or 0, image.get("height") or 0) for image in images],
+        owner=np.array([place[a["image_id"]] for a in annotations], dtype=np.int64),
+        boxes=boxes,
+        area=np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64),
+        ignore=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=np.bool_),
+        labels=np.array([label[a["category_id"]] for a in annotations], dtype=np.int64),
+        classes=tuple(str(category["name"]) for category in categories),
+    )
+
+
+def _read_voc(folder: Path) -> GroundTruth:
+    inner = folder / "Annotations"
+    paths = sorted((inner if inner.is_dir() else folder).glob("*.xml"))
+    if not paths:
+        raise AlignDetError(
+            f"{folder} holds no VOC annotation: neither *.xml nor Annotations/*.xml. "
+            "Name that folder or a COCO json."
+        )
+    roots = [_voc_root(path) for path in paths]
+    objects = [(i, found) for i, root in enumerate(roots) for found in root.iter("object")]
+    names = [found.findtext("name", "") for _, found in objects]
+    classes = tuple(sorted(set(names)))
+    boxes = np.array([_voc_box(found, paths[i]) for i, found in objects], dtype=np.float64).reshape(-1, 4)
+    return _grouped(
+        names=[
+            root.findtext("filename") or f"{path.stem}.jpg" for root, path in zip(roots, paths, strict=True)
+        ],
+        sizes=[(_voc_side(root, "width"), _voc_side(root, "height")) for root in roots],
+        owner=np.array([i for i, _ in objects], dtype=np.int64),
+        boxes=boxes,
+        area=boxes[:, 2] * boxes[:, 3],
+        ignore=np.array([found.findtext("difficult", "0").strip() == "1" for _, found in objects], np.bool_),
+        labels=np.array([classes.index(name) for name in names], dtype=np.int64),
+        classes=classes,
+    )
+
+
+def _voc_root(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError) as error:
+        raise AlignDetError(f"{path} is not a VOC annotation: {error}. Repair or remove it.") from error
+
+
+def _voc_box(found: ElementTree.Element, path: Path) -> tuple[float, float, float, float]:
+    try:
+        corners = (found.findtext(f"bndbox/{name}", "") for name in ("xmin", "ymin", "xmax", "ymax"))
+        left, top, right, bottom = (float(text) for text in corners)
+    except ValueError as error:
+        raise AlignDetError(f"{path} has an object without a numeric bndbox. Repair or remove it.") from error
+    return left - 1, top - 1, right - left + 1, bottom - top + 1
+
+
+def _voc_side(root: ElementTree.Element, name: str) -> int:
+    text = root.findtext(f"size/{name}", "0").strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _grouped(
+    names: list[str],
+    sizes: Sequence[tuple[int, int]],
+    owner: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.float64],
+    area: npt.NDArray[np.float64],
+    ignore: npt.NDArray[np.bool_],
+    labels: npt.NDArray[np.int64],
+    classes: tuple[str, ...],
+) -> GroundTruth:
+    # pycocotools walks an image's boxes class by class, and of equal overlaps takes the last: same order, same ties.
+    order = np.lexsort((labels, owner))
+    counts = np.bincount(owner, minlength=len(names)) if len(names) else np.zeros(0, np.int64)
+    return GroundTruth(
+        names=names,
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=boxes[order],
+        area=area[order],
+        ignore=ignore[order],
+        labels=labels[order],
+        classes=classes,
+    )
