@@ -48,7 +48,7 @@ def mine(
             "--filter", help="Aspect 1/3..3, size 0.0..0.8 of the image, NMS 0.5; none keeps every box."
         ),
     ] = "ratio3size0008@0.5",
-    images_per_shard: Annotated[int, typer.Option(min=1, help="Images in one tar.")] = 64,
+    images_per_shard: Annotated[int, typer.Option(min=1, max=1_000_000, help="Images in one tar.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seeds the order of boxes.")] = 0,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to run on. Default: a private one on this machine.")

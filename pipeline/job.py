@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from pipeline.plan import ShardTask, make_plan
 from pipeline.shard_task import Count, Work, mine_shard
 from pipeline.sources import FolderSource, describe
-from pipeline.workspace import JobIdentity, Workspace, begin, commit
+from pipeline.workspace import Workspace, begin, commit
+from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, library_versions
 from proposals.errors import AlignDetError
 from proposals.opencv import require_ximgproc

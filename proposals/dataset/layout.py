@@ -8,6 +8,8 @@ MANIFEST = "dataset.json"
 PLAN = "plan.parquet"
 REJECTED = "rejected.parquet"
 SHARDS = "shards"
+CONSOLIDATED = "proposals.zarr"
+APPEND = "append.parquet"
 TEMPORARY_MARK = ".tmp-"
 
 # With the hash and the longest suffix a member name stays below the 100 characters of a plain tar header.
@@ -33,6 +35,14 @@ def parquet_path(root: Path, name: str) -> Path:
 def record_path(root: Path, name: str) -> Path:
     """Where the commit record of shard ``name`` is: the only proof that the shard is complete."""
     return root / SHARDS / f"{name}.json"
+
+
+def is_consolidated_path(path: str) -> bool:
+    """Whether ``path``, relative to the dataset folder, can only name a file inside the Zarr group."""
+    parts = path.split("/")
+    return (
+        len(parts) > 1 and parts[0] == CONSOLIDATED and not {"", ".", ".."} & set(parts) and "\\" not in path
+    )
 
 
 def key_of(uri: str) -> str:

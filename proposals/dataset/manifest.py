@@ -2,12 +2,13 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from proposals.dataset import layout
+from proposals.dataset import bounds, layout
 from proposals.dataset.files import file_sha256, write_atomically
+from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError
 from proposals.filters import Status
 from proposals.recipe import Recipe
@@ -17,6 +18,8 @@ FORMAT_VERSION = "1.0"
 _MAJOR = int(FORMAT_VERSION.split(".")[0])
 
 Model = TypeVar("Model", bound=BaseModel)
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Counts = dict[Status, Annotated[int, Field(ge=0, le=bounds.MAX_IMAGES)]]
 
 
 class FileEntry(BaseModel):
@@ -25,8 +28,8 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     path: str
-    bytes: int = Field(ge=0)
-    sha256: str
+    bytes: int = Field(ge=0, le=2**62)
+    sha256: Sha256
 
     @classmethod
     def of(cls, root: Path, path: Path) -> "FileEntry":
@@ -41,12 +44,29 @@ class ShardEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    images: int = Field(ge=0)
-    proposals: int = Field(ge=0)
-    statuses: dict[Status, int]
+    name: str = Field(pattern=r"^[0-9]{5,9}$")
+    images: int = Field(ge=0, le=bounds.MAX_SHARD_IMAGES)
+    proposals: int = Field(ge=0, le=bounds.MAX_SHARD_PROPOSALS)
+    statuses: Counts
     tar: FileEntry | None
     parquet: FileEntry | None
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """The tar and the Parquet file, or nothing."""
+        return tuple(entry for entry in (self.tar, self.parquet) if entry is not None)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "ShardEntry":
+        expected = [f"{layout.SHARDS}/{self.name}.{kind}" for kind in ("tar", "parquet") if self.images]
+        if [entry.path for entry in self.files] != expected:
+            raise ValueError(f"shard {self.name} of {self.images} images must have the files {expected}")
+        if sum(self.statuses.values()) != self.images or (self.proposals > 0) != (self.images > 0):
+            raise ValueError(f"shard {self.name}: images, statuses and proposals do not add up")
+        room = self.tar.bytes if self.tar is not None else 0
+        if self.images * bounds.MIN_IMAGE_BYTES > room or self.proposals * bounds.MIN_BOX_BYTES > room:
+            raise ValueError(f"shard {self.name}: a tar of {room} bytes cannot hold what it declares")
+        return self
 
 
 class Rejection(BaseModel):
@@ -81,7 +101,7 @@ class SourceInfo(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: str
-    images: int = Field(ge=0)
+    images: int = Field(ge=0, le=bounds.MAX_IMAGES)
     fingerprint: str
 
 
@@ -90,29 +110,48 @@ class Totals(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    images: int
-    proposals: int
-    rejected: int
-    bytes: int
-    statuses: dict[Status, int]
+    images: int = Field(ge=0, le=bounds.MAX_IMAGES)
+    proposals: int = Field(ge=0)
+    rejected: int = Field(ge=0, le=bounds.MAX_IMAGES)
+    bytes: int = Field(ge=0)
+    statuses: Counts
 
 
 class Manifest(BaseModel):
-    """``dataset.json``, written last. Unknown fields are those of a newer minor version and are ignored."""
+    """``dataset.json``, written last. Unknown fields are those of a newer minor version and are ignored.
+
+    consolidated: the files of proposals.zarr, empty when there is none.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     format: Literal["aligndet-proposals"] = "aligndet-proposals"
     format_version: str = FORMAT_VERSION
     recipe: Recipe
-    recipe_fingerprint: str
+    recipe_fingerprint: Sha256
     source: SourceInfo
-    images_per_shard: int
+    images_per_shard: int = Field(ge=1, le=bounds.MAX_SHARD_IMAGES)
     versions: dict[str, str]
     totals: Totals
     plan: FileEntry
     rejected: FileEntry
     shards: tuple[ShardEntry, ...]
+    consolidated: tuple[FileEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "Manifest":
+        if [shard.name for shard in self.shards] != [layout.shard_name(i) for i in range(len(self.shards))]:
+            raise ValueError("the shards are not numbered 0, 1, 2 and so on")
+        if (self.plan.path, self.rejected.path) != (layout.PLAN, layout.REJECTED):
+            raise ValueError(f"plan and rejected must be {layout.PLAN} and {layout.REJECTED}")
+        if not all(layout.is_consolidated_path(entry.path) for entry in self.consolidated):
+            raise ValueError(f"consolidated names a file outside {layout.CONSOLIDATED}")
+        totals, shards = self.totals, self.shards
+        declared = totals.images, totals.proposals, totals.images + totals.rejected
+        sums = sum(shard.images for shard in shards), sum(shard.proposals for shard in shards)
+        if declared != (*sums, self.source.images):
+            raise ValueError("totals are not the sums over the shards and the rejected images")
+        return self
 
 
 def library_versions() -> dict[str, str]:
@@ -125,16 +164,13 @@ def library_versions() -> dict[str, str]:
 
 
 def write_model(path: Path, model: BaseModel) -> None:
-    """Write ``model`` as indented JSON, atomically."""
-    write_atomically(path, (model.model_dump_json(indent=1) + "\n").encode())
+    """Write ``model`` as indented JSON with a seal, atomically."""
+    write_atomically(path, seal(model.model_dump_json(indent=1).encode() + b"\n"))
 
 
-def read_model(path: Path, model: type[Model]) -> Model:
-    """Read a JSON file written by `write_model`; raises AlignDetError when it is damaged."""
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        raise AlignDetError(f"{path} cannot be read as {model.__name__}: {error}") from error
+def read_record(path: Path) -> CommitRecord:
+    """The commit record in ``path``; raises AlignDetError when it is damaged or too large."""
+    return _parse(path, bounds.read_bounded(path, bounds.MAX_RECORD_BYTES), CommitRecord)
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -146,17 +182,35 @@ def read_manifest(root: Path) -> Manifest:
     path = root / layout.MANIFEST
     if not path.is_file():
         raise AlignDetError(_why_no_manifest(root))
-    _check_format(path)
-    return read_model(path, Manifest)
+    data = bounds.read_bounded(path, bounds.MAX_MANIFEST_BYTES)
+    _check_format(path, data)
+    return _parse(path, data, Manifest)
 
 
 class _Format(BaseModel):
     format: str = ""
-    format_version: str = Field(default="", pattern=r"^\d+\.\d+$")
+    format_version: str = Field(default="", pattern=r"^\d{1,9}\.\d{1,9}$")
 
 
-def _check_format(path: Path) -> None:
-    found = read_model(path, _Format)
+def _parse(path: Path, data: bytes, model: type[Model]) -> Model:
+    if seal_state(data) == "broken":
+        raise AlignDetError(
+            f"{path} cannot be read: its digest does not fit, so it was changed or damaged after it was written. "
+            f"See `aligndet verify`."
+        )
+    return _validate(path, data, model)
+
+
+def _validate(path: Path, data: bytes, model: type[Model]) -> Model:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        raise AlignDetError(f"{path} cannot be read as {model.__name__}: {error}") from error
+
+
+def _check_format(path: Path, data: bytes) -> None:
+    # Before the seal: a newer major version may seal its files in another way.
+    found = _validate(path, data, _Format)
     if found.format != FORMAT_NAME:
         raise AlignDetError(f"{path} is not the manifest of a proposal dataset (format {found.format!r}).")
     if int(found.format_version.split(".")[0]) > _MAJOR:

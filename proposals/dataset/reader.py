@@ -12,11 +12,12 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from proposals.boxes import Boxes
 from proposals.dataset import layout
+from proposals.dataset.bounds import read_parquet
 from proposals.dataset.manifest import Manifest, read_manifest
+from proposals.dataset.tables import SCHEMA, box_offsets, flat_boxes, flat_ranks, read_shard
 from proposals.errors import AlignDetError
 
 _CACHE_BYTES = 64 * 2**20
@@ -125,11 +126,11 @@ class ProposalDataset(Sequence[Record]):
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows as one Arrow table, in dataset order, reading only ``columns`` (None: all)."""
-        paths = [layout.parquet_path(self.root, shard.name) for shard in self._shards]
-        tables = [_read_parquet(path, columns) for path in paths]
+        tables = [
+            read_parquet(layout.parquet_path(self.root, shard.name), shard.images, shard.proposals, columns)
+            for shard in self._shards
+        ]
         if not tables:
-            from proposals.dataset.writer import SCHEMA
-
             empty = SCHEMA.empty_table()
             return empty if columns is None else empty.select(columns)
         return pa.concat_tables(tables)
@@ -138,13 +139,11 @@ class ProposalDataset(Sequence[Record]):
         table = self._shard_table(shard)
         names = ("key", "uri", "width", "height", "status", "orientation", "sha256")
         plain = {name: table.column(name)[row].as_py() for name in names}
-        ranks = table.column("rank").chunk(0)
-        first, last = ranks.offsets[row].as_py(), ranks.offsets[row + 1].as_py()
-        flat = table.column("boxes").chunk(0).values.values.to_numpy()
+        first, last = box_offsets(table)[row : row + 2]
         return Record(
             **plain,
-            boxes=flat[4 * first : 4 * last].reshape(-1, 4).copy(),
-            rank=ranks.values.to_numpy()[first:last].copy(),
+            boxes=flat_boxes(table)[first:last].copy(),
+            rank=flat_ranks(table)[first:last].copy(),
             shard=shard,
             row=row,
             tar=self.shard_tar(shard),
@@ -157,29 +156,12 @@ class ProposalDataset(Sequence[Record]):
             if shard in self._cache:
                 self._cache.move_to_end(shard)
                 return self._cache[shard]
-        entry = self._shards[shard]
-        table = _read_parquet(layout.parquet_path(self.root, entry.name), None).combine_chunks()
-        if table.num_rows != entry.images:
-            raise AlignDetError(
-                f"{entry.name}.parquet of {self.root} has {table.num_rows} rows, dataset.json says {entry.images}: "
-                "the dataset is damaged."
-            )
+        table = read_shard(self.root, self._shards[shard])
         with self._lock:
             self._cache[shard] = table
             while len(self._cache) > 1 and sum(held.nbytes for held in self._cache.values()) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
         return table
-
-
-def _read_parquet(path: Path, columns: Sequence[str] | None) -> pa.Table:
-    try:
-        # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=None if columns is None else list(columns), use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise AlignDetError(
-            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
-        ) from error
 
 
 def _read_range(path: Path, offset: int, size: int) -> bytes:
@@ -191,6 +173,8 @@ def _read_range(path: Path, offset: int, size: int) -> bytes:
             f"{path} cannot be opened: {error.strerror}. The dataset is damaged or was moved."
         ) from error
     try:
+        if offset + size > os.fstat(descriptor).st_size:
+            raise AlignDetError(f"{path} ends inside the image at byte {offset}: the dataset is damaged.")
         data = os.pread(descriptor, size, offset)
         while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
             data += more

@@ -15,26 +15,10 @@ import pyarrow.parquet as pq
 from proposals.dataset import layout
 from proposals.dataset.files import publish, temporary_beside
 from proposals.dataset.manifest import FileEntry, ShardEntry
+from proposals.dataset.tables import BOX, SCHEMA
 from proposals.filters import STATUSES, Filtered
 
 _BLOCK = 512
-_BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
-
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("orientation", pa.int8(), nullable=False),
-        pa.field("boxes", pa.list_(pa.field("element", _BOX, nullable=False)), nullable=False),
-        pa.field("rank", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("tar_offset", pa.int64(), nullable=False),
-        pa.field("tar_size", pa.int64(), nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -146,7 +130,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     offsets = pa.array(np.cumsum([0, *(len(row["rank"]) for row in rows)]), pa.int32())
     flat = pa.array(np.concatenate([row["boxes"] for row in rows]).reshape(-1), pa.float32())
     ranks = pa.array(np.concatenate([row["rank"] for row in rows]), pa.float32())
-    boxes = pa.FixedSizeListArray.from_arrays(flat, type=_BOX)
+    boxes = pa.FixedSizeListArray.from_arrays(flat, type=BOX)
     lists = {
         "boxes": pa.ListArray.from_arrays(offsets, boxes, type=SCHEMA.field("boxes").type),
         "rank": pa.ListArray.from_arrays(offsets, ranks, type=SCHEMA.field("rank").type),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from proposals.dataset import layout, open_dataset
+from proposals.dataset.seal import seal
 from proposals.errors import AlignDetError
 from proposals.images import decode_bgr
 
@@ -142,8 +143,17 @@ def test_a_manifest_of_another_kind_is_refused(copy, change, message):
 
 def test_a_newer_minor_version_is_read(copy):
     path = copy / layout.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": "1.7", "novelty": [1]}))
+    content = json.loads(path.read_text()) | {"format_version": "1.7", "novelty": [1]}
+    del content["digest"]
+    path.write_bytes(seal(json.dumps(content, indent=1).encode() + b"\n"))
     assert len(open_dataset(copy)) == 8
+
+
+def test_a_manifest_changed_by_hand_is_refused(copy):
+    path = copy / layout.MANIFEST
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(AlignDetError, match="its digest does not fit"):
+        open_dataset(copy)
 
 
 def test_damage_is_named(copy):

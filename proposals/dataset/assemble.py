@@ -1,0 +1,94 @@
+"""Closing a dataset: from its plan and the commit records of its shards to rejected.parquet and dataset.json."""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proposals.dataset import layout
+from proposals.dataset.files import write_atomically
+from proposals.dataset.identity import JobIdentity
+from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, Totals, write_model
+from proposals.errors import AlignDetError
+from proposals.filters import STATUSES
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32()),
+        pa.field("key", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("size", pa.int64()),
+    ]
+)
+REJECTED_COLUMNS = ("key", "uri", "stage", "reason", "detail", "traceback_hash")
+_IDENTITY_KEY = b"aligndet.job"
+
+
+def plan_bytes(plan: pa.Table, identity: JobIdentity) -> bytes:
+    """The content of plan.parquet: the table (PLAN_SCHEMA), and the identity in the schema's metadata."""
+    metadata = {_IDENTITY_KEY: identity.model_dump_json().encode()}
+    return parquet_bytes(plan.cast(PLAN_SCHEMA).replace_schema_metadata(metadata))
+
+
+def read_identity(plan: Path) -> JobIdentity:
+    """The identity in the metadata of a plan file; raises AlignDetError when it is damaged."""
+    try:
+        metadata = pq.read_schema(plan).metadata or {}
+        return JobIdentity.model_validate_json(metadata[_IDENTITY_KEY])
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise AlignDetError(f"{plan} is damaged, the job cannot be resumed. Choose a new folder.") from error
+
+
+def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord]) -> Manifest:
+    """Write rejected.parquet, then dataset.json over the plan.parquet that is there: ``root`` becomes a dataset.
+
+    records: of every shard, in order.
+    """
+    write_atomically(root / layout.REJECTED, rejected_bytes(records))
+    manifest = Manifest(
+        recipe=identity.recipe,
+        recipe_fingerprint=identity.recipe.fingerprint(),
+        source=identity.source,
+        images_per_shard=identity.images_per_shard,
+        versions=identity.versions,
+        totals=_totals(records),
+        plan=FileEntry.of(root, root / layout.PLAN),
+        rejected=FileEntry.of(root, root / layout.REJECTED),
+        shards=tuple(record.shard for record in records),
+    )
+    write_model(root / layout.MANIFEST, manifest)
+    return manifest
+
+
+def rejected_bytes(records: Sequence[CommitRecord]) -> bytes:
+    """The content of rejected.parquet."""
+    rejected = [rejection for record in records for rejection in record.rejected]
+    columns = {
+        name: pa.array([getattr(row, name) for row in rejected], pa.string()) for name in REJECTED_COLUMNS
+    }
+    return parquet_bytes(pa.table(columns))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """``table`` as a Parquet file, always the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", version="2.6")
+    return buffer.getvalue()
+
+
+def _totals(records: Sequence[CommitRecord]) -> Totals:
+    shards = [record.shard for record in records]
+    found: Counter[str] = Counter()
+    for shard in shards:
+        found.update(shard.statuses)
+    files = [entry for shard in shards for entry in (shard.tar, shard.parquet) if entry is not None]
+    return Totals(
+        images=sum(shard.images for shard in shards),
+        proposals=sum(shard.proposals for shard in shards),
+        rejected=sum(len(record.rejected) for record in records),
+        bytes=sum(entry.bytes for entry in files),
+        statuses={status: found[status] for status in STATUSES if found[status]},
+    )

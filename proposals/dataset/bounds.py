@@ -1,0 +1,80 @@
+"""Limits of format version 1, checked before memory is taken for what a file declares."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proposals.errors import AlignDetError
+
+MAX_MANIFEST_BYTES = 256 * 2**20
+MAX_RECORD_BYTES = 64 * 2**20
+MAX_FOOTER_BYTES = 64 * 2**20
+MAX_IMAGES = 2**28
+MAX_SHARD_IMAGES = 1_000_000
+MAX_SHARD_PROPOSALS = 2**31 - 1  # Arrow's list offsets are int32
+
+# What the smallest possible image and box take in a tar: two headers and two blocks; ``[0,0,1,1]`` and a rank.
+MIN_IMAGE_BYTES = 4 * 512
+MIN_BOX_BYTES = 11
+
+# What one row and one box may take in memory, all columns together, with room for other writers' encodings.
+_ROW_BYTES = 2**15
+_BOX_BYTES = 64
+_TABLE_BYTES = 2**20
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """All of ``path``; raises AlignDetError when it is larger than ``limit`` bytes or cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, 2)
+            if size > limit:
+                raise AlignDetError(
+                    f"{path} has {size} bytes, the format allows {limit}: it is damaged, or of another kind."
+                )
+            stream.seek(0)
+            return stream.read(size)
+    except OSError as error:
+        raise AlignDetError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in ``path``, only ``columns`` of it (None: all).
+
+    The footer must declare ``rows`` rows and no more memory than they and ``boxes`` boxes can need. Raises
+    AlignDetError when it does not, or when the file cannot be read.
+    """
+    try:
+        _check_footer_length(path)
+        # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
+        with pq.ParquetFile(path) as file:
+            _check_footer(path, file.metadata, rows, boxes)
+            return file.read(columns=None if columns is None else list(columns), use_threads=False)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise AlignDetError(
+            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
+        ) from error
+
+
+def _check_footer_length(path: Path) -> None:
+    with path.open("rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - 8))
+        length = int.from_bytes(stream.read(4), "little")
+    if size < 12 or length > min(MAX_FOOTER_BYTES, size - 12):
+        raise AlignDetError(f"{path} declares a footer of {length} bytes: the dataset is damaged.")
+
+
+def _check_footer(path: Path, metadata: pq.FileMetaData, rows: int, boxes: int) -> None:
+    if metadata.num_rows != rows:
+        raise AlignDetError(
+            f"{path} has {metadata.num_rows} rows, dataset.json says {rows}: the dataset is damaged."
+        )
+    declared = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    limit = _TABLE_BYTES + _ROW_BYTES * rows + _BOX_BYTES * boxes
+    if declared > limit:
+        raise AlignDetError(
+            f"{path} declares {declared} bytes for {rows} rows, more than the {limit} allowed: it is damaged."
+        )

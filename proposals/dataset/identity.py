@@ -1,0 +1,49 @@
+"""What decides the bytes of a dataset. It travels in the metadata of plan.parquet."""
+
+import hashlib
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from proposals.dataset.manifest import Manifest, SourceInfo
+from proposals.recipe import Recipe
+
+
+class JobIdentity(BaseModel):
+    """Everything that decides the bytes of a dataset: two jobs with the same identity write the same files."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: Recipe
+    source: SourceInfo
+    images_per_shard: int
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "JobIdentity":
+        """The identity of the job that ``manifest`` closed."""
+        return cls(**{name: getattr(manifest, name) for name in cls.model_fields})
+
+    def fingerprint(self) -> str:
+        """sha256, in hex, of the canonical JSON."""
+        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def diff(self, other: "JobIdentity", *, versions: bool = True) -> list[str]:
+        """What differs, one line per field: ``recipe.max_side: 512 there, 640 here``, there being ``other``."""
+        here, there = _flat(self.model_dump()), _flat(other.model_dump())
+        names = [name for name in sorted({*here, *there}) if versions or not name.startswith("versions.")]
+        return [
+            f"{name}: {there.get(name)} there, {here.get(name)} here"
+            for name in names
+            if here.get(name) != there.get(name)
+        ]
+
+
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        flat.update(
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        )
+    return flat

@@ -1,0 +1,83 @@
+"""The Parquet tables of a dataset: their columns, and reading one shard's without trusting it."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from proposals.dataset import layout
+from proposals.dataset.bounds import read_parquet
+from proposals.dataset.manifest import ShardEntry
+from proposals.errors import AlignDetError
+
+BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("orientation", pa.int8(), nullable=False),
+        pa.field("boxes", pa.list_(pa.field("element", BOX, nullable=False)), nullable=False),
+        pa.field("rank", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("tar_offset", pa.int64(), nullable=False),
+        pa.field("tar_size", pa.int64(), nullable=False),
+    ]
+)
+
+
+def read_shard(root: Path, entry: ShardEntry) -> pa.Table:
+    """The table of a shard that holds images, every column in one chunk.
+
+    Raises AlignDetError when its size, columns, list lengths or tar offsets do not fit ``entry``.
+    """
+    path = layout.parquet_path(root, entry.name)
+    table = read_parquet(path, entry.images, entry.proposals).combine_chunks()
+    fault = _schema_fault(table.schema) or _value_fault(table, entry)
+    if fault:
+        raise AlignDetError(f"{path}: {fault}. The dataset is damaged: see `aligndet verify {root}`.")
+    return table
+
+
+def box_offsets(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """[rows + 1] int64: where each image's boxes start in the flat boxes of a table from `read_shard`."""
+    return np.asarray(table.column("rank").chunk(0).offsets.to_numpy(), dtype=np.int64)
+
+
+def flat_boxes(table: pa.Table) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """[proposals, 4] float32: all boxes of a table from `read_shard`, image after image; not to be written to."""
+    flat = table.column("boxes").chunk(0).values.values.to_numpy()
+    return np.asarray(flat, dtype=np.float32).reshape(-1, 4)
+
+
+def flat_ranks(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """[proposals] float32: all ranks of a table from `read_shard`; not to be written to."""
+    return np.asarray(table.column("rank").chunk(0).values.to_numpy(), dtype=np.float32)
+
+
+def _schema_fault(schema: pa.Schema) -> str | None:
+    for field in SCHEMA:
+        place = schema.get_field_index(field.name)
+        if place < 0:
+            return f"it has no column {field.name}"
+        if not schema.field(place).equals(field):
+            return f"column {field.name} is {schema.field(place).type}, the format says {field.type}"
+    return None
+
+
+def _value_fault(table: pa.Table, entry: ShardEntry) -> str | None:
+    boxes, ranks = table.column("boxes").chunk(0), table.column("rank").chunk(0)
+    if not boxes.offsets.equals(ranks.offsets):
+        return "boxes and rank have lists of different lengths"
+    if not len(boxes.values) == len(ranks.values) == entry.proposals:
+        return f"it has {len(boxes.values)} boxes, dataset.json says {entry.proposals}"
+    offset, size = (table.column(name).to_numpy() for name in ("tar_offset", "tar_size"))
+    limit = entry.tar.bytes if entry.tar is not None else 0
+    outside = (offset < 512) | (size < 1) | (size > limit) | (offset > limit - size)
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        return f"the image of row {row} would be at bytes {offset[row]} + {size[row]} of a tar of {limit}"
+    return None
