@@ -28,7 +28,8 @@ WARMUP = 10
 
 def measure(run: RunConfig, data: Path, steps: int, workers: int, amp: bool) -> dict[str, Any]:
     """Train ``steps`` steps and time all but the first few."""
-    torch.backends.cudnn.benchmark = False
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     model = build_pretrainer(run.stock_model, run.pretrain).to(get_device())
     model.train()
     optimizer = build_optimizer(model, run.pretrain, world_size=1)
@@ -73,7 +74,6 @@ def synchronize() -> None:
     """Wait for the GPU where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def main() -> None:
