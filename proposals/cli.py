@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from proposals.cli_quality import recall
+from proposals.cli_quality import recall, report, stats
 from proposals.errors import AlignDetError
 
 
@@ -30,6 +30,8 @@ def register(app: typer.Typer) -> None:
     """Add floor 1's verbs (none of them needs Ray or torch)."""
     app.command()(show)
     app.command()(recall)
+    app.command()(stats)
+    app.command()(report)
     app.command()(warmup)
 
 

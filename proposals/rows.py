@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from proposals.boxes import Boxes
-from proposals.dataset import ProposalDataset, layout
-from proposals.errors import AlignDetError
+from proposals.dataset import ProposalDataset
+from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, read_shard
 
 _BATCH = 1024
-_COLUMNS = ("uri", "width", "height", "status", "boxes", "rank")
 
 
 @dataclass(frozen=True)
@@ -37,35 +34,26 @@ class Rows:
 
 
 def iterate_rows(dataset: ProposalDataset, shards: Sequence[int] | None = None) -> Iterator[Rows]:
-    """All images of ``dataset`` in order, or those of the shards at these positions; at most 1024 at a time.
+    """All images of ``dataset`` in order, or those of the shards at these positions (of those that hold images).
 
-    Raises AlignDetError when a Parquet file is missing or damaged.
+    At most 1024 images at a time, one shard's table in memory. Raises AlignDetError when a shard is damaged.
     """
-    names = dataset.shard_names
-    for shard in range(len(names)) if shards is None else shards:
-        yield from _shard_rows(layout.parquet_path(dataset.root, names[shard]))
+    entries = [entry for entry in dataset.manifest.shards if entry.images]
+    for shard in range(len(entries)) if shards is None else shards:
+        table = read_shard(dataset.root, entries[shard])
+        for first in range(0, table.num_rows, _BATCH):
+            yield _rows(table, first, min(first + _BATCH, table.num_rows))
 
 
-def _shard_rows(path: Path) -> Iterator[Rows]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH, columns=list(_COLUMNS), use_threads=False):
-                yield _rows(batch)
-    except (OSError, pa.ArrowException) as error:
-        raise AlignDetError(
-            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
-        ) from error
-
-
-def _rows(batch: pa.RecordBatch) -> Rows:
-    boxes = batch.column("boxes")
-    counts = boxes.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    sizes = [batch.column(name).to_numpy() for name in ("width", "height")]
+def _rows(table: pa.Table, first: int, last: int) -> Rows:
+    offsets = box_offsets(table)[first : last + 1]
+    part, boxes = table.slice(first, last - first), slice(int(offsets[0]), int(offsets[-1]))
+    sizes = [part.column(name).to_numpy().astype(np.int64) for name in ("width", "height")]
     return Rows(
-        uris=batch.column("uri").to_pylist(),
-        statuses=batch.column("status").to_pylist(),
-        sizes=np.stack(sizes, axis=1).astype(np.int64),
-        offsets=np.concatenate([[0], np.cumsum(counts)]),
-        boxes=boxes.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 4),
-        rank=batch.column("rank").flatten().to_numpy(zero_copy_only=False),
+        uris=part.column("uri").to_pylist(),
+        statuses=part.column("status").to_pylist(),
+        sizes=np.stack(sizes, axis=1),
+        offsets=offsets - offsets[0],
+        boxes=flat_boxes(table)[boxes],
+        rank=flat_ranks(table)[boxes],
     )
