@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.verify_cli import verify
 from proposals.extras import help_epilog, require_extra
 
 
@@ -25,9 +26,17 @@ class EngineName(StrEnum):
     opencv = "opencv"
 
 
+class RankName(StrEnum):
+    """Orders of boxes, as the command line spells them."""
+
+    agreement = "agreement"
+    opencv = "opencv"
+
+
 def register(app: typer.Typer) -> None:
     """Add this half's verbs to the one command."""
     app.command(epilog=help_epilog("mine"))(mine)
+    app.command()(verify)
 
 
 def mine(
@@ -48,6 +57,12 @@ def mine(
             "--filter", help="Aspect 1/3..3, size 0.0..0.8 of the image, NMS 0.5; none keeps every box."
         ),
     ] = "ratio3size0008@0.5",
+    rank: Annotated[
+        RankName,
+        typer.Option(
+            help="Order of boxes, in which NMS runs: by how many others agree, or OpenCV's, close to random."
+        ),
+    ] = RankName.agreement,
     images_per_shard: Annotated[int, typer.Option(min=1, max=1_000_000, help="Images in one tar.")] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seeds the order of boxes.")] = 0,
     address: Annotated[
@@ -73,7 +88,7 @@ def mine(
     from pipeline.progress import LiveProgress, summary
     from proposals.recipe import Recipe
 
-    recipe = Recipe(mode=mode.value, max_side=max_side, filter=filter_name, seed=seed)
+    recipe = Recipe(mode=mode.value, max_side=max_side, filter=filter_name, rank=rank.value, seed=seed)
     console, start = Console(), time.monotonic()
     with LiveProgress(console, quiet) as progress:
         options = JobOptions(images_per_shard, workers, address, engine.value)

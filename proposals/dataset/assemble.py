@@ -65,11 +65,16 @@ def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord])
 
 def rejected_bytes(records: Sequence[CommitRecord]) -> bytes:
     """The content of rejected.parquet."""
+    return parquet_bytes(rejected_rows(records))
+
+
+def rejected_rows(records: Sequence[CommitRecord]) -> pa.Table:
+    """The rejected images of ``records``, in order: REJECTED_COLUMNS, all strings."""
     rejected = [rejection for record in records for rejection in record.rejected]
     columns = {
         name: pa.array([getattr(row, name) for row in rejected], pa.string()) for name in REJECTED_COLUMNS
     }
-    return parquet_bytes(pa.table(columns))
+    return pa.table(columns)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -23,7 +23,7 @@ def copy(mined_dataset, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def _little_memory():
+def _little_memory(mined_dataset):
     tracemalloc.start()
     yield
     peak = tracemalloc.get_traced_memory()[1]

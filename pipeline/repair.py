@@ -1,0 +1,171 @@
+"""Repairing a dataset: what is damaged is made again, and replaced only by the very bytes that were committed."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.plan import ShardTask, tasks
+from pipeline.shard_task import Work, mine_shard
+from pipeline.sources import FolderSource
+from proposals.dataset import layout
+from proposals.dataset.assemble import PLAN_SCHEMA, assemble, plan_bytes, read_identity, rejected_bytes
+from proposals.dataset.bounds import read_parquet
+from proposals.dataset.files import publish, temporary_name, write_atomically
+from proposals.dataset.identity import JobIdentity
+from proposals.dataset.manifest import (
+    CommitRecord,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    library_versions,
+    read_manifest,
+    read_record,
+)
+from proposals.dataset.tables import read_shard
+from proposals.dataset.verify import Report, verify_dataset
+from proposals.errors import AlignDetError
+
+OnRepair = Callable[[str], None]
+
+
+def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair: OnRepair) -> Report:
+    """Repair what `verify_dataset` finds in ``root`` and return what it finds afterwards.
+
+    folders: where the images are. ``on_repair`` is told each file that was replaced. Files that do not belong to
+    the dataset are left alone. Raises AlignDetError when something cannot be made again, saying why.
+    """
+    report = verify_dataset(root, deep=True, workers=workers)
+    if _has(report, layout.MANIFEST):
+        _rebuild_manifest(root)
+        on_repair(layout.MANIFEST)
+        report = verify_dataset(root, deep=True, workers=workers)
+    manifest = read_manifest(root)
+    if _has(report, layout.PLAN):
+        _replace(root, manifest.plan, _rebuilt_plan(root, manifest, folders))
+        on_repair(layout.PLAN)
+    if report.damaged_shards:
+        _mine_again(root, manifest, report.damaged_shards, folders, on_repair)
+    if _has(report, layout.REJECTED):
+        records = [read_record(layout.record_path(root, shard.name)) for shard in manifest.shards]
+        _replace(root, manifest.rejected, rejected_bytes(records))
+        on_repair(layout.REJECTED)
+    return verify_dataset(root, deep=True, workers=workers) if report.problems else report
+
+
+def _has(report: Report, file: str) -> bool:
+    return any(problem.file == file for problem in report.problems)
+
+
+def _rebuild_manifest(root: Path) -> None:
+    plan = root / layout.PLAN
+    identity = read_identity(plan)
+    try:
+        planned = tasks(read_parquet(plan, identity.source.images))
+        records = [read_record(layout.record_path(root, task.name)) for task in planned]
+    except AlignDetError as error:
+        raise AlignDetError(
+            f"{layout.MANIFEST} of {root} cannot be rebuilt, what proves it is damaged too: {error} "
+            "Mine the images again into a new folder."
+        ) from error
+    assemble(root, identity, records)
+
+
+def _rebuilt_plan(root: Path, manifest: Manifest, folders: Sequence[Path]) -> bytes:
+    # A plan lists the images of each shard by uri; rows know their sizes, the source those of rejected images.
+    rows = [
+        row
+        for number, shard in enumerate(manifest.shards)
+        for row in _shard_plan(root, number, shard, folders)
+    ]
+    return plan_bytes(pa.Table.from_pylist(rows, schema=PLAN_SCHEMA), JobIdentity.of(manifest))
+
+
+def _shard_plan(
+    root: Path, number: int, shard: ShardEntry, folders: Sequence[Path]
+) -> list[dict[str, object]]:
+    try:
+        table = read_shard(root, shard).select(["key", "uri", "tar_size"]).to_pylist() if shard.images else []
+        record = read_record(layout.record_path(root, shard.name))
+    except AlignDetError as error:
+        raise AlignDetError(
+            f"{layout.PLAN} of {root} cannot be rebuilt while shard {shard.name} is damaged too: {error}"
+        ) from error
+    sizes = {(row["key"], row["uri"]): row["tar_size"] for row in table}
+    sizes |= {(row.key, row.uri): _size(row.uri, folders) for row in record.rejected}
+    return [
+        {"shard": number, "key": key, "uri": uri, "size": size}
+        for (key, uri), size in sorted(sizes.items(), key=lambda item: item[0][1])
+    ]
+
+
+def _size(uri: str, folders: Sequence[Path]) -> int:
+    found = [(folder / uri).stat().st_size for folder in folders if (folder / uri).is_file()]
+    return found[0] if found else -1
+
+
+def _mine_again(
+    root: Path, manifest: Manifest, names: Sequence[str], folders: Sequence[Path], on_repair: OnRepair
+) -> None:
+    if not folders:
+        raise AlignDetError(
+            f"shards {', '.join(names)} of {root} must be mined again. Say where the images are: --images FOLDER"
+        )
+    job = read_identity(root / layout.PLAN).fingerprint()
+    planned = {task.name: task for task in tasks(pq.read_table(root / layout.PLAN))}
+    entries = {shard.name: shard for shard in manifest.shards}
+    with _staging(root) as staging:
+        for name in names:
+            task = planned[name]
+            source = FolderSource(_folder_of(task, folders))
+            record = mine_shard(task, Work(source, staging, manifest.recipe, job))
+            _require_same(record, entries[name], manifest, source.root)
+            files = [*(entry.path for entry in record.shard.files), f"{layout.SHARDS}/{name}.json"]
+            for file in files:
+                publish(staging / file, root / file)
+            on_repair(", ".join(files))
+
+
+@contextmanager
+def _staging(root: Path) -> Iterator[Path]:
+    staging = temporary_name(root / "repair")
+    (staging / layout.SHARDS).mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging)
+
+
+def _folder_of(task: ShardTask, folders: Sequence[Path]) -> Path:
+    # Not all need to exist: an image may have been rejected because it was missing.
+    return max(folders, key=lambda folder: sum((folder / uri).exists() for uri in task.uris)).resolve()
+
+
+def _require_same(record: CommitRecord, entry: ShardEntry, manifest: Manifest, source: Path) -> None:
+    if record.shard == entry:
+        return
+    here = library_versions()
+    versions = [
+        f"{name} {there} then, {here.get(name)} now"
+        for name, there in manifest.versions.items()
+        if here.get(name) != there
+    ]
+    missing = f"; rejected: {', '.join(row.uri for row in record.rejected[:3])}" if record.rejected else ""
+    cause = f"library versions differ ({'; '.join(versions)})" if versions else "an image changed or is gone"
+    raise AlignDetError(
+        f"shard {entry.name} mined again from {source} is not what was committed: {cause}{missing}. "
+        "Nothing was replaced by it. Give the original images and libraries, or mine into a new folder."
+    )
+
+
+def _replace(root: Path, entry: FileEntry, content: bytes) -> None:
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise AlignDetError(
+            f"{entry.path} of {root} cannot be rebuilt to what was committed: the folder --images is missing or "
+            "its images changed, or another version of pyarrow wrote it. Mine the images again into a new folder."
+        )
+    write_atomically(root / entry.path, content)

@@ -1,0 +1,82 @@
+"""The files of a dataset folder: all there, of the declared size and content, and none besides."""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from proposals.dataset import layout
+from proposals.dataset.files import file_sha256
+from proposals.dataset.manifest import FileEntry, Manifest
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """Files that dataset.json does not name, as paths below the folder.
+
+    unexpected: nobody knows why they are there. unfinished: left or still being written by `mine` or
+    `consolidate`; readers ignore them.
+    """
+
+    unexpected: tuple[str, ...]
+    unfinished: tuple[str, ...]
+
+
+def expected_paths(manifest: Manifest) -> set[str]:
+    """Every path below the folder that a dataset with ``manifest`` has."""
+    entries = [manifest.plan, manifest.rejected, *manifest.consolidated]
+    entries += [entry for shard in manifest.shards for entry in shard.files]
+    records = {f"{layout.SHARDS}/{shard.name}.json" for shard in manifest.shards}
+    return {layout.MANIFEST, *records, *(entry.path for entry in entries)}
+
+
+def strangers(root: Path, manifest: Manifest) -> Strangers:
+    """What lies in ``root`` and is not part of the dataset; links and devices count wherever they are."""
+    expected = expected_paths(manifest)
+    appending = (root / layout.APPEND).is_file()
+    unexpected: list[str] = []
+    unfinished: list[str] = []
+    for path, mode in sorted(_walk(root)):
+        if path in expected and stat.S_ISREG(mode):
+            continue
+        known = layout.TEMPORARY_MARK in path or path == layout.APPEND
+        known |= path.startswith(f"{layout.CONSOLIDATED}/") and not manifest.consolidated
+        known |= appending and path.startswith(f"{layout.SHARDS}/") and _beyond(path, manifest)
+        (unfinished if known and stat.S_ISREG(mode) else unexpected).append(path)
+    return Strangers(tuple(unexpected), tuple(unfinished))
+
+
+def file_faults(root: Path, entry: FileEntry, *, content: bool) -> Iterator[str]:
+    """What is wrong with one declared file: missing, no plain file, another size; with ``content`` its sha256."""
+    path = root / entry.path
+    try:
+        status = path.lstat()
+    except OSError:
+        yield "is missing"
+        return
+    if not stat.S_ISREG(status.st_mode):
+        yield f"is a {_kind(status.st_mode)}, not a file"
+    elif status.st_size != entry.bytes:
+        yield f"has {status.st_size} bytes, dataset.json says {entry.bytes}"
+    elif content and (found := file_sha256(path)) != entry.sha256:
+        yield f"has sha256 {found[:16]}..., dataset.json says {entry.sha256[:16]}..."
+
+
+def _walk(root: Path) -> Iterator[tuple[str, int]]:
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder) / name
+            mode = path.lstat().st_mode
+            if not stat.S_ISDIR(mode) or not any(path.iterdir()):
+                yield path.relative_to(root).as_posix(), mode
+
+
+def _beyond(path: str, manifest: Manifest) -> bool:
+    number = Path(path).name.split(".")[0]
+    return number.isdigit() and int(number) >= len(manifest.shards)
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFLNK: "symbolic link", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
+    return kinds.get(stat.S_IFMT(mode), "device or socket")

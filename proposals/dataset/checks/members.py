@@ -1,0 +1,141 @@
+"""The members of one shard's tar: exactly an image and its annotation per row, in order, and nothing else."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from proposals.dataset import layout
+from proposals.dataset.bounds import MAX_RECORD_BYTES
+from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
+
+_PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+def tar_faults(path: Path, table: pa.Table) -> Iterator[str]:
+    """How the tar differs from the table of its shard (from `read_shard`); reads every byte of it once."""
+    try:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            members = tar.getmembers()
+            yield from _name_faults(members)
+            wanted = [name for row in _rows(table) for name in _member_names(row)]
+            if [member.name for member in members] != wanted:
+                yield from _order_faults([member.name for member in members], wanted)
+            found = {member.name: member for member in members if member.isreg()}
+            for row in _rows(table):
+                yield from _row_faults(stream, found, row, table)
+            yield from _end_faults(stream, tar.offset)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        yield f"is no sound tar: {error}"
+
+
+def edge_faults(path: Path, table: pa.Table) -> Iterator[str]:
+    """Whether the first and the last image of a shard are where its table says, by their tar headers alone."""
+    rows = table.select(("key", "uri", "tar_offset"))
+    edges = [*rows.slice(0, 1).to_pylist(), *rows.slice(len(rows) - 1).to_pylist()]
+    with path.open("rb") as stream:
+        for row in edges:
+            stream.seek(row["tar_offset"] - tarfile.BLOCKSIZE)
+            name = stream.read(100).rstrip(b"\0").decode("ascii", "replace")
+            if name != _member_names(row)[0]:
+                yield f"holds no image of {row['uri']!r} where the table says: it is another shard's, or damaged"
+                return
+
+
+def _name_faults(members: list[tarfile.TarInfo]) -> Iterator[str]:
+    for member in members:
+        parts = member.name.split("/")
+        if member.name.startswith("/") or ".." in parts:
+            yield f"member {member.name!r} leaves the folder it is unpacked in"
+        elif len(parts) > 1:
+            yield f"member {member.name!r} is in a folder"
+        if not member.isreg():
+            yield f"member {member.name!r} is a {_kind(member)}, not a file"
+        if member.name.lower().endswith(_PICKLES):
+            yield f"member {member.name!r} is a pickle: loading it could run any code"
+        if (member.mtime, member.uid, member.gid, member.mode) != (0, 0, 0, 0o644):
+            yield f"member {member.name!r} has another time, owner or mode than the format fixes"
+
+
+def _order_faults(found: list[str], wanted: list[str]) -> Iterator[str]:
+    known = set(wanted)
+    yield from (f"member {name!r} is unexpected: no row has it" for name in found if name not in known)
+    yield from (f"member {name!r} is missing" for name in wanted if name not in set(found))
+    if len(set(found)) != len(found):
+        yield f"member {next(name for i, name in enumerate(found) if name in found[:i])!r} is there twice"
+    if sorted(found) == sorted(wanted):
+        yield "its members are not in the order of the rows, image then annotation"
+
+
+def _row_faults(
+    stream: BinaryIO, found: dict[str, tarfile.TarInfo], row: dict[str, Any], table: pa.Table
+) -> Iterator[str]:
+    image, annotation = (found.get(name) for name in _member_names(row))
+    if image is not None:
+        if (image.offset_data, image.size) != (row["tar_offset"], row["tar_size"]):
+            yield f"image {image.name} is at bytes {image.offset_data} + {image.size}, the table says otherwise"
+        stream.seek(image.offset_data)
+        yield from _image_faults(image.name, stream.read(image.size), row)
+    if annotation is not None:
+        stream.seek(annotation.offset_data)
+        data = stream.read(min(annotation.size, MAX_RECORD_BYTES))
+        if not _agrees(data, row, table):
+            yield f"{annotation.name} does not say what the table says"
+
+
+def _image_faults(name: str, data: bytes, row: dict[str, Any]) -> Iterator[str]:
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        yield f"image {name} has another sha256 than the table says"
+        return
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            stored = image.size
+    except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
+        yield f"image {name} cannot be opened ({type(error).__name__})"
+        return
+    upright = stored[::-1] if row["orientation"] >= 5 else stored
+    if upright != (row["width"], row["height"]):
+        yield f"image {name} is {upright[0]} x {upright[1]}, the table says {row['width']} x {row['height']}"
+
+
+def _agrees(data: bytes, row: dict[str, Any], table: pa.Table) -> bool:
+    first, last = box_offsets(table)[row["place"] : row["place"] + 2]
+    try:
+        content = json.loads(data)
+        boxes = np.asarray(content["boxes"], dtype=np.float32).reshape(-1, 4)
+        ranks = np.asarray(content["ranks"], dtype=np.float32)
+        plain = all(content[name] == row[name] for name in ("width", "height", "uri"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    same = np.array_equal(boxes, flat_boxes(table)[first:last])
+    return plain and same and np.array_equal(ranks, flat_ranks(table)[first:last])
+
+
+def _end_faults(stream: BinaryIO, end: int) -> Iterator[str]:
+    stream.seek(end)
+    rest = stream.read(1 + 2 * tarfile.RECORDSIZE)
+    if len(rest) > tarfile.RECORDSIZE + tarfile.BLOCKSIZE or rest.strip(b"\0"):
+        yield f"holds something after its last member, at byte {end}"
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    names = ("key", "uri", "sha256", "width", "height", "orientation", "tar_offset", "tar_size")
+    for place, row in enumerate(table.select(names).to_pylist()):
+        yield {**row, "place": place}
+
+
+def _member_names(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['key']}.{layout.image_extension(row['uri'])}", f"{row['key']}.json"
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link", tarfile.DIRTYPE: "folder"}
+    return kinds.get(member.type, "device or special file")

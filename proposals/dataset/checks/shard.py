@@ -1,0 +1,107 @@
+"""All checks of one shard, put together: its commit record, its files, its rows, its tar."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from proposals.dataset import layout
+from proposals.dataset.bounds import MAX_RECORD_BYTES, read_bounded
+from proposals.dataset.checks.folder import file_faults
+from proposals.dataset.checks.members import edge_faults, tar_faults
+from proposals.dataset.checks.rows import plan_faults, record_faults, row_faults
+from proposals.dataset.files import file_sha256
+from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, ShardEntry, read_record
+from proposals.dataset.seal import seal_state
+from proposals.dataset.tables import read_shard
+from proposals.errors import AlignDetError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong. file: path below the dataset folder. shard: its name, None outside of shards."""
+
+    file: str
+    what: str
+    shard: str | None = None
+
+
+def check_shard(
+    entry: ShardEntry, planned: pa.Table | None, *, root: Path, manifest: Manifest, deep: bool
+) -> list[Problem]:
+    """All problems of one shard. planned: its rows of the plan, None when the plan cannot be trusted."""
+    path, name = layout.record_path(root, entry.name), entry.name
+    record_file = path.relative_to(root).as_posix()
+    record, problems = _record(path, record_file, entry, manifest)
+    sound = True
+    for file in entry.files:
+        faults = list(_declared_faults(root, file, manifest, entry, deep=deep))
+        problems += [Problem(file.path, what, name) for what in faults]
+        sound &= not faults or file is entry.tar
+    if not sound:
+        return problems  # rows that do not come from us prove nothing about the tar either
+    try:
+        table = read_shard(root, entry) if entry.images else None
+        faulty = list(_content_faults(root, entry, table, manifest, deep=deep))
+        if record is not None and planned is not None:
+            faulty += [(record_file, what) for what in plan_faults(table, planned, record)]
+    except (AlignDetError, ValueError) as error:
+        faulty = [(f"{layout.SHARDS}/{name}.parquet", str(error))]
+    return problems + [Problem(file, what, name) for file, what in faulty]
+
+
+def seal_faults(path: Path, limit: int) -> Iterator[str]:
+    """Whether a JSON file of at most ``limit`` bytes is as it was sealed; raises AlignDetError when unreadable."""
+    state = seal_state(read_bounded(path, limit))
+    if state == "absent":
+        yield "carries no digest, so nothing proves it: `aligndet merge` writes a copy that has one"
+    elif state == "broken":
+        yield "its digest does not fit: it was changed or damaged after it was written"
+
+
+def _record(
+    path: Path, file: str, entry: ShardEntry, manifest: Manifest
+) -> tuple[CommitRecord | None, list[Problem]]:
+    if not path.is_file() or path.is_symlink():
+        return None, [Problem(file, "is missing or no plain file", entry.name)]
+    try:
+        faults = list(seal_faults(path, MAX_RECORD_BYTES))
+        record = None if faults else read_record(path)
+    except AlignDetError as error:
+        return None, [Problem(file, str(error), entry.name)]
+    if record is not None:
+        faults = list(record_faults(record, entry, manifest))
+    return record, [Problem(file, what, entry.name) for what in faults]
+
+
+def _declared_faults(
+    root: Path, file: FileEntry, manifest: Manifest, entry: ShardEntry, *, deep: bool
+) -> Iterator[str]:
+    # The tars are 99 % of the bytes: without `deep` only their presence and size are looked at.
+    for fault in file_faults(root, file, content=deep or file is not entry.tar):
+        owner = _owner(root / file.path, manifest, entry)
+        yield fault + (f": it is that of shard {owner}" if owner else "")
+
+
+def _owner(path: Path, manifest: Manifest, entry: ShardEntry) -> str | None:
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    others = [(file, shard) for shard in manifest.shards if shard is not entry for file in shard.files]
+    same = [(file, shard) for file, shard in others if file.bytes == size and file.path.endswith(path.suffix)]
+    digest = file_sha256(path) if same else ""
+    return next((shard.name for file, shard in same if file.sha256 == digest), None)
+
+
+def _content_faults(
+    root: Path, entry: ShardEntry, table: pa.Table | None, manifest: Manifest, *, deep: bool
+) -> Iterator[tuple[str, str]]:
+    if table is None or entry.parquet is None or entry.tar is None:
+        return
+    table.validate(full=True)
+    yield from ((entry.parquet.path, what) for what in row_faults(table, entry, manifest.recipe.max_pixels))
+    tar = root / entry.tar.path
+    if tar.is_file() and not tar.is_symlink():
+        look = tar_faults if deep else edge_faults
+        yield from ((entry.tar.path, what) for what in look(tar, table))

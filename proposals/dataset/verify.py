@@ -1,0 +1,129 @@
+"""Is a dataset what it was when it was committed, and does it keep the promises of the format?
+
+Shallow: every file but the tars is read; of those, presence, size and two headers are checked. Deep: every byte.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from proposals.dataset import layout
+from proposals.dataset.assemble import rejected_rows
+from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_parquet
+from proposals.dataset.checks.folder import file_faults, strangers
+from proposals.dataset.checks.shard import Problem, check_shard, seal_faults
+from proposals.dataset.manifest import Manifest, read_manifest, read_record
+from proposals.errors import AlignDetError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify_dataset` found. unfinished: files that readers ignore, of a run that was stopped or still runs."""
+
+    dataset: Path
+    deep: bool
+    shards: int
+    images: int
+    proposals: int
+    problems: tuple[Problem, ...]
+    unfinished: tuple[str, ...] = ()
+
+    @property
+    def damaged_shards(self) -> tuple[str, ...]:
+        """Names of the shards with a problem, ascending."""
+        return tuple(sorted({problem.shard for problem in self.problems if problem.shard is not None}))
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        content = asdict(self) | {"dataset": str(self.dataset), "clean": not self.problems}
+        return {**content, "damaged_shards": self.damaged_shards}
+
+
+def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Report:
+    """Check the dataset in ``root``; with ``deep`` also the content of every tar. Shards are shared by ``workers``.
+
+    Raises AlignDetError when the folder holds no dataset.json; everything else is a problem in the report.
+    """
+    try:
+        manifest = read_manifest(root)
+    except AlignDetError as error:
+        if not (root / layout.MANIFEST).is_file():
+            raise
+        return Report(root, deep, 0, 0, 0, (Problem(layout.MANIFEST, str(error)),))
+    found = strangers(root, manifest)
+    problems = [Problem(path, "is unexpected: dataset.json does not name it") for path in found.unexpected]
+    faults = seal_faults(root / layout.MANIFEST, MAX_MANIFEST_BYTES)
+    problems += [Problem(layout.MANIFEST, what) for what in faults]
+    if manifest.recipe_fingerprint != manifest.recipe.fingerprint():
+        problems.append(Problem(layout.MANIFEST, "recipe_fingerprint is not that of the recipe"))
+    for entry in manifest.consolidated:
+        problems += [Problem(entry.path, what) for what in file_faults(root, entry, content=True)]
+    plan, plan_problems = _plan(root, manifest)
+    problems += plan_problems + _rejected_problems(root, manifest)
+    for shard_problems in _each_shard(root, manifest, plan, deep, workers):
+        problems += shard_problems
+    sizes = len(manifest.shards), manifest.totals.images, manifest.totals.proposals
+    return Report(root, deep, *sizes, tuple(problems), found.unfinished)
+
+
+def _each_shard(
+    root: Path, manifest: Manifest, plan: pa.Table | None, deep: bool, workers: int
+) -> Iterator[list[Problem]]:
+    check = partial(check_shard, root=root, manifest=manifest, deep=deep)
+    parts = _parts(plan, len(manifest.shards))
+    if workers == 1:
+        yield from map(check, manifest.shards, parts)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(check, manifest.shards, parts)
+
+
+def _plan(root: Path, manifest: Manifest) -> tuple[pa.Table | None, list[Problem]]:
+    """The plan, None when it cannot be trusted, and what is wrong with it."""
+    faults = list(file_faults(root, manifest.plan, content=True))
+    if faults:
+        return None, [Problem(layout.PLAN, what) for what in faults]
+    try:
+        plan = read_parquet(root / layout.PLAN, manifest.source.images)
+        plan.validate(full=True)
+        shards = plan.column("shard").to_numpy()
+        unique = pc.count_distinct(plan.column("key")).as_py() == plan.num_rows
+    except (AlignDetError, KeyError, ValueError) as error:
+        return None, [Problem(layout.PLAN, str(error))]
+    if not unique:
+        return plan, [Problem(layout.PLAN, "two images have the same key")]
+    if (np.diff(shards) < 0).any() or set(np.unique(shards)) != set(range(len(manifest.shards))):
+        return None, [Problem(layout.PLAN, "its shards are not those of dataset.json, in order")]
+    return plan, []
+
+
+def _parts(plan: pa.Table | None, shards: int) -> Iterator[pa.Table | None]:
+    if plan is None:
+        yield from [None] * shards
+        return
+    starts = np.searchsorted(plan.column("shard").to_numpy(), np.arange(shards + 1))
+    for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        yield plan.slice(first, last - first).select(["key", "uri"])
+
+
+def _rejected_problems(root: Path, manifest: Manifest) -> list[Problem]:
+    faults = list(file_faults(root, manifest.rejected, content=True))
+    if not faults:
+        try:
+            found = read_parquet(root / layout.REJECTED, manifest.totals.rejected)
+            records = [read_record(layout.record_path(root, shard.name)) for shard in manifest.shards]
+        except AlignDetError as error:
+            # A record that cannot be read is named with its shard.
+            faults = [str(error)] if layout.REJECTED in str(error) else []
+        else:
+            if not found.equals(rejected_rows(records)):
+                faults = ["does not hold what the commit records say"]
+    return [Problem(layout.REJECTED, what) for what in faults]

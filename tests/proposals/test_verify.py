@@ -1,0 +1,295 @@
+"""`aligndet verify` on damaged and on hostile datasets: each fault is named, with its shard."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from proposals.cli import build_app
+from proposals.dataset import layout
+from proposals.dataset.files import file_sha256
+from proposals.dataset.seal import seal
+from proposals.dataset.verify import verify_dataset
+
+_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bit_flips.py"
+
+
+@pytest.fixture
+def copy(mined_dataset, tmp_path):
+    return shutil.copytree(mined_dataset, tmp_path / "copy")
+
+
+def _verify(root, *options):
+    result = CliRunner().invoke(build_app(), ["verify", str(root), *options])
+    return result.exit_code, result.output
+
+
+def _named(root, file, *, deep=True):
+    """What is said of ``file``, joined; nothing else but dataset.json's sums may be blamed on another shard."""
+    report = verify_dataset(root, deep=deep)
+    return "; ".join(problem.what for problem in report.problems if problem.file == file)
+
+
+def _reseal(root):
+    """Make every hash and seal fit again, as somebody would who wants to be believed."""
+    manifest = json.loads((root / layout.MANIFEST).read_text())
+    for shard in manifest["shards"]:
+        path = layout.record_path(root, shard["name"])
+        record = json.loads(path.read_text())
+        for entry in (shard["tar"], shard["parquet"]):
+            entry["bytes"] = (root / entry["path"]).stat().st_size
+            entry["sha256"] = file_sha256(root / entry["path"])
+        record["shard"] = shard
+        _write(path, record)
+    for entry in (manifest["plan"], manifest["rejected"]):
+        entry["bytes"] = (root / entry["path"]).stat().st_size
+        entry["sha256"] = file_sha256(root / entry["path"])
+    _write(root / layout.MANIFEST, manifest)
+
+
+def _write(path, content):
+    content.pop("digest", None)
+    path.write_bytes(seal(json.dumps(content, indent=1).encode() + b"\n"))
+
+
+def _retar(path, change):
+    """Rewrite a tar after ``change(members)``, a list of (TarInfo, bytes)."""
+    with tarfile.open(path) as tar:
+        members = [(info, tar.extractfile(info).read()) for info in tar.getmembers()]
+    change(members)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for info, data in members:
+            tar.addfile(info, io.BytesIO(data))
+
+
+def _member(name, data=b"hello", kind=tarfile.REGTYPE, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, len(data) if kind == tarfile.REGTYPE else 0
+    return info, data
+
+
+def test_a_clean_dataset_is_clean(mined_dataset):
+    for options in ([], ["--deep"], ["--deep", "--workers", "2"]):
+        status, output = _verify(mined_dataset, *options)
+        assert (status, "is clean: 8 images" in output) == (0, True), output
+    status, output = _verify(mined_dataset, "--json")
+    report = json.loads(output)
+    assert (status, report["clean"], report["problems"], report["shards"]) == (0, True, [], 3)
+
+
+def test_fifty_flipped_bits_are_found(mined_dataset):
+    command = [sys.executable, str(_SCRIPT), str(mined_dataset), "--flips", "50"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("50 of 50 flips found; the clean copy: 0 problems before, 0 after\n")
+
+
+def test_truncation_a_missing_and_swapped_shards_are_named(copy):
+    tar, other = layout.tar_path(copy, "00000"), layout.tar_path(copy, "00001")
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-600])
+    assert f"has {len(whole) - 600} bytes, dataset.json says {len(whole)}" in _named(
+        copy, "shards/00000.tar", deep=False
+    )
+    tar.write_bytes(other.read_bytes())
+    other.write_bytes(whole)
+    assert "it is that of shard 00001" in _named(copy, "shards/00000.tar")
+    assert "it is that of shard 00000" in _named(copy, "shards/00001.tar")
+    for path in copy.glob("shards/00002.*"):
+        path.unlink()
+    status, output = _verify(copy)
+    assert status == 1
+    for kind in ("tar", "parquet", "json"):
+        assert f"shards/00002.{kind}: is missing" in output
+    assert "shards: 00000, 00001, 00002" in output
+
+
+def test_swapped_commit_records_are_named(copy):
+    one, two = (layout.record_path(copy, name) for name in ("00000", "00001"))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    assert "tells of shard 00001" in _named(copy, "shards/00000.json", deep=False)
+    assert verify_dataset(copy).damaged_shards == ("00000", "00001")
+
+
+_MEMBERS = {
+    "extra": (_member("zebra.jpg"), "'zebra.jpg' is unexpected: no row has it"),
+    "climbing": (_member("../evil.jpg"), "'../evil.jpg' leaves the folder"),
+    "absolute": (_member("/evil.jpg"), "'/evil.jpg' leaves the folder"),
+    "symlink": (_member("link.jpg", kind=tarfile.SYMTYPE, target="/"), "'link.jpg' is a symbolic link"),
+    "device": (_member("null.jpg", kind=tarfile.CHRTYPE), "'null.jpg' is a device or special file"),
+    "pickle": (_member("model.pkl"), "'model.pkl' is a pickle"),
+}
+
+
+@pytest.mark.parametrize("kind", list(_MEMBERS))
+@pytest.mark.parametrize("resealed", [False, True])
+def test_a_member_that_does_not_belong_is_named(copy, kind, resealed):
+    member, message = _MEMBERS[kind]
+    _retar(layout.tar_path(copy, "00001"), lambda members: members.insert(2, member))
+    if resealed:
+        _reseal(copy)
+        assert "model" not in _named(copy, "shards/00001.tar", deep=False)  # that takes reading the tar
+    found = _named(copy, "shards/00001.tar")
+    assert message in found
+    assert ("dataset.json says" in found) is not resealed
+    assert verify_dataset(copy, deep=True).damaged_shards == ("00001",)
+
+
+def _swap_image(members):
+    members[0], members[2] = (members[0][0], members[2][1]), (members[2][0], members[0][1])
+    for info, data in members:
+        info.size = len(data)
+
+
+def _edit_annotation(members):
+    info, data = members[1]
+    content = json.loads(data)
+    content["boxes"][0][0] += 1
+    data = json.dumps(content).encode()
+    info.size = len(data)
+    members[1] = info, data
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda members: members.pop(), "is missing"),
+        (lambda members: members.append(members[0]), "is there twice"),
+        (lambda members: members.insert(0, members.pop(1)), "not in the order of the rows"),
+        (lambda members: setattr(members[0][0], "mtime", 1), "another time, owner or mode"),
+        (_swap_image, "has another sha256"),
+        (_edit_annotation, "does not say what the table says"),
+    ],
+)
+def test_a_tar_that_disagrees_with_its_table_is_named(copy, change, message):
+    _retar(layout.tar_path(copy, "00000"), change)
+    _reseal(copy)
+    assert message in _named(copy, "shards/00000.tar")
+
+
+def test_bytes_after_the_end_of_a_tar_are_named(copy):
+    path = layout.tar_path(copy, "00000")
+    path.write_bytes(path.read_bytes() + b"hidden" + bytes(506))
+    _reseal(copy)
+    assert "holds something after its last member" in _named(copy, "shards/00000.tar")
+
+
+def _column(name, change):
+    def rewrite(root):
+        path = layout.parquet_path(root, "00000")
+        table = pq.read_table(path)
+        values = table.column(name).to_pylist()
+        change(values)
+        field = table.schema.field(name)
+        column = pa.array(values, field.type)
+        pq.write_table(table.set_column(table.schema.get_field_index(name), field, column), path)
+
+    return rewrite
+
+
+def _first_box(box):
+    return _column("boxes", lambda boxes: boxes[1].__setitem__(0, box))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_first_box([0, 0, np.inf, 9]), "is not finite"),
+        (_first_box([np.nan, 0, 9, 9]), "is not finite"),
+        (_first_box([5, 5, 5, 9]), "is empty"),
+        (_first_box([-1, 0, 9, 9]), "leaves the image"),
+        (_first_box([0, 0, 9, 1e6]), "leaves the image"),
+        (_column("rank", lambda ranks: ranks[1].reverse()), "ranks do not ascend"),
+        (_column("key", lambda keys: keys.__setitem__(1, keys[0])), "the key is not that of its uri"),
+        (_column("width", lambda widths: widths.__setitem__(1, 0)), "is impossible"),
+        (_column("orientation", lambda turns: turns.__setitem__(1, 9)), "is impossible"),
+        (_column("status", lambda statuses: statuses.__setitem__(1, "splendid")), "statuses are"),
+    ],
+)
+def test_rows_that_cannot_be_are_named(copy, change, message):
+    change(copy)
+    _reseal(copy)
+    found = _named(copy, "shards/00000.parquet", deep=False)
+    assert message in found
+    assert "row 1" in found or "statuses" in found
+
+
+def _replan(change):
+    def rewrite(root):
+        table = pq.read_table(root / layout.PLAN)
+        rows = table.to_pylist()
+        change(rows)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), root / layout.PLAN)
+
+    return rewrite
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "message"),
+    [
+        (
+            _replan(lambda rows: rows[0].update(uri="x.jpg")),
+            "shards/00000.json",
+            "'x.jpg' is planned but neither",
+        ),
+        (
+            _replan(lambda rows: rows.insert(0, rows.pop(1))),
+            "shards/00000.json",
+            "not in the order of the plan",
+        ),
+        (_replan(lambda rows: rows[0].update(key=rows[1]["key"])), "plan.parquet", "same key"),
+        (_replan(lambda rows: rows[7].update(shard=9)), "plan.parquet", "not those of dataset.json"),
+        (_replan(lambda rows: rows.pop()), "plan.parquet", "has 7 rows"),
+    ],
+)
+def test_a_plan_that_disagrees_with_the_rows_is_named(copy, change, file, message):
+    change(copy)
+    _reseal(copy)
+    assert message in _named(copy, file, deep=False)
+
+
+def test_files_that_do_not_belong_are_named(copy):
+    (copy / "notes.txt").write_text("x")
+    (copy / "shards" / "model.pkl").write_bytes(b"x")
+    (copy / "elsewhere").symlink_to("/")
+    (copy / "shards" / "00000.tar.tmp-1234").write_bytes(b"left by a task that died")
+    parquet = layout.parquet_path(copy, "00002")
+    shutil.move(parquet, copy.parent / "moved")
+    parquet.symlink_to(copy.parent / "moved")
+    report = verify_dataset(copy)
+    unexpected = {problem.file for problem in report.problems if "unexpected" in problem.what}
+    assert unexpected == {"notes.txt", "shards/model.pkl", "elsewhere", "shards/00002.parquet"}
+    assert "is a symbolic link" in _named(copy, "shards/00002.parquet", deep=False)
+    assert report.unfinished == ("shards/00000.tar.tmp-1234",)
+
+
+def test_leftovers_alone_are_no_damage(copy):
+    (copy / "shards" / "00000.tar.tmp-1234").write_bytes(b"left by a task that died")
+    status, output = _verify(copy, "--deep")
+    assert status == 0
+    assert "note: shards/00000.tar.tmp-1234" in output
+
+
+def test_a_json_without_its_digest_is_not_trusted(copy):
+    for path in (copy / layout.MANIFEST, layout.record_path(copy, "00001")):
+        content = json.loads(path.read_text())
+        del content["digest"]
+        path.write_text(json.dumps(content))
+    found = {problem.file for problem in verify_dataset(copy).problems}
+    assert found == {layout.MANIFEST, "shards/00001.json"}
+
+
+def test_a_folder_that_is_no_dataset_is_a_users_error(tmp_path):
+    result = CliRunner().invoke(build_app(), ["verify", str(tmp_path)])
+    assert "not a proposal dataset" in str(result.exception)
