@@ -86,7 +86,7 @@ def apply_filter(
     boxes = clip(boxes, width, height)
     for status, mask in _rules(boxes, width, height, spec):
         if mask.any():
-            ordered, new_rank = order(boxes[mask], rank[mask], rank_name)
+            ordered, new_rank = order(boxes[mask], rank[mask], rank_name, width, height)
             keep = slice(None) if spec.nms_iou is None else nms(ordered, spec.nms_iou)
             return Filtered(ordered[keep], new_rank[keep], status)
     whole = np.array([[0, 0, width, height]], dtype=np.float32)

@@ -27,7 +27,7 @@ class Recipe(BaseModel):
     mode: Mode = "fast"
     max_side: int = Field(default=512, ge=16, le=8192)
     filter: FilterName = "ratio3size0008@0.5"
-    rank: RankName = "opencv"
+    rank: RankName = "agreement"
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1, le=MAX_PIXELS_CEILING)
 

@@ -43,4 +43,5 @@ def load_kernels() -> ModuleType:
         from proposals.selective_search import cache
 
         with cache.one_compiler():
+            importlib.import_module("proposals.selective_search.agreement")
             return importlib.import_module("proposals.selective_search.fast")

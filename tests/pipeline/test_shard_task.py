@@ -32,14 +32,14 @@ def test_boxes_are_those_of_the_steps_done_by_hand(mined_dataset, photos):
         found = propose(small, recipe.mode, recipe.image_seed(hashlib.sha256(data).hexdigest()))
         size = record.width, record.height
         expected = apply_filter(
-            scale(found.boxes, x, y), found.rank, *size, FilterSpec.parse(recipe.filter), "opencv"
+            scale(found.boxes, x, y), found.rank, *size, FilterSpec.parse(recipe.filter), recipe.rank
         )
         assert np.array_equal(record.boxes, expected.boxes)
         assert np.array_equal(record.rank, expected.rank)
 
 
 def test_the_seed_changes_the_order_and_not_the_set(photos, mine_folder, tmp_path, content):
-    plain = {"max_side": 128, "filter": "none"}
+    plain = {"max_side": 128, "filter": "none", "rank": "opencv"}
     first, again, other = (
         mine_folder(photos, tmp_path / name, Recipe(seed=seed, **plain))
         for name, seed in [("first", 0), ("again", 0), ("other", 1)]
