@@ -7,14 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.plan import ShardTask, tasks
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
 from proposals.dataset import layout
-from proposals.dataset.assemble import PLAN_SCHEMA, assemble, plan_bytes, read_identity, rejected_bytes
-from proposals.dataset.bounds import read_parquet
+from proposals.dataset.assemble import (
+    PLAN_SCHEMA,
+    assemble,
+    plan_bytes,
+    read_identity,
+    read_plan,
+    rejected_bytes,
+)
 from proposals.dataset.files import publish, temporary_name, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
@@ -63,10 +68,9 @@ def _has(report: Report, file: str) -> bool:
 
 def _rebuild_manifest(root: Path) -> None:
     plan = root / layout.PLAN
-    identity = read_identity(plan)
     try:
-        planned = tasks(read_parquet(plan, identity.source.images))
-        records = [read_record(layout.record_path(root, task.name)) for task in planned]
+        identity = read_identity(plan)
+        records = [read_record(layout.record_path(root, task.name)) for task in tasks(read_plan(plan))]
     except AlignDetError as error:
         raise AlignDetError(
             f"{layout.MANIFEST} of {root} cannot be rebuilt, what proves it is damaged too: {error} "
@@ -116,7 +120,7 @@ def _mine_again(
             f"shards {', '.join(names)} of {root} must be mined again. Say where the images are: --images FOLDER"
         )
     job = read_identity(root / layout.PLAN).fingerprint()
-    planned = {task.name: task for task in tasks(pq.read_table(root / layout.PLAN))}
+    planned = {task.name: task for task in tasks(read_plan(root / layout.PLAN))}
     entries = {shard.name: shard for shard in manifest.shards}
     with _staging(root) as staging:
         for name in names:

@@ -1,17 +1,23 @@
 """The output folder of a job: begin or resume it, know which shards are proven done, commit the whole."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.append import compare, extended_plan
 from pipeline.plan import ShardTask, tasks
 from proposals.dataset import layout
-from proposals.dataset.assemble import assemble, plan_bytes, read_identity
+from proposals.dataset.assemble import assemble, plan_bytes, read_identity, read_plan
 from proposals.dataset.files import remove_leftovers, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, read_record
 from proposals.errors import AlignDetError
+
+# All that may differ between a dataset and the job that adds images to it.
+_GROWS = ("source.images:", "source.fingerprint:")
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,14 @@ class Workspace:
 
 
 def begin(out: Path, plan: pa.Table, identity: JobIdentity) -> Workspace:
-    """Start a job in ``out``, resume the one in it, or find it complete (then nothing is written).
+    """Start a job in ``out``, resume the one in it, add new images to a finished one, or find it complete.
 
-    Raises AlignDetError when the folder belongs to another job, listing the differences, or holds other files.
+    In a finished dataset ``plan`` tells which images there are now: added ones get shards of their own behind the
+    old ones, which stay as they are. Raises AlignDetError when the folder belongs to another job, listing the
+    differences, when images were removed or changed, or when the folder holds other files.
     """
     if (out / layout.MANIFEST).is_file():
-        manifest = read_manifest(out)
-        _refuse_difference(out, identity.diff(JobIdentity.of(manifest), versions=False))
-        return Workspace(out, plan, identity, {}, (), manifest)
+        return _reopen(out, plan, identity, read_manifest(out))
     if (out / layout.PLAN).is_file():
         _refuse_difference(out, identity.diff(read_identity(out / layout.PLAN)))
         remove_leftovers(out)
@@ -46,20 +52,77 @@ def begin(out: Path, plan: pa.Table, identity: JobIdentity) -> Workspace:
     else:
         _create(out, plan, identity)
     (out / layout.SHARDS).mkdir(exist_ok=True)
-    job = identity.fingerprint()
-    every = tuple(tasks(plan))
-    done = {task.name: record for task in every if (record := _proof(out, task.name, job)) is not None}
-    return Workspace(out, plan, identity, done, tuple(task for task in every if task.name not in done))
+    return _with_proofs(out, plan, identity, {})
 
 
 def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
-    """Write rejected.parquet, then dataset.json: the folder becomes a dataset.
+    """Write rejected.parquet, then dataset.json: the folder becomes a dataset, or the larger dataset.
 
     records: the commit record of every shard of the plan, by name.
     """
-    remove_leftovers(workspace.out / layout.SHARDS)
+    out = workspace.out
+    remove_leftovers(out / layout.SHARDS)
     ordered = [records[task.name] for task in tasks(workspace.plan)]
-    return assemble(workspace.out, workspace.identity, ordered)
+    if (out / layout.APPEND).is_file():
+        write_atomically(out / layout.PLAN, (out / layout.APPEND).read_bytes())
+    manifest = assemble(out, workspace.identity, ordered)
+    _tidy(out, manifest)
+    return manifest
+
+
+def _reopen(out: Path, plan: pa.Table, identity: JobIdentity, manifest: Manifest) -> Workspace:
+    theirs = JobIdentity.of(manifest)
+    if not identity.diff(theirs, versions=False):
+        _tidy(out, manifest)
+        return Workspace(out, plan, identity, {}, (), manifest)
+    # A run that was stopped while it committed may have left the longer plan: its first part is the committed one.
+    planned = read_plan(out / layout.PLAN)
+    committed = planned.filter(pc.less(planned.column("shard"), len(manifest.shards)))
+    change = compare(committed, plan)
+    differences = identity.diff(theirs)
+    if change.refusals() or not change.added or not all(line.startswith(_GROWS) for line in differences):
+        _refuse_difference(out, [*differences, *change.refusals()])
+    extended = extended_plan(committed, plan, change.added, len(manifest.shards), manifest.images_per_shard)
+    _start_append(out, extended, identity, manifest)
+    return _with_proofs(out, extended, identity, _committed_records(out, manifest))
+
+
+def _start_append(out: Path, extended: pa.Table, identity: JobIdentity, manifest: Manifest) -> None:
+    path, content = out / layout.APPEND, plan_bytes(extended, identity)
+    remove_leftovers(out / layout.SHARDS)
+    if path.is_file() and path.read_bytes() == content:
+        return
+    for stale in (out / layout.SHARDS).glob("*.*"):
+        if stale.stem.isdigit() and int(stale.stem) >= len(manifest.shards):
+            stale.unlink()  # of an append of other images, never committed
+    write_atomically(path, content)
+
+
+def _committed_records(out: Path, manifest: Manifest) -> dict[str, CommitRecord]:
+    records = {shard.name: read_record(layout.record_path(out, shard.name)) for shard in manifest.shards}
+    for shard in manifest.shards:
+        if records[shard.name].shard != shard:
+            raise AlignDetError(
+                f"shard {shard.name} of {out} is damaged, nothing was added. Run: aligndet verify {out} --repair"
+            )
+    return records
+
+
+def _with_proofs(
+    out: Path, plan: pa.Table, identity: JobIdentity, committed: dict[str, CommitRecord]
+) -> Workspace:
+    job = identity.fingerprint()
+    every = tuple(task for task in tasks(plan) if task.name not in committed)
+    proven = {task.name: record for task in every if (record := _proof(out, task.name, job)) is not None}
+    pending = tuple(task for task in every if task.name not in proven)
+    return Workspace(out, plan, identity, {**committed, **proven}, pending)
+
+
+def _tidy(out: Path, manifest: Manifest) -> None:
+    # What the committed manifest has overtaken: the plan of the append, boxes consolidated before it.
+    (out / layout.APPEND).unlink(missing_ok=True)
+    if not manifest.consolidated and (out / layout.CONSOLIDATED).is_dir():
+        shutil.rmtree(out / layout.CONSOLIDATED)
 
 
 def _create(out: Path, plan: pa.Table, identity: JobIdentity) -> None:
@@ -76,7 +139,8 @@ def _refuse_difference(out: Path, differences: list[str]) -> None:
     if differences:
         lines = "".join(f"\n  {line}" for line in differences)
         raise AlignDetError(
-            f"{out} belongs to another job:{lines}\nRun the command that started it, or choose a new folder."
+            f"{out} belongs to another job:{lines}\n"
+            "Run the command that started it, with its images in place, or choose a new folder."
         )
 
 

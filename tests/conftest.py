@@ -9,10 +9,11 @@ import pytest
 import skimage.data
 import sklearn.datasets
 
-from pipeline.plan import make_plan, tasks
+from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource, describe
-from pipeline.workspace import JobIdentity, begin, commit
+from pipeline.workspace import begin, commit
+from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions
 from proposals.recipe import Recipe
 
@@ -62,8 +63,9 @@ def mine_folder() -> Callable[..., Path]:
         )
         workspace = begin(out, make_plan(entries, images_per_shard), identity)
         work = Work(source, out, recipe, identity.fingerprint())
-        records = {task.name: mine_shard(task, work) for task in tasks(workspace.plan)}
-        commit(workspace, records)
+        if workspace.finished is None:
+            fresh = {task.name: mine_shard(task, work) for task in workspace.pending}
+            commit(workspace, {**workspace.done, **fresh})
         return out
 
     return mine

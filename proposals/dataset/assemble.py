@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proposals.dataset import layout
+from proposals.dataset.bounds import read_parquet
 from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, Totals, write_model
@@ -40,6 +41,11 @@ def read_identity(plan: Path) -> JobIdentity:
         return JobIdentity.model_validate_json(metadata[_IDENTITY_KEY])
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise AlignDetError(f"{plan} is damaged, the job cannot be resumed. Choose a new folder.") from error
+
+
+def read_plan(path: Path) -> pa.Table:
+    """The table of a plan file (PLAN_SCHEMA); raises AlignDetError when it is damaged."""
+    return read_parquet(path, read_identity(path).source.images)
 
 
 def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord]) -> Manifest:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,8 +57,11 @@ def file_sha256(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files of tasks that died; returns how many there were."""
+    """Delete temporary files and folders of tasks that died; returns how many there were."""
     leftovers = list(folder.glob(f"*{TEMPORARY_MARK}*"))
     for path in leftovers:
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return len(leftovers)

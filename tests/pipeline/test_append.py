@@ -1,0 +1,184 @@
+"""Mining into a finished dataset: added images get new shards, everything committed stays as it was."""
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from proposals.dataset import layout, open_dataset
+from proposals.dataset.verify import verify_dataset
+from proposals.errors import AlignDetError
+from proposals.recipe import Recipe
+
+_SMALL = Recipe(max_side=64)
+_FIRST = ("astronaut.jpg", "cat.jpg", "china.jpg", "more/rocket.jpg")
+
+
+@pytest.fixture
+def images(photos, tmp_path):
+    """Four photographs and a broken file; `grown` adds the others."""
+    for name in _FIRST:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / name, tmp_path / "in" / name)
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def grow(photos):
+    def add(images):
+        for path in photos.rglob("*.jpg"):
+            target = images / path.relative_to(photos)
+            if not target.exists():
+                shutil.copy(path, target)
+        (images / "also_broken.jpg").write_bytes(b"no image either")
+
+    return add
+
+
+def _times(root, skip=()):
+    files = [path for path in root.rglob("*") if path.is_file() and path.name not in skip]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+_REPLACED = (layout.MANIFEST, layout.PLAN, layout.REJECTED)
+
+
+def test_added_images_get_new_shards_and_old_files_stay(images, grow, tmp_path, mine_folder):
+    out = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    old = [record.uri for record in open_dataset(out)]
+    before = _times(out, _REPLACED)
+    grow(images)
+    assert mine_folder(images, out, _SMALL, images_per_shard=2) == out
+    now = open_dataset(out)
+    uris = [record.uri for record in now]
+    assert uris[: len(old)] == old
+    assert set(uris) == {path.relative_to(images).as_posix() for path in images.rglob("*.jpg")} - {
+        "broken.jpg",
+        "also_broken.jpg",
+    }
+    assert now.shard_sizes.tolist() == [1, 2, 1, 1, 2, 1]
+    assert {path: value for path, value in _times(out, _REPLACED).items() if path in before} == before
+    assert now.manifest.totals.rejected == 2
+    rejected = pq.read_table(out / layout.REJECTED).column("uri").to_pylist()
+    assert rejected == ["broken.jpg", "also_broken.jpg"]
+    assert verify_dataset(out, deep=True).problems == ()
+    whole = _times(out)
+    mine_folder(images, out, _SMALL, images_per_shard=2)
+    assert _times(out) == whole
+
+
+def test_it_can_grow_again_and_be_repaired(images, grow, photos, tmp_path, mine_folder):
+    from pipeline.repair import repair_dataset
+
+    out = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    grow(images)
+    mine_folder(images, out, _SMALL, images_per_shard=2)
+    shutil.copy(photos / "cat.jpg", images / "aaa.jpg")
+    mine_folder(images, out, _SMALL, images_per_shard=2)
+    assert [record.uri for record in open_dataset(out)][-1] == "aaa.jpg"
+    for file in (layout.PLAN, "shards/00004.tar"):
+        (out / file).write_bytes(b"damaged" + (out / file).read_bytes()[7:])
+        assert repair_dataset(out, [images], 1, lambda _: None).problems == ()
+
+
+def test_removed_and_changed_images_are_refused(images, grow, tmp_path, mine_folder):
+    out = mine_folder(images, tmp_path / "out", _SMALL)
+    before = _times(out)
+    grow(images)
+    (images / "cat.jpg").unlink()
+    (images / "china.jpg").write_bytes(b"something else")
+    with pytest.raises(AlignDetError) as caught:
+        mine_folder(images, out, _SMALL)
+    assert "1 images removed: cat.jpg" in str(caught.value)
+    assert "1 images changed in size: china.jpg" in str(caught.value)
+    assert _times(out) == before
+
+
+def test_a_changed_recipe_is_refused_field_by_field(images, grow, tmp_path, mine_folder):
+    out = mine_folder(images, tmp_path / "out", _SMALL)
+    before = _times(out)
+    grow(images)
+    with pytest.raises(AlignDetError) as caught:
+        mine_folder(images, out, Recipe(max_side=128, seed=3))
+    for line in (
+        "recipe.max_side: 64 there, 128 here",
+        "recipe.seed: 0 there, 3 here",
+        "source.images: 5 there",
+    ):
+        assert line in str(caught.value)
+    assert _times(out) == before
+
+
+def test_other_library_versions_are_refused(images, grow, tmp_path, mine_folder):
+    from proposals.dataset.manifest import read_manifest, write_model
+
+    out = mine_folder(images, tmp_path / "out", _SMALL)
+    manifest = read_manifest(out)
+    write_model(out / layout.MANIFEST, manifest.model_copy(update={"versions": {"numpy": "1.0"}}))
+    grow(images)
+    with pytest.raises(AlignDetError, match=r"versions\.numpy: 1\.0 there"):
+        mine_folder(images, out, _SMALL)
+
+
+def test_an_append_stopped_at_any_point_keeps_the_old_dataset_and_completes(
+    images, grow, tmp_path, mine_folder, content
+):
+    undisturbed = mine_folder(images, tmp_path / "whole", _SMALL, images_per_shard=2)
+    stopped = shutil.copytree(undisturbed, tmp_path / "stopped")
+    old = (stopped / layout.MANIFEST).read_bytes()
+    grow(images)
+    mine_folder(images, undisturbed, _SMALL, images_per_shard=2)
+    # Every state in which a kill can leave the folder: so many of these files have been written, in this order.
+    written = [
+        *(f"shards/{number:05d}.{kind}" for number in (3, 4, 5) for kind in ("tar", "parquet", "json")),
+        layout.PLAN,
+        layout.REJECTED,
+    ]
+    for count in range(len(written) + 1):
+        root = shutil.copytree(stopped, tmp_path / f"at_{count}")
+        shutil.copy(undisturbed / layout.PLAN, root / layout.APPEND)
+        for file in written[:count]:
+            if (undisturbed / file).exists():
+                shutil.copy(undisturbed / file, root / file)
+        assert (root / layout.MANIFEST).read_bytes() == old
+        assert len(open_dataset(root)) == 4
+        assert len(open_dataset(root)[3].boxes)
+        if count <= 9:
+            assert verify_dataset(root, deep=True).problems == ()
+        mine_folder(images, root, _SMALL, images_per_shard=2)
+        assert content(root) == content(undisturbed)
+
+
+def test_an_abandoned_append_of_other_images_is_forgotten(images, grow, tmp_path, mine_folder, content):
+    root = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    grow(images)
+    other = shutil.copytree(root, tmp_path / "other")
+    mine_folder(images, other, _SMALL, images_per_shard=2)
+    for file in ("shards/00005.tar", "shards/00005.json"):
+        shutil.copy(other / file, root / file)
+    shutil.copy(other / layout.PLAN, root / layout.APPEND)
+    for name in ("flower.jpg", "coffee.jpg", "also_broken.jpg"):
+        (images / name).unlink()
+    mine_folder(images, root, _SMALL, images_per_shard=2)
+    assert len(open_dataset(root).manifest.shards) == 4
+    assert verify_dataset(root, deep=True).problems == ()
+
+
+def test_a_killed_append_of_the_real_command(images, grow, tmp_path, start, mine_folder):
+    options = ("--images-per-shard", "1", "--max-side", "64", "--workers", "1")
+    mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=1)
+    manifest = (tmp_path / "out" / layout.MANIFEST).read_bytes()
+    grow(images)
+    mining = start(images, tmp_path / "out", *options)
+    mining.wait_for_shards(6)
+    mining.process.kill()
+    mining.wait()
+    assert (tmp_path / "out" / layout.MANIFEST).read_bytes() == manifest
+    assert len(open_dataset(tmp_path / "out")) == 4
+    status, output = start(images, tmp_path / "out", *options).wait()
+    assert status == 0, output
+    assert "8 in 10 shards" in output
+    assert verify_dataset(tmp_path / "out", deep=True).problems == ()
+    assert json.loads((tmp_path / "out" / layout.MANIFEST).read_text())["source"]["images"] == 10
