@@ -6,6 +6,7 @@ L_reg are the detector's own box losses on view 1, with the proposals as ground 
 of boxes that the detector's own assigner gave the same proposal in the two views.
 """
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from aligndet_train.diagnostics import embedding_diagnostics
 from aligndet_train.losses.contrastive import box_contrastive_loss
 from aligndet_train.momentum import make_teacher, update_teacher
 from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
+from proposals.errors import AlignDetError
 
 Losses = dict[str, Any]
 
@@ -103,12 +105,24 @@ class BoxDomainPretrainer(BaseModel):
 
 
 def build_detector(stock_model: dict[str, Any]) -> nn.Module:
-    """The stock mmdet detector of a ``model`` config; weights as constructed, nothing is downloaded."""
+    """The stock mmdet detector of a ``model`` config; weights as constructed, nothing is downloaded.
+
+    Raises AlignDetError when a class it names is not registered.
+    """
     # mmengine logs every initialised parameter at INFO: hundreds of lines that say nothing.
     if not MMLogger.check_instance_created("aligndet-build"):
         MMLogger.get_instance("aligndet-build", log_level="WARNING")
+    import_module("aligndet_train.backbones")
     with DefaultScope.overwrite_default_scope("mmdet"):
-        detector: nn.Module = MODELS.build(ConfigDict(stock_model))
+        try:
+            detector: nn.Module = MODELS.build(ConfigDict(stock_model))
+        except KeyError as error:
+            if "is not in the" not in str(error):
+                raise
+            raise AlignDetError(
+                f"{error.args[0].split('.')[0]}: import the module that defines it first (`custom_imports` in a "
+                "config, --import-module for export)"
+            ) from error
     return detector
 
 

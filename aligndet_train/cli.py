@@ -1,6 +1,7 @@
 """The trainer's verbs. Light to import: torch and mmdet come in when a verb runs."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,6 +84,10 @@ def export(
     keep_predictors: Annotated[
         bool, typer.Option("--keep-predictors", help="Also export the final box predictors.")
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import-module", help="Python module that registers a detector part of your own."),
+    ] = None,
 ) -> None:
     """Write weights that the stock mmdet config loads, and say what became of every key.
 
@@ -96,6 +101,8 @@ def export(
 
     from aligndet_train.export import export as run_export
 
+    for module in modules or []:
+        import_module(module)
     report = run_export(checkpoint, out, keep_predictors=keep_predictors)
     console = Console()
     console.print(report.table())

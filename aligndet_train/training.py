@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, init_dist
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -84,6 +85,7 @@ def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) ->
         init_dist(options.launcher)
     plan = _plan(run, open_dataset(data), work_dir, options)
     if plan.start >= plan.steps:
+        print_log(f"{work_dir} is complete already, {plan.steps} steps: nothing to do")
         return work_dir / LAST
     model = _initialised(run).to(get_device())
     optimizer = build_optimizer(model, run.pretrain, get_world_size())

@@ -88,7 +88,8 @@ def test_the_log_opens_with_what_is_about_to_run(undisturbed):
 def test_a_finished_run_is_left_alone(undisturbed, mined_dataset):
     work_dir, _ = undisturbed
     before = {p: p.stat().st_mtime_ns for p in work_dir.rglob("*") if p.is_file()}
-    finish(command(mined_dataset, work_dir))
+    output = finish(command(mined_dataset, work_dir))
+    assert "is complete already, 60 steps" in output
     assert {p: p.stat().st_mtime_ns for p in work_dir.rglob("*") if p.is_file()} == before
 
 
