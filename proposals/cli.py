@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from proposals.cli_convert import convert
 from proposals.cli_quality import recall, report, stats
 from proposals.errors import AlignDetError
 
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command()(recall)
     app.command()(stats)
     app.command()(report)
+    app.command()(convert)
     app.command()(warmup)
 
 

@@ -1,0 +1,164 @@
+"""COCO json, the form of AlignDet's released proposals: ordinary annotations of one class, or of 256 clusters."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proposals.convert.json_stream import members
+from proposals.convert.stream import CATEGORY, CLUSTERS, ImageBoxes, ImageIds, Source, numbered, positions
+from proposals.dataset.files import publish, temporary_beside
+from proposals.errors import AlignDetError
+
+Entry = dict[str, Any]
+
+
+def write_coco(source: Source, path: Path, ids: ImageIds = numbered) -> int:
+    """Write ``source`` to ``path``, image by image; returns how many boxes.
+
+    bbox is xywh in px with w = x2 - x1, exact to the last bit; ``rank`` is an extra field that others ignore.
+    Categories: `selective_search`, or `cluster_1` .. `cluster_256` when the source carries cluster ids.
+    """
+    names = [f"cluster_{i + 1}" for i in range(CLUSTERS)] if source.clustered else [CATEGORY]
+    categories = [{"id": i + 1, "name": name, "supercategory": "proposal"} for i, name in enumerate(names)]
+    with temporary_beside(path) as (temporary,):
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(f'{{"categories":{_dump(categories)},\n"images":[')
+            for place, image in enumerate(source.images()):
+                stream.write((",\n" if place else "\n") + _dump(_image(image, ids(place, image.uri))))
+            stream.write('],\n"annotations":[')
+            count = 0
+            for place, image in enumerate(source.images()):
+                if len(image.rank):
+                    stream.write(",\n" if count else "\n")
+                    stream.write(_annotations(image, ids(place, image.uri), count + 1))
+                count += len(image.rank)
+            stream.write("]}\n")
+        publish(temporary, path)
+    return count
+
+
+class CocoSource:
+    """The images of a COCO json file. Only the list of images is in memory, and one image's boxes.
+
+    Boxes of one image must stand together, as in every file that this project or AlignDet wrote; image ids are read
+    as they are. Raises AlignDetError, while it is walked, when the file is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._images: dict[Any, Entry] = {}
+        self._clusters: dict[Any, int] = {}
+        found = set()
+        for name, part in members(path):
+            found.add(name)
+            self._take(name, part)
+        if not found >= {"images", "annotations"}:
+            raise AlignDetError(f"{path} is no COCO json: it needs the lists images and annotations.")
+        self.clustered = bool(self._clusters)
+
+    def images(self) -> Iterator[ImageBoxes]:
+        """Images with boxes in the order of their boxes, then those without any."""
+        seen: set[Any] = set()
+        run: list[Entry] = []
+        for name, part in members(self._path):
+            for entry in part if name == "annotations" else ():
+                if run and entry.get("image_id") != run[0]["image_id"]:
+                    yield self._boxes(run, seen)
+                    run = []
+                run.append(entry)
+        if run:
+            yield self._boxes(run, seen)
+        yield from (self._boxes([], set(), key) for key in self._images if key not in seen)
+
+    def _take(self, name: str, part: list[Any]) -> None:
+        try:
+            if name == "images":
+                self._images.update((entry["id"], _brief(entry)) for entry in part)
+            if name == "categories":
+                named = [(entry["id"], str(entry["name"])) for entry in part]
+                self._clusters.update((i, int(n[8:])) for i, n in named if n.startswith("cluster_"))
+            if name == "annotations" and not all(isinstance(entry, dict) for entry in part):
+                raise TypeError("an annotation is not an object")
+        except (KeyError, TypeError, ValueError) as error:
+            raise AlignDetError(
+                f"{self._path} is no COCO json: {type(error).__name__} {error} in {name}."
+            ) from error
+
+    def _boxes(self, run: list[Entry], seen: set[Any], key: Any = None) -> ImageBoxes:
+        key = run[0].get("image_id") if run else key
+        if key in seen or key not in self._images:
+            why = "stand apart; sort the annotations by image_id" if key in seen else "belong to no image"
+            raise AlignDetError(f"{self._path}: the boxes of image id {key!r} {why}.")
+        seen.add(key)
+        image = self._images[key]
+        try:
+            xywh = np.array([entry["bbox"] for entry in run], dtype=np.float64).reshape(-1, 4)
+            if len(xywh) != len(run) or not np.isfinite(xywh).all():
+                raise ValueError("a bbox is not four finite numbers")
+            clusters = [self._clusters[entry["category_id"]] for entry in run] if self.clustered else None
+            ranks = [entry.get("rank", i + 1) for i, entry in enumerate(run)]
+            rank = np.array(ranks, dtype=np.float32).reshape(len(run))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AlignDetError(
+                f"{self._path}: a box of image id {key!r} is broken ({type(error).__name__} {error})."
+            ) from error
+        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+        return ImageBoxes(
+            uri=image["file_name"],
+            width=image["width"],
+            height=image["height"],
+            boxes=boxes,
+            rank=rank if len(run) else positions(0),
+            clusters=None if clusters is None else np.array(clusters, dtype=np.int64),
+        )
+
+
+def read_image_ids(path: Path) -> dict[str, int]:
+    """File name to image id, from a COCO json; raises AlignDetError when it lists no image."""
+    found: dict[str, int] = {}
+    for name, part in members(path):
+        if name == "images":
+            found.update((str(entry["file_name"]), int(entry["id"])) for entry in part)
+    if not found:
+        raise AlignDetError(f"{path} lists no image to take ids from. Name a COCO json.")
+    return found
+
+
+def _brief(entry: Entry) -> Entry:
+    size = {name: int(entry.get(name) or 0) for name in ("width", "height")}
+    return {"file_name": str(entry["file_name"]), **size}
+
+
+def _image(image: ImageBoxes, number: int) -> Entry:
+    size = {"width": image.width, "height": image.height} if image.width and image.height else {}
+    return {"id": number, "file_name": image.uri, **size}
+
+
+def _annotations(image: ImageBoxes, number: int, first: int) -> str:
+    corners = image.boxes.astype(np.float64)
+    sides = corners[:, 2:] - corners[:, :2]
+    clusters = np.ones(len(sides), np.int64) if image.clusters is None else image.clusters
+    rows = zip(
+        np.concatenate([corners[:, :2], sides], axis=1).tolist(),
+        sides.prod(axis=1).tolist(),
+        image.rank.tolist(),
+        clusters.tolist(),
+        strict=True,
+    )
+    return ",\n".join(
+        f'{{"id":{first + i},"image_id":{number},"category_id":{cluster},'
+        f'"bbox":[{_number(box[0])},{_number(box[1])},{_number(box[2])},{_number(box[3])}],'
+        f'"area":{_number(area)},"iscrowd":0,"rank":{_number(rank)}}}'
+        for i, (box, area, rank, cluster) in enumerate(rows)
+    )
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,180 @@
+"""A dataset as a Hugging Face repository: its own files, a dataset card (README.md) and Croissant metadata."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from proposals.dataset import ProposalDataset, layout
+from proposals.dataset.manifest import Manifest
+from proposals.errors import AlignDetError
+
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
+_COLUMNS = {
+    "key": ("sc:Text", "Unique key of the image: the stem of its two tar members."),
+    "uri": ("sc:Text", "The image's name in the source."),
+    "sha256": ("sc:Text", "Of the image file, hex."),
+    "width": ("sc:Integer", "Width of the upright image, px."),
+    "height": ("sc:Integer", "Height of the upright image, px."),
+    "status": ("sc:Text", "ok, or the fallback rule that gave the boxes."),
+}
+
+
+def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id: str) -> int:
+    """Write the repository folder ``out``: the dataset (hard links, copies across filesystems), card and metadata.
+
+    It stays a dataset that `open_dataset` reads. Returns how many files there are. Raises AlignDetError when ``out``
+    is not an empty folder, or a file of the dataset is missing.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AlignDetError(f"{out} is not empty. Choose a new folder.")
+    manifest = dataset.manifest
+    paths = [manifest.plan.path, manifest.rejected.path, layout.MANIFEST]
+    paths += [entry.path for shard in manifest.shards for entry in shard.files]
+    paths += [entry.path for entry in manifest.consolidated]
+    records = [layout.record_path(dataset.root, shard.name) for shard in manifest.shards]
+    paths += [record.relative_to(dataset.root).as_posix() for record in records if record.is_file()]
+    for path in paths:
+        _link(dataset.root / path, out / path)
+    (out / "README.md").write_text(_card(manifest, name, license_id), encoding="utf-8")
+    croissant = json.dumps(_croissant(manifest, name, license_id), indent=1, ensure_ascii=False)
+    (out / "croissant.json").write_text(croissant + "\n", encoding="utf-8")
+    return len(paths) + 2
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError as error:
+        raise AlignDetError(f"{source} is missing: the dataset is damaged. See `aligndet verify`.") from error
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+# One kind of file only under configs: a repository has a single builder in `datasets`.
+def _card(manifest: Manifest, name: str, license_id: str) -> str:
+    totals, recipe = manifest.totals, manifest.recipe
+    size = next((label for limit, label in _SIZES if totals.images < limit), "n>10M")
+    rules = "".join(f"| {key} | `{value}` |\n" for key, value in recipe.model_dump().items())
+    return f"""---
+pretty_name: {json.dumps(name)}
+license: {json.dumps(license_id)}
+task_categories: [object-detection]
+tags: [object-proposals, selective-search, self-supervised, aligndet, webdataset]
+size_categories: [{json.dumps(size)}]
+configs:
+- config_name: boxes
+  default: true
+  data_files: shards/*.parquet
+---
+
+# {_plain(name)}
+
+{totals.proposals:,} class-agnostic boxes on {totals.images:,} images, in {len(manifest.shards):,} shards. The boxes
+come from selective search: no label and no model was used. They are meant as pseudo ground truth for pretraining
+detectors, and cover what looks like a thing at any scale, so most of them are no annotated object.
+
+- `shards/*.parquet`, which `load_dataset` gives: one row an image. `boxes` are x1, y1, x2, y2 in pixels of the
+  upright image (EXIF orientation applied), half-open (width = x2 - x1), best first; `rank` is ascending.
+- `shards/*.tar`: plain WebDataset shards, `<key>.<extension>` and `<key>.json`; the image files are unchanged.
+  `load_dataset("webdataset", data_files="shards/*.tar")` reads them.
+- {totals.rejected:,} images gave no row; `rejected.parquet` says why.
+
+| recipe | |
+|---|---|
+{rules}
+Fingerprint of the recipe: `{manifest.recipe_fingerprint}`. Source: {_plain(manifest.source.kind)},
+{manifest.source.images:,} images. Format: `{manifest.format}` {manifest.format_version}.
+
+The licence above is the one stated for the boxes; each image keeps its own.
+"""
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() or c in " ._-" else "_" for c in text)
+
+
+def _croissant(manifest: Manifest, name: str, license_id: str) -> dict[str, Any]:
+    files = [entry for shard in manifest.shards for entry in shard.files]
+    objects = [
+        {
+            "@type": "cr:FileObject",
+            "@id": entry.path,
+            "name": entry.path,
+            "contentUrl": entry.path,
+            "contentSize": f"{entry.bytes} B",
+            "sha256": entry.sha256,
+            "encodingFormat": "application/x-parquet"
+            if entry.path.endswith("parquet")
+            else "application/x-tar",
+        }
+        for entry in files
+    ]
+    tables = [{"@id": entry.path} for entry in files if entry.path.endswith("parquet")]
+    group = {
+        "@type": "cr:FileSet",
+        "@id": "tables",
+        "name": "tables",
+        "containedIn": tables,
+        "encodingFormat": "application/x-parquet",
+        "includes": "shards/*.parquet",
+    }
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "name": name,
+        "description": f"{manifest.totals.proposals} selective-search boxes on {manifest.totals.images} images.",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "license": license_id,
+        "version": "1.0.0",
+        "distribution": [*objects, group],
+        "recordSet": [
+            {"@type": "cr:RecordSet", "@id": "images", "name": "images", "field": _fields()},
+        ],
+    }
+
+
+def _fields() -> list[dict[str, Any]]:
+    plain = [_field(name, kind, text) for name, (kind, text) in _COLUMNS.items()]
+    boxes = _field("boxes", "sc:Float", "x1, y1, x2, y2 px, best first.") | {"repeated": True}
+    rank = _field("rank", "sc:Float", "One for each box, ascending.") | {"repeated": True}
+    return [*plain, boxes, rank]
+
+
+def _field(name: str, kind: str, text: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:Field",
+        "@id": f"images/{name}",
+        "name": name,
+        "description": text,
+        "dataType": kind,
+        "source": {"fileSet": {"@id": "tables"}, "extract": {"column": name}},
+    }
+
+
+_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
+    "recordSet": "cr:recordSet",
+    "field": "cr:field",
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "source": "cr:source",
+    "fileSet": "cr:fileSet",
+    "fileObject": "cr:fileObject",
+    "extract": "cr:extract",
+    "column": "cr:column",
+    "includes": "cr:includes",
+    "repeated": "cr:repeated",
+}

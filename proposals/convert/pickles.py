@@ -1,0 +1,176 @@
+"""detectron2 and mmdet proposal files. Both are pickles: written as a stream, read only when that was asked for."""
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from proposals.convert.stream import ImageBoxes, ImageIds, Source, numbered
+from proposals.dataset.files import publish, temporary_beside
+from proposals.errors import AlignDetError
+
+_XYXY_ABS = 0  # detectron2's BoxMode
+
+# All that an array needs; anything else in a pickle would be code of the file's choice.
+_ARRAY_NAMES = {
+    ("builtins", "dict"),
+    ("builtins", "list"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+    *(
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        )
+    ),
+}
+
+
+def write_detectron2(source: Source, path: Path, ids: ImageIds = numbered) -> int:
+    """Write ``source`` as detectron2 reads it: ids, boxes (XYXY_ABS) and objectness_logits, the negated rank.
+
+    ids must be the dataset's own image ids there. Returns how many boxes; the source is walked three times.
+    """
+    logits = (-image.rank for image in source.images())
+    boxes = (np.ascontiguousarray(image.boxes) for image in source.images())
+    numbers = (ids(place, image.uri) for place, image in enumerate(source.images()))
+    content = {
+        "ids": _Listed(numbers),
+        "boxes": _Listed(boxes),
+        "objectness_logits": (counted := _Listed(logits, len)),
+        "bbox_mode": _XYXY_ABS,
+    }
+    _write(content, path)
+    return counted.total
+
+
+def write_mmdet(source: Source, path: Path, folder: str | None = None) -> int:
+    """Write ``source`` as mmdet's ``proposal_file``: ``folder/name`` to bboxes (xyxy px) and scores, the negated rank.
+
+    mmdet's key is an image's name below its folder. folder: that folder's name, for images without one.
+    Returns how many boxes. Raises AlignDetError when a key has no folder or two images have the same.
+    """
+    keys: set[str] = set()
+    total = 0
+
+    def items() -> Iterator[tuple[str, dict[str, Any]]]:
+        nonlocal total
+        for image in source.images():
+            key = _mmdet_key(image.uri, folder)
+            if key in keys:
+                raise AlignDetError(
+                    f"two images would be {key!r} in mmdet's file, which keeps one folder level."
+                )
+            keys.add(key)
+            total += len(image.rank)
+            yield key, {"bboxes": np.ascontiguousarray(image.boxes), "scores": -image.rank}
+
+    _write(_Mapped(items()), path)
+    return total
+
+
+class PickleSource:
+    """The images of a detectron2 or mmdet proposal file; all of it is in memory.
+
+    Only plain containers and numpy arrays are unpickled: a file that asks for any other class or function is
+    refused with AlignDetError, and so is one that is neither form.
+    """
+
+    clustered = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with path.open("rb") as stream:
+                self._content = _ArraysOnly(stream).load()
+        except (OSError, EOFError, pickle.UnpicklingError, ValueError, AttributeError, IndexError) as error:
+            raise AlignDetError(f"{path} is no readable proposal pickle: {error}.") from error
+        if not isinstance(self._content, dict):
+            raise AlignDetError(
+                f"{path} holds a {type(self._content).__name__}, not detectron2's or mmdet's dict."
+            )
+
+    def images(self) -> Iterator[ImageBoxes]:
+        """Every image; its uri is the image id for detectron2, folder/name for mmdet."""
+        try:
+            if "boxes" in self._content:
+                logits = self._content.get("objectness_logits", self._content.get("scores"))
+                numbers = self._content.get("ids", self._content.get("indexes"))
+                for number, boxes, scores in zip(numbers, self._content["boxes"], logits, strict=True):
+                    yield _sorted(str(number), boxes, scores)
+            else:
+                for key, found in self._content.items():
+                    yield _sorted(str(key), found["bboxes"], found["scores"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise AlignDetError(
+                f"{self._path} is neither detectron2's nor mmdet's form ({type(error).__name__} {error})."
+            ) from error
+
+
+class _Listed:
+    """Pickles as a plain list whose items are made while it is written."""
+
+    def __init__(self, items: Iterator[Any], count: Callable[[Any], int] | None = None) -> None:
+        self._items, self._count, self.total = items, count, 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (), None, self._counted()
+
+    def _counted(self) -> Iterator[Any]:
+        for item in self._items:
+            self.total += self._count(item) if self._count else 0
+            yield item
+
+
+class _Mapped:
+    """Pickles as a plain dict whose items are made while it is written."""
+
+    def __init__(self, items: Iterator[tuple[str, Any]]) -> None:
+        self._items = items
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (), None, None, self._items
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ARRAY_NAMES:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are allowed")
+        return super().find_class(module, name)
+
+
+def _write(content: Any, path: Path) -> None:
+    with temporary_beside(path) as (temporary,):
+        with temporary.open("wb") as stream:
+            _dump(content, stream)
+        publish(temporary, path)
+
+
+def _dump(content: Any, stream: BinaryIO) -> None:
+    pickler = pickle.Pickler(stream, protocol=4)
+    pickler.fast = True  # without the memo, which would keep every array alive until the end
+    pickler.dump(content)
+
+
+def _mmdet_key(uri: str, folder: str | None) -> str:
+    path = PurePosixPath(uri)
+    parent = path.parent.name or folder
+    if not parent:
+        raise AlignDetError(
+            f"{uri} lies in no folder, and mmdet looks proposals up by folder/name. "
+            "Name the images' folder: --folder train2017"
+        )
+    return f"{parent}/{path.name}"
+
+
+def _sorted(uri: str, boxes: Any, scores: Any) -> ImageBoxes:
+    corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    values = np.asarray(scores, dtype=np.float32).reshape(len(corners))
+    order = np.argsort(-values, kind="stable")
+    return ImageBoxes(uri, 0, 0, corners[order], -values[order])
