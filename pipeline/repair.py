@@ -20,6 +20,7 @@ from proposals.dataset.assemble import (
     read_plan,
     rejected_bytes,
 )
+from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import publish, temporary_name, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
@@ -59,6 +60,9 @@ def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair:
         records = [read_record(layout.record_path(root, shard.name)) for shard in manifest.shards]
         _replace(root, manifest.rejected, rejected_bytes(records))
         on_repair(layout.REJECTED)
+    if any(entry.path == problem.file for entry in manifest.consolidated for problem in report.problems):
+        consolidate(root, workers)
+        on_repair(layout.CONSOLIDATED)
     return verify_dataset(root, deep=True, workers=workers) if report.problems else report
 
 

@@ -66,14 +66,16 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     if (out / layout.APPEND).is_file():
         write_atomically(out / layout.PLAN, (out / layout.APPEND).read_bytes())
     manifest = assemble(out, workspace.identity, ordered)
-    _tidy(out, manifest)
+    # What the new manifest has overtaken: the plan of the append, boxes consolidated before it.
+    (out / layout.APPEND).unlink(missing_ok=True)
+    shutil.rmtree(out / layout.CONSOLIDATED, ignore_errors=True)
     return manifest
 
 
 def _reopen(out: Path, plan: pa.Table, identity: JobIdentity, manifest: Manifest) -> Workspace:
     theirs = JobIdentity.of(manifest)
     if not identity.diff(theirs, versions=False):
-        _tidy(out, manifest)
+        (out / layout.APPEND).unlink(missing_ok=True)
         return Workspace(out, plan, identity, {}, (), manifest)
     # A run that was stopped while it committed may have left the longer plan: its first part is the committed one.
     planned = read_plan(out / layout.PLAN)
@@ -116,13 +118,6 @@ def _with_proofs(
     proven = {task.name: record for task in every if (record := _proof(out, task.name, job)) is not None}
     pending = tuple(task for task in every if task.name not in proven)
     return Workspace(out, plan, identity, {**committed, **proven}, pending)
-
-
-def _tidy(out: Path, manifest: Manifest) -> None:
-    # What the committed manifest has overtaken: the plan of the append, boxes consolidated before it.
-    (out / layout.APPEND).unlink(missing_ok=True)
-    if not manifest.consolidated and (out / layout.CONSOLIDATED).is_dir():
-        shutil.rmtree(out / layout.CONSOLIDATED)
 
 
 def _create(out: Path, plan: pa.Table, identity: JobIdentity) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from proposals import dataset_cli
 from proposals.cli_convert import convert
 from proposals.cli_quality import recall, report, stats
 from proposals.errors import AlignDetError
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
     app.command()(convert)
     app.command()(warmup)
+    dataset_cli.register(app)
 
 
 def show(

@@ -15,6 +15,7 @@ TEMPORARY_MARK = ".tmp-"
 # With the hash and the longest suffix a member name stays below the 100 characters of a plain tar header.
 _STEM_LENGTH = 48
 _HASH_LENGTH = 16
+KEY_LENGTH = _STEM_LENGTH + 1 + _HASH_LENGTH
 
 
 def shard_name(number: int) -> str:

@@ -136,7 +136,7 @@ class ProposalDataset(Sequence[Record]):
         return pa.concat_tables(tables)
 
     def _record(self, shard: int, row: int) -> Record:
-        table = self._shard_table(shard)
+        table = self.shard_table(shard)
         names = ("key", "uri", "width", "height", "status", "orientation", "sha256")
         plain = {name: table.column(name)[row].as_py() for name in names}
         first, last = box_offsets(table)[row : row + 2]
@@ -151,7 +151,8 @@ class ProposalDataset(Sequence[Record]):
             size=table.column("tar_size")[row].as_py(),
         )
 
-    def _shard_table(self, shard: int) -> pa.Table:
+    def shard_table(self, shard: int) -> pa.Table:
+        """The table of shard ``shard`` (see proposals.dataset.tables), checked against the manifest and cached."""
         with self._lock:
             if shard in self._cache:
                 self._cache.move_to_end(shard)

@@ -1,0 +1,148 @@
+"""Joining datasets of one recipe. Tars and Parquet tables are linked, not copied, where the filesystem allows."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from proposals.dataset import layout
+from proposals.dataset.assemble import PLAN_SCHEMA, assemble, plan_bytes, read_plan
+from proposals.dataset.files import fsync, write_atomically
+from proposals.dataset.identity import JobIdentity
+from proposals.dataset.manifest import (
+    CommitRecord,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    SourceInfo,
+    read_manifest,
+    read_record,
+    write_model,
+)
+from proposals.errors import AlignDetError
+
+# The libraries that decide boxes. pyarrow decides only how they are packed; of two CPU levels both are kept.
+_DECIDING = ("numpy", "opencv", "pillow")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Part:
+    root: Path
+    manifest: Manifest
+    plan: pa.Table
+
+
+def merge_datasets(roots: Sequence[Path], out: Path) -> Manifest:
+    """Make the dataset ``out`` of all images of the finished datasets ``roots``, in that order.
+
+    Image and box files are hard links to the inputs' (copies on another filesystem); plan, commit records and
+    dataset.json are written new, shards renumbered. A stopped merge leaves a folder without dataset.json. Raises
+    AlignDetError when recipes or deciding library versions differ (field by field), an image is in two datasets,
+    an input is damaged, or ``out`` is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AlignDetError(f"{out} is not empty. Choose a new folder.")
+    parts = []
+    for root in roots:
+        manifest = read_manifest(root)
+        parts.append(_Part(root, manifest, read_plan(root / layout.PLAN)))
+    identity = _identity(parts)
+    plan = _plan(parts)
+    (out / layout.SHARDS).mkdir(parents=True, exist_ok=True)
+    records: list[CommitRecord] = []
+    for part in parts:
+        for shard in part.manifest.shards:
+            records.append(_adopt(part, shard, out, layout.shard_name(len(records))))
+    fsync(out / layout.SHARDS)
+    write_atomically(out / layout.PLAN, plan_bytes(plan, identity))
+    return assemble(out, identity, records)
+
+
+def _identity(parts: Sequence[_Part]) -> JobIdentity:
+    first = parts[0].manifest
+    for part in parts[1:]:
+        recipes = first.recipe.diff(part.manifest.recipe)
+        lines = [f"recipe.{name}: {there}, here {here}" for name, (there, here) in recipes.items()]
+        versions = [(name, first.versions.get(name), part.manifest.versions.get(name)) for name in _DECIDING]
+        lines += [f"versions.{name}: {there}, here {here}" for name, there, here in versions if there != here]
+        if lines:
+            listed = "".join(f"\n  {line}" for line in lines)
+            raise AlignDetError(
+                f"{part.root} was not made as {parts[0].root} was:{listed}\n"
+                "Boxes of different makes do not belong into one dataset: mine one of them again."
+            )
+    manifests = [part.manifest for part in parts]
+    source = first.source if len(parts) == 1 else _joined_source(manifests)
+    shared = set.intersection(*(set(manifest.versions.items()) for manifest in manifests))
+    return JobIdentity(
+        recipe=first.recipe,
+        source=source,
+        images_per_shard=max(manifest.images_per_shard for manifest in manifests),
+        versions={name: version for name, version in first.versions.items() if (name, version) in shared},
+    )
+
+
+def _joined_source(manifests: Sequence[Manifest]) -> SourceInfo:
+    sources = [manifest.source for manifest in manifests]
+    digest = hashlib.sha256("\n".join(source.fingerprint for source in sources).encode())
+    return SourceInfo(
+        kind="merged", images=sum(source.images for source in sources), fingerprint=digest.hexdigest()
+    )
+
+
+def _plan(parts: Sequence[_Part]) -> pa.Table:
+    tables, shards = [], 0
+    for part in parts:
+        moved = pc.add(part.plan.column("shard"), pa.scalar(shards, pa.int32()))
+        table = part.plan.set_column(0, "shard", moved).select(PLAN_SCHEMA.names).cast(PLAN_SCHEMA)
+        tables.append(table.replace_schema_metadata(None))
+        shards += len(part.manifest.shards)
+    plan = pa.concat_tables(tables).combine_chunks()
+    _refuse_doubles(plan)
+    return plan
+
+
+def _refuse_doubles(plan: pa.Table) -> None:
+    counts = pc.value_counts(plan.column("key"))
+    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if len(twice):
+        uris = plan.filter(pc.is_in(plan.column("key"), value_set=twice)).column("uri").to_pylist()
+        shown = ", ".join(sorted(set(uris))[:_SHOWN])
+        raise AlignDetError(
+            f"{len(twice)} images have the same path, and so the same key, in two of the datasets: {shown}. "
+            "Keys must be unique: mine them from a folder above both, so that their paths differ."
+        )
+
+
+def _adopt(part: _Part, shard: ShardEntry, out: Path, name: str) -> CommitRecord:
+    """Link one shard's files under its new name and write its commit record."""
+    record = read_record(layout.record_path(part.root, shard.name))
+    if record.shard != shard:
+        raise AlignDetError(f"shard {shard.name} of {part.root} is damaged. See: aligndet verify {part.root}")
+    renamed: dict[str, FileEntry] = {}
+    for kind, entry in (("tar", shard.tar), ("parquet", shard.parquet)):
+        if entry is not None:
+            path = f"{layout.SHARDS}/{name}.{kind}"
+            _link(part.root / entry.path, out / path, entry)
+            renamed[kind] = entry.model_copy(update={"path": path})
+    moved = record.model_copy(update={"shard": shard.model_copy(update={"name": name, **renamed})})
+    write_model(layout.record_path(out, name), moved)
+    return moved
+
+
+def _link(source: Path, target: Path, entry: FileEntry) -> None:
+    if not source.is_file() or source.stat().st_size != entry.bytes:
+        raise AlignDetError(
+            f"{source} is missing or has another size. See: aligndet verify {source.parent.parent}"
+        )
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another filesystem, or one without hard links
+        shutil.copyfile(source, target)
+        fsync(target)

@@ -1,0 +1,116 @@
+"""`aligndet merge`: one dataset of several, its bytes shared with them."""
+
+import json
+import os
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.repair import repair_dataset
+from proposals.cli import build_app
+from proposals.dataset import layout, open_dataset
+from proposals.dataset.manifest import read_manifest, write_model
+from proposals.dataset.verify import verify_dataset
+from proposals.errors import AlignDetError
+from proposals.recipe import Recipe
+
+_SMALL = Recipe(max_side=64)
+
+
+@pytest.fixture(scope="module")
+def folders(photos, tmp_path_factory):
+    """Two folders of photographs with a broken file each."""
+    made = [tmp_path_factory.mktemp("merge") / name for name in "ab"]
+    for folder, names in zip(made, (["cat", "china", "coffee"], ["flower", "astronaut"]), strict=True):
+        folder.mkdir()
+        for name in names:
+            shutil.copy(photos / f"{name}.jpg", folder)
+        (folder / f"broken_{folder.name}.jpg").write_bytes(b"no image")
+    return made
+
+
+@pytest.fixture(scope="module")
+def inputs(folders, mine_folder, tmp_path_factory):
+    roots = [tmp_path_factory.mktemp("merge") / name for name in "ab"]
+    return [mine_folder(folder, root, _SMALL, 2) for folder, root in zip(folders, roots, strict=True)]
+
+
+def _merge(roots, out):
+    result = CliRunner().invoke(build_app(), ["merge", *map(str, roots), "-o", str(out)])
+    return result.output if result.exception is None else str(result.exception)
+
+
+def test_all_images_of_both_in_order_and_no_byte_copied(inputs, folders, tmp_path):
+    before = {path: path.stat().st_mtime_ns for root in inputs for path in root.rglob("*")}
+    assert "5 images" in _merge(inputs, tmp_path / "c")
+    merged, parts = open_dataset(tmp_path / "c"), [open_dataset(root) for root in inputs]
+    expected = [record for part in parts for record in part]
+    assert [record.key for record in merged] == [record.key for record in expected]
+    for one, two in zip(merged, expected, strict=True):
+        assert one.image_bytes() == two.image_bytes()
+        assert (one.boxes == two.boxes).all()
+        assert one.tar.stat().st_ino == two.tar.stat().st_ino
+    assert {path: path.stat().st_mtime_ns for root in inputs for path in root.rglob("*")} == before
+    assert verify_dataset(tmp_path / "c", deep=True).problems == ()
+    rejected = pq.read_table(tmp_path / "c" / layout.REJECTED).column("uri").to_pylist()
+    assert rejected == ["broken_a.jpg", "broken_b.jpg"]
+    for path in (tmp_path / "c").glob("shards/00003.*"):
+        path.unlink()
+    assert repair_dataset(tmp_path / "c", folders, 1, lambda _: None).problems == ()
+
+
+def test_on_another_filesystem_files_are_copied(inputs, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    _merge(inputs, tmp_path / "c")
+    assert verify_dataset(tmp_path / "c", deep=True).problems == ()
+    tars = [layout.tar_path(root, "00000") for root in (inputs[0], tmp_path / "c")]
+    assert tars[0].stat().st_ino != tars[1].stat().st_ino
+
+
+def test_other_recipes_and_versions_are_refused_field_by_field(inputs, folders, mine_folder, tmp_path):
+    other = mine_folder(folders[1], tmp_path / "other", Recipe(max_side=65, seed=3))
+    message = _merge([inputs[0], other], tmp_path / "c")
+    assert "recipe.max_side: 64, here 65" in message
+    assert "recipe.seed: 0, here 3" in message
+    aged = shutil.copytree(inputs[1], tmp_path / "aged")
+    manifest = read_manifest(aged)
+    changed = {**manifest.versions, "numpy": "1.0", "pyarrow": "1.0"}
+    write_model(aged / layout.MANIFEST, manifest.model_copy(update={"versions": changed}))
+    message = _merge([inputs[0], aged], tmp_path / "c")
+    assert "versions.numpy" in message
+    assert "versions.pyarrow" not in message
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_image_in_both_is_refused(inputs, tmp_path):
+    assert "3 images have the same path" not in _merge(inputs, tmp_path / "c")
+    message = _merge([inputs[0], inputs[0]], tmp_path / "d")
+    assert "4 images have the same path" in message
+    assert "cat.jpg" in message
+    assert not (tmp_path / "d").exists()
+
+
+def test_what_is_there_or_damaged_is_refused(inputs, tmp_path):
+    assert "is not empty" in _merge(inputs, inputs[0])
+    copy = shutil.copytree(inputs[1], tmp_path / "copy")
+    layout.tar_path(copy, "00000").write_bytes(b"short")
+    assert "See: aligndet verify" in _merge([inputs[0], copy], tmp_path / "c")
+    with pytest.raises(AlignDetError):
+        open_dataset(tmp_path / "c")
+
+
+def test_merging_one_dataset_renews_its_digests(inputs, tmp_path):
+    old = shutil.copytree(inputs[0], tmp_path / "old")
+    for path in (old / layout.MANIFEST, *old.glob("shards/*.json")):
+        content = json.loads(path.read_text())
+        del content["digest"]
+        path.write_text(json.dumps(content))
+    assert verify_dataset(old).problems
+    _merge([old], tmp_path / "new")
+    assert verify_dataset(tmp_path / "new", deep=True).problems == ()
+    assert read_manifest(tmp_path / "new") == read_manifest(inputs[0])
