@@ -51,6 +51,8 @@ def pretrain(
 
     Example: aligndet pretrain --detector fcos --data OUT --work-dir work_dirs/fcos --amp
     """
+    if (detector is None) == (config is None):
+        raise AlignDetError("give either --detector NAME or --config FILE")
     require_extra("train", "pretrain")
     from aligndet_train import ops
 
@@ -59,8 +61,6 @@ def pretrain(
     from aligndet_train.training import RunOptions
     from aligndet_train.training import pretrain as run_pretrain
 
-    if (detector is None) == (config is None):
-        raise AlignDetError("give either --detector NAME or --config FILE")
     path = config if config is not None else shipped_config(str(detector))
     overrides = {"iterations": iterations, "batch_size": batch_size, "seed": seed}
     run = load_run_config(

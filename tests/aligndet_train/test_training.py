@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aligndet_train.checkpoint import LAST, load_checkpoint
+from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from tests.aligndet_train.conftest import TINY
 
 ITERATIONS = 60
@@ -99,14 +99,20 @@ def test_another_run_in_the_same_folder_is_refused_with_the_difference(undisturb
     assert "Traceback" not in output
 
 
-def test_teacher_follows_and_backbone_rests_in_a_real_run(undisturbed):
-    state = load_checkpoint(undisturbed[0] / LAST)["model"]
-    start = torch.load(undisturbed[0] / LAST, weights_only=True)["step"]
-    assert start == ITERATIONS
-    teacher = {n.removeprefix("teacher."): v for n, v in state.items() if n.startswith("teacher.")}
-    assert teacher
-    assert not any(name.startswith("backbone") for name in teacher)
-    assert any(not torch.equal(value, state[f"student.{name}"]) for name, value in teacher.items())
+def test_teacher_is_the_moving_average_of_the_student_in_a_real_run(mined_dataset, tmp_path):
+    arguments = command(mined_dataset, tmp_path, "--cfg-options", "pretrain.momentum_end=0.97")
+    arguments[arguments.index("--iterations") + 1] = "4"
+    arguments[arguments.index("--checkpoint-interval") + 1] = "1"
+    finish(arguments)
+    last, previous = (load_checkpoint(tmp_path / name) for name in (LAST, PREVIOUS))
+    assert (last["step"], previous["step"]) == (4, 3)
+    teacher = [name for name in last["model"] if name.startswith("teacher.")]
+    assert not any(name.startswith("teacher.backbone.") for name in teacher)
+    for name in teacher:
+        student = last["model"][name.replace("teacher.", "student.", 1)]
+        expected = 0.97 * previous["model"][name] + 0.03 * student
+        assert torch.allclose(last["model"][name], expected, atol=1e-6)
+    assert any(not torch.equal(last["model"][name], previous["model"][name]) for name in teacher)
 
 
 def test_amp_runs_in_bfloat16_on_the_cpu_too(mined_dataset, tmp_path):
