@@ -118,12 +118,10 @@ def _croissant(manifest: Manifest, name: str, license_id: str) -> dict[str, Any]
         }
         for entry in files
     ]
-    tables = [{"@id": entry.path} for entry in files if entry.path.endswith("parquet")]
     group = {
         "@type": "cr:FileSet",
         "@id": "tables",
         "name": "tables",
-        "containedIn": tables,
         "encodingFormat": "application/x-parquet",
         "includes": "shards/*.parquet",
     }
@@ -160,21 +158,22 @@ def _field(name: str, kind: str, text: str) -> dict[str, Any]:
     }
 
 
-_CONTEXT = {
+# Croissant 1.0 asks for its whole context, used or not.
+_TERMS = (
+    "citeAs column equivalentProperty extract field fileObject fileProperty fileSet format includes isLiveDataset "
+    "jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source "
+    "subField transform"
+)
+_CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
     "sc": "https://schema.org/",
     "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
     "dct": "http://purl.org/dc/terms/",
     "conformsTo": "dct:conformsTo",
-    "recordSet": "cr:recordSet",
-    "field": "cr:field",
+    "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "source": "cr:source",
-    "fileSet": "cr:fileSet",
-    "fileObject": "cr:fileObject",
-    "extract": "cr:extract",
-    "column": "cr:column",
-    "includes": "cr:includes",
-    "repeated": "cr:repeated",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    **{term: f"cr:{term}" for term in _TERMS.split()},
 }
