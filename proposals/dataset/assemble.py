@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proposals.dataset import layout
-from proposals.dataset.bounds import read_parquet
+from proposals.dataset.bounds import check_footer_length, read_parquet
 from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, Totals, write_model
@@ -18,13 +18,18 @@ from proposals.filters import STATUSES
 
 PLAN_SCHEMA = pa.schema(
     [
-        pa.field("shard", pa.int32()),
-        pa.field("key", pa.string()),
-        pa.field("uri", pa.string()),
-        pa.field("size", pa.int64()),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
     ]
 )
-REJECTED_COLUMNS = ("key", "uri", "stage", "reason", "detail", "traceback_hash")
+REJECTED_SCHEMA = pa.schema(
+    [
+        pa.field(name, pa.string(), nullable=False)
+        for name in ("key", "uri", "stage", "reason", "detail", "traceback_hash")
+    ]
+)
 _IDENTITY_KEY = b"aligndet.job"
 
 
@@ -37,6 +42,7 @@ def plan_bytes(plan: pa.Table, identity: JobIdentity) -> bytes:
 def read_identity(plan: Path) -> JobIdentity:
     """The identity in the metadata of a plan file; raises AlignDetError when it is damaged."""
     try:
+        check_footer_length(plan)
         metadata = pq.read_schema(plan).metadata or {}
         return JobIdentity.model_validate_json(metadata[_IDENTITY_KEY])
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -45,7 +51,18 @@ def read_identity(plan: Path) -> JobIdentity:
 
 def read_plan(path: Path) -> pa.Table:
     """The table of a plan file (PLAN_SCHEMA); raises AlignDetError when it is damaged."""
-    return read_parquet(path, read_identity(path).source.images)
+    return checked_plan(path, read_parquet(path, read_identity(path).source.images))
+
+
+def checked_plan(path: Path, plan: pa.Table) -> pa.Table:
+    """``plan`` again; raises AlignDetError when a column of PLAN_SCHEMA is missing or of another type."""
+    for field in PLAN_SCHEMA:
+        place = plan.schema.get_field_index(field.name)
+        if place < 0 or plan.schema.field(place).type != field.type or plan.column(place).null_count:
+            raise AlignDetError(
+                f"{path} is damaged: column {field.name} must be {field.type}, without nulls."
+            )
+    return plan
 
 
 def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord]) -> Manifest:
@@ -75,12 +92,12 @@ def rejected_bytes(records: Sequence[CommitRecord]) -> bytes:
 
 
 def rejected_rows(records: Sequence[CommitRecord]) -> pa.Table:
-    """The rejected images of ``records``, in order: REJECTED_COLUMNS, all strings."""
+    """The rejected images of ``records``, in order (REJECTED_SCHEMA)."""
     rejected = [rejection for record in records for rejection in record.rejected]
-    columns = {
-        name: pa.array([getattr(row, name) for row in rejected], pa.string()) for name in REJECTED_COLUMNS
-    }
-    return pa.table(columns)
+    columns = [
+        pa.array([getattr(row, name) for row in rejected], pa.string()) for name in REJECTED_SCHEMA.names
+    ]
+    return pa.Table.from_arrays(columns, schema=REJECTED_SCHEMA)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

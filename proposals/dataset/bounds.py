@@ -47,7 +47,7 @@ def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] |
     AlignDetError when it does not, or when the file cannot be read.
     """
     try:
-        _check_footer_length(path)
+        check_footer_length(path)
         # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
         with pq.ParquetFile(path) as file:
             _check_footer(path, file.metadata, rows, boxes)
@@ -58,7 +58,8 @@ def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] |
         ) from error
 
 
-def _check_footer_length(path: Path) -> None:
+def check_footer_length(path: Path) -> None:
+    """Raise AlignDetError when the Parquet file declares a footer larger than itself or the limit."""
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - 8))

@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from proposals.dataset import layout
-from proposals.dataset.assemble import rejected_rows
+from proposals.dataset.assemble import checked_plan, read_identity, rejected_rows
 from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_parquet
 from proposals.dataset.checks.folder import file_faults, strangers
 from proposals.dataset.checks.shard import Problem, check_shard, seal_faults
+from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import Manifest, read_manifest, read_record
 from proposals.errors import AlignDetError
 
@@ -102,11 +103,14 @@ def _plan(root: Path, manifest: Manifest) -> tuple[pa.Table | None, list[Problem
     if faults:
         return None, [Problem(layout.PLAN, what) for what in faults]
     try:
-        plan = read_parquet(root / layout.PLAN, manifest.source.images)
+        path = root / layout.PLAN
+        plan = checked_plan(path, read_parquet(path, manifest.source.images))
         plan.validate(full=True)
+        if read_identity(path) != JobIdentity.of(manifest):
+            return None, [Problem(layout.PLAN, "its metadata is of another job than dataset.json")]
         shards = plan.column("shard").to_numpy()
         unique = pc.count_distinct(plan.column("key")).as_py() == plan.num_rows
-    except (AlignDetError, KeyError, ValueError) as error:
+    except (AlignDetError, ValueError) as error:
         return None, [Problem(layout.PLAN, str(error))]
     if not unique:
         return plan, [Problem(layout.PLAN, "two images have the same key")]

@@ -235,6 +235,15 @@ def _replan(change):
     return rewrite
 
 
+def _forget_identity(root):
+    pq.write_table(pq.read_table(root / layout.PLAN).replace_schema_metadata(None), root / layout.PLAN)
+
+
+def _rename_plan_column(root):
+    table = pq.read_table(root / layout.PLAN)
+    pq.write_table(table.rename_columns(["shard", "key", "uri", "bytes"]), root / layout.PLAN)
+
+
 @pytest.mark.parametrize(
     ("change", "file", "message"),
     [
@@ -251,6 +260,8 @@ def _replan(change):
         (_replan(lambda rows: rows[0].update(key=rows[1]["key"])), "plan.parquet", "same key"),
         (_replan(lambda rows: rows[7].update(shard=9)), "plan.parquet", "not those of dataset.json"),
         (_replan(lambda rows: rows.pop()), "plan.parquet", "has 7 rows"),
+        (_forget_identity, "plan.parquet", "is damaged"),
+        (_rename_plan_column, "plan.parquet", "column size must be int64"),
     ],
 )
 def test_a_plan_that_disagrees_with_the_rows_is_named(copy, change, file, message):
