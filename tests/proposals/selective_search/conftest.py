@@ -16,10 +16,12 @@ IDENTITY = build_identity()
 EXACT = "AVX2" in IDENTITY["dispatch"]
 
 
-def pytest_report_header() -> str:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The build that equality was checked for."""
     claim = "exact" if EXACT else "at least 0.98 of boxes"
-    return f"selective search oracle: cv2 {IDENTITY['version']}, dispatch {IDENTITY['dispatch']}, equality {claim}"
+    terminalreporter.write_line(
+        f"selective search oracle: cv2 {IDENTITY['version']}, dispatch {IDENTITY['dispatch']}, equality {claim}"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from proposals.errors import AlignDetError
 from proposals.selective_search import ENGINES, propose, workspace
 
 
@@ -72,11 +73,18 @@ def test_threads_do_not_share_buffers(image):
         np.testing.assert_array_equal(actual, expected)
 
 
+def test_without_ximgproc_only_the_oracle_is_gone(image, monkeypatch):
+    monkeypatch.delattr(cv2, "ximgproc")
+    assert len(propose(image)) > 0
+    with pytest.raises(AlignDetError, match="opencv-contrib-python"):
+        propose(image, engine="opencv")
+
+
 @pytest.mark.slow
 def test_memory_is_bounded_per_pixel(photographs):
     """The worst image, noise, at 4096 px on a side: docs/performance.md states the bound."""
     random = np.random.default_rng(0)
     workspace.release()
     propose(random.integers(0, 256, (4096, 4096, 3), np.uint8), "fast")
-    assert workspace.current().nbytes <= 300 * 4096 * 4096
+    assert workspace.current().nbytes <= 200 * 4096 * 4096
     workspace.release()
