@@ -40,7 +40,9 @@ def convert(
     ] = "none",
     ids: Annotated[
         Path | None,
-        typer.Option(help="A COCO json: take image ids from it, by file name. Default: 1, 2, 3 ..."),
+        typer.Option(
+            help="A COCO json that tells which image id is which file name. Default: ids 1, 2, 3 ..."
+        ),
     ] = None,
     folder: Annotated[
         str | None, typer.Option(help="For mmdet: name of the images' folder, such as train2017.")
@@ -66,9 +68,10 @@ def convert(
     if to is Form.huggingface:
         _to_hub(source, form, out, name, license_id)
     elif to is Form.dataset:
-        _to_dataset(source, form, out, images, filter_name, allow_pickle)
+        folder_of_images = _require(images)
+        _to_dataset(_open(source, form, ids, allow_pickle), form, out, folder_of_images, filter_name)
     else:
-        opened = _open(source, form, allow_pickle)
+        opened = _open(source, form, ids, allow_pickle)
         try:
             boxes = _write(opened, to, out, _ids(ids), folder)
         except OSError as error:
@@ -76,9 +79,9 @@ def convert(
         typer.echo(f"{boxes:,} boxes, {out.stat().st_size / 1e6:.1f} MB: {out}")
 
 
-def _open(path: Path, form: Form, allow_pickle: bool) -> "Source":
+def _open(path: Path, form: Form, ids: Path | None, allow_pickle: bool) -> "Source":
     from proposals.convert import DatasetSource
-    from proposals.convert.coco import CocoSource
+    from proposals.convert.coco import CocoSource, read_image_ids
     from proposals.convert.pickles import PickleSource
     from proposals.convert.soco import SocoSource
     from proposals.dataset import open_dataset
@@ -91,7 +94,8 @@ def _open(path: Path, form: Form, allow_pickle: bool) -> "Source":
                 f"{path} is a pickle, and a pickle can run any program while it is read. If you trust where it comes "
                 "from, add --allow-pickle: even then nothing but numpy arrays is accepted."
             )
-        return PickleSource(path)
+        names = {} if ids is None else {str(number): name for name, number in read_image_ids(ids).items()}
+        return PickleSource(path, names)
     return CocoSource(path) if form is Form.coco else SocoSource(path)
 
 
@@ -139,16 +143,17 @@ def _to_hub(source: Path, form: Form, out: Path, name: str | None, license_id: s
     typer.echo(f"{len(opened):,} images in {files:,} files: {out}")
 
 
-def _to_dataset(
-    source: Path, form: Form, out: Path, images: Path | None, filter_name: str, allow_pickle: bool
-) -> None:
+def _require(images: Path | None) -> Path:
+    if images is None:
+        raise AlignDetError("a dataset holds the images too. Name their folder: --images FOLDER")
+    return images
+
+
+def _to_dataset(source: "Source", form: Form, out: Path, images: Path, filter_name: str) -> None:
     from proposals.convert.ingest import Import, write_dataset
     from proposals.recipe import Recipe
 
-    if images is None:
-        raise AlignDetError("a dataset holds the images too. Name their folder: --images FOLDER")
-    recipe = Recipe(filter=filter_name)
-    manifest = write_dataset(Import(_open(source, form, allow_pickle), form.value, images, recipe), out)
+    manifest = write_dataset(Import(source, form.value, images, Recipe(filter=filter_name)), out)
     totals = manifest.totals
     typer.echo(
         f"{totals.images:,} images, {totals.proposals:,} boxes, {totals.rejected:,} images rejected: {out}"

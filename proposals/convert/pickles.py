@@ -1,7 +1,7 @@
 """detectron2 and mmdet proposal files. Both are pickles: written as a stream, read only when that was asked for."""
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -76,7 +76,7 @@ def write_mmdet(source: Source, path: Path, folder: str | None = None) -> int:
 
 
 class PickleSource:
-    """The images of a detectron2 or mmdet proposal file; all of it is in memory.
+    """The images of a detectron2 or mmdet proposal file; all of it is in memory. names: image id to file name.
 
     Only plain containers and numpy arrays are unpickled: a file that asks for any other class or function is
     refused with AlignDetError, and so is one that is neither form.
@@ -84,8 +84,8 @@ class PickleSource:
 
     clustered = False
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, names: Mapping[str, str] | None = None) -> None:
+        self._path, self._names = path, names or {}
         try:
             with path.open("rb") as stream:
                 self._content = _ArraysOnly(stream).load()
@@ -97,13 +97,13 @@ class PickleSource:
             )
 
     def images(self) -> Iterator[ImageBoxes]:
-        """Every image; its uri is the image id for detectron2, folder/name for mmdet."""
+        """Every image; its uri is folder/name for mmdet, for detectron2 what ``names`` calls its id, or the id."""
         try:
             if "boxes" in self._content:
                 logits = self._content.get("objectness_logits", self._content.get("scores"))
                 numbers = self._content.get("ids", self._content.get("indexes"))
                 for number, boxes, scores in zip(numbers, self._content["boxes"], logits, strict=True):
-                    yield _sorted(str(number), boxes, scores)
+                    yield _sorted(self._names.get(str(number), str(number)), boxes, scores)
             else:
                 for key, found in self._content.items():
                     yield _sorted(str(key), found["bboxes"], found["scores"])
