@@ -62,12 +62,14 @@ def _from_coco(content: dict[str, Any]) -> GroundTruth:
     place = {image["id"]: i for i, image in enumerate(images)}
     label = {category["id"]: i for i, category in enumerate(categories)}
     annotations = [a for a in annotations if a["image_id"] in place and a["category_id"] in label]
-    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
+    if len(boxes) and boxes.shape[1:] != (4,):
+        raise ValueError(f"the bboxes are {boxes.shape}, not four numbers each")
     return _grouped(
         names=[str(image["file_name"]) for image in images],
         sizes=[(image.get("width") or 0, image.get("height") or 0) for image in images],
         owner=np.array([place[a["image_id"]] for a in annotations], dtype=np.int64),
-        boxes=boxes,
+        boxes=boxes.reshape(-1, 4),
         area=np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64),
         ignore=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=np.bool_),
         labels=np.array([label[a["category_id"]] for a in annotations], dtype=np.int64),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from proposals.boxes import Boxes
 from proposals.dataset import ProposalDataset, layout
@@ -58,8 +58,8 @@ class Statistics(BaseModel):
     rejected_images: int
     bytes: int
     shards: int
-    source: dict[str, str | int]
-    recipe: dict[str, str | int]
+    source: dict[str, JsonValue]
+    recipe: dict[str, JsonValue]
     recipe_fingerprint: str
     versions: dict[str, str]
     statuses: dict[str, int]

@@ -197,12 +197,24 @@ def test_voc_corners_are_inside_and_count_from_one(tmp_path):
     assert found.truths == 1
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"images": [{}], "annotations": [], "categories": []}', "7"])
+_EIGHT = _coco([(0, 1, [0] * 8, 1, 0)], 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", json.dumps(_EIGHT), '{"images": [{}], "annotations": [], "categories": []}', "7"]
+)
 def test_a_file_of_another_kind_is_refused(tmp_path, text):
     path = tmp_path / "truth.json"
     path.write_text(text)
     with pytest.raises(AlignDetError, match="is not a COCO annotation file"):
         read_ground_truth(path)
+
+
+def test_without_an_object_there_is_no_recall(tmp_path):
+    found = measure_boxes([np.zeros((3, 4), np.float32)], read_ground_truth(_write(_coco([], 1), tmp_path)))
+    assert (found.truths, found.proposals, found.abo) == (0, 3, {})
+    assert np.isnan(found.recall).all()
+    assert np.isnan(found.mabo)
 
 
 def test_missing_or_broken_ground_truth_is_named(tmp_path):
