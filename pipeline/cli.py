@@ -78,6 +78,7 @@ def mine(
     Every image gets class-agnostic boxes by selective search. OUT becomes a dataset of plain WebDataset tars and
     Parquet tables. Same images and options give the same bytes, whatever the number of workers; stop it at any
     time and run the same command again to resume. Broken images are listed in rejected.parquet and stop nothing.
+    With more images in the folder since, the same command adds them in new shards and leaves the old ones as they are.
 
     Example: `aligndet mine photos/ mined/ --workers 8`, then `aligndet show mined/ --out sheet.png`.
     """

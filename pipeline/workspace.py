@@ -85,8 +85,9 @@ def _reopen(out: Path, plan: pa.Table, identity: JobIdentity, manifest: Manifest
     if change.refusals() or not change.added or not all(line.startswith(_GROWS) for line in differences):
         _refuse_difference(out, [*differences, *change.refusals()])
     extended = extended_plan(committed, plan, change.added, len(manifest.shards), manifest.images_per_shard)
+    records = _committed_records(out, manifest)
     _start_append(out, extended, identity, manifest)
-    return _with_proofs(out, extended, identity, _committed_records(out, manifest))
+    return _with_proofs(out, extended, identity, records)
 
 
 def _start_append(out: Path, extended: pa.Table, identity: JobIdentity, manifest: Manifest) -> None:

@@ -44,7 +44,15 @@ def test_floor_1_and_the_mining_half_load_neither_ray_nor_torch():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["mine", "--help"], ["show", "--help"], ["verify", "--help"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["mine", "--help"],
+        ["show", "--help"],
+        ["verify", "--help"],
+        ["merge", "--help"],
+    ],
 )
 def test_help_works_without_the_heavy_halves(arguments):
     done = _python(_COMMAND, "ray,torch,torchvision,mmdet,cv2,pyarrow,numba,numpy", *arguments)

@@ -111,6 +111,27 @@ def test_a_changed_recipe_is_refused_field_by_field(images, grow, tmp_path, mine
     assert _times(out) == before
 
 
+def test_nothing_is_added_to_a_damaged_dataset(images, grow, tmp_path, mine_folder):
+    out = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    shutil.copy(layout.record_path(out, "00000"), layout.record_path(out, "00001"))
+    grow(images)
+    before = _times(out)
+    with pytest.raises(AlignDetError, match=r"shard 00001 .* is damaged, nothing was added"):
+        mine_folder(images, out, _SMALL, images_per_shard=2)
+    assert _times(out) == before
+
+
+def test_a_dataset_of_rejects_only_can_grow(images, grow, tmp_path, mine_folder):
+    for name in _FIRST:
+        (images / name).unlink()
+    out = mine_folder(images, tmp_path / "out", _SMALL)
+    assert verify_dataset(out, deep=True).problems == ()
+    grow(images)
+    mine_folder(images, out, _SMALL)
+    assert len(open_dataset(out)) == 8
+    assert verify_dataset(out, deep=True).problems == ()
+
+
 def test_other_library_versions_are_refused(images, grow, tmp_path, mine_folder):
     from proposals.dataset.manifest import read_manifest, write_model
 
