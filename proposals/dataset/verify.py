@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,7 @@ def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Repor
         problems += [Problem(entry.path, what) for what in file_faults(root, entry, content=True)]
     plan, plan_problems = _plan(root, manifest)
     problems += plan_problems + _rejected_problems(root, manifest)
-    for shard_problems in _each_shard(root, manifest, plan, deep, workers):
-        problems += shard_problems
+    problems += _shard_problems(root, manifest, plan, deep, workers)
     sizes = len(manifest.shards), manifest.totals.images, manifest.totals.proposals
     return Report(root, deep, *sizes, tuple(problems), found.unfinished)
 
@@ -85,16 +85,32 @@ def _recipe_problems(root: Path, manifest: Manifest) -> list[Problem]:
     return [Problem(layout.MANIFEST, "recipe_fingerprint is not that of the recipe")]
 
 
-def _each_shard(
+def _shard_problems(
     root: Path, manifest: Manifest, plan: pa.Table | None, deep: bool, workers: int
-) -> Iterator[list[Problem]]:
-    check = partial(check_shard, root=root, manifest=manifest, deep=deep)
-    parts = _parts(plan, len(manifest.shards))
+) -> Iterator[Problem]:
+    count = len(manifest.shards)
     if workers == 1:
-        yield from map(check, manifest.shards, parts)
+        yield from _check_range(root, manifest, plan, deep, 0, count)
         return
+    # Each process reads manifest and plan itself: sent along with every shard they would cost more than the checks.
+    edges = np.linspace(0, count, min(count, 4 * workers) + 1, dtype=int).tolist()
+    check = partial(_check_apart, root, plan is not None, deep)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(check, manifest.shards, parts)
+        for problems in pool.map(check, edges[:-1], edges[1:]):
+            yield from problems
+
+
+def _check_apart(root: Path, with_plan: bool, deep: bool, first: int, last: int) -> list[Problem]:
+    manifest = read_manifest(root)
+    plan = read_parquet(root / layout.PLAN, manifest.source.images) if with_plan else None
+    return list(_check_range(root, manifest, plan, deep, first, last))
+
+
+def _check_range(
+    root: Path, manifest: Manifest, plan: pa.Table | None, deep: bool, first: int, last: int
+) -> Iterator[Problem]:
+    for entry, planned in zip(manifest.shards[first:last], _parts(plan, first, last), strict=True):
+        yield from check_shard(entry, planned, root=root, manifest=manifest, deep=deep)
 
 
 def _plan(root: Path, manifest: Manifest) -> tuple[pa.Table | None, list[Problem]]:
@@ -119,25 +135,28 @@ def _plan(root: Path, manifest: Manifest) -> tuple[pa.Table | None, list[Problem
     return plan, []
 
 
-def _parts(plan: pa.Table | None, shards: int) -> Iterator[pa.Table | None]:
+def _parts(plan: pa.Table | None, first: int, last: int) -> Iterator[pa.Table | None]:
     if plan is None:
-        yield from [None] * shards
+        yield from [None] * (last - first)
         return
-    starts = np.searchsorted(plan.column("shard").to_numpy(), np.arange(shards + 1))
-    for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        yield plan.slice(first, last - first).select(["key", "uri"])
+    names = plan.select(["key", "uri"])
+    starts = np.searchsorted(plan.column("shard").to_numpy(), np.arange(first, last + 1)).tolist()
+    for start, stop in pairwise(starts):
+        yield names.slice(start, stop - start)
 
 
 def _rejected_problems(root: Path, manifest: Manifest) -> list[Problem]:
     faults = list(file_faults(root, manifest.rejected, content=True))
-    if not faults:
-        try:
-            found = read_parquet(root / layout.REJECTED, manifest.totals.rejected)
-            records = [read_record(layout.record_path(root, shard.name)) for shard in manifest.shards]
-        except AlignDetError as error:
-            # A record that cannot be read is named with its shard.
-            faults = [str(error)] if layout.REJECTED in str(error) else []
-        else:
-            if not found.equals(rejected_rows(records)):
-                faults = ["does not hold what the commit records say"]
-    return [Problem(layout.REJECTED, what) for what in faults]
+    if faults:
+        return [Problem(layout.REJECTED, what) for what in faults]
+    try:
+        found = read_parquet(root / layout.REJECTED, manifest.totals.rejected)
+    except AlignDetError as error:
+        return [Problem(layout.REJECTED, str(error))]
+    try:
+        records = [read_record(layout.record_path(root, shard.name)) for shard in manifest.shards]
+    except AlignDetError:
+        return []  # the record is named with its shard
+    if found.equals(rejected_rows(records)):
+        return []
+    return [Problem(layout.REJECTED, "does not hold what the commit records say")]
