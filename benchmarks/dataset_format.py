@@ -4,9 +4,9 @@
 
 Makes (in a temporary folder, or the one named by ``--keep``) a dataset of about 100 boxes an image, its proposals.zarr,
 and the same boxes as COCO json without our extra field. Every measurement is a process of its own, the median of five
-(JSON: one); time and memory count from after the imports, files are warm in the page cache. The first record is one
-image's boxes as an array. A lookup is one image's boxes by random index, after the first record; JSON gets an index
-by image id for that.
+(JSON: one). Times are processor time, files are warm in the page cache; time and memory count from after the imports.
+The first record is one image's boxes as an array. A lookup is one image's boxes by random index, after the first
+record; JSON gets an index by image id for that.
 """
 
 import argparse
@@ -153,17 +153,17 @@ def measure(form: str, path: Path, images: int) -> dict[str, float]:
     import zarr  # noqa: F401
 
     before = peak_kilobytes()
-    start = time.perf_counter()
+    start = time.process_time()
     first, index = OPENERS[form](path)
     assert np.array_equal(first(0), synthetic_image(0).proposals.boxes)
-    opened = time.perf_counter() - start
-    start = time.perf_counter()
+    opened = time.process_time() - start
+    start = time.process_time()
     look = index()
-    indexed = time.perf_counter() - start
+    indexed = time.process_time() - start
     places = np.random.default_rng(0).integers(0, images, LOOKUPS).tolist()
-    start = time.perf_counter()
+    start = time.process_time()
     total = sum(len(look(place)) for place in places)
-    lookups = LOOKUPS / (time.perf_counter() - start)
+    lookups = LOOKUPS / (time.process_time() - start)
     assert total > LOOKUPS * BOXES // 2
     grown = (peak_kilobytes() - before) / 1024
     return {"first": opened, "index": indexed, "lookups": lookups, "megabytes": grown}

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from proposals.convert.json_stream import members
 from proposals.convert.stream import CATEGORY, CLUSTERS, ImageBoxes, ImageIds, Source, numbered, positions
@@ -13,6 +15,7 @@ from proposals.dataset.files import publish, temporary_beside
 from proposals.errors import AlignDetError
 
 Entry = dict[str, Any]
+_Columns = npt.NDArray[np.float64]  # [N, 6]: xywh, rank or nan, cluster
 
 
 def write_coco(source: Source, path: Path, ids: ImageIds = numbered) -> int:
@@ -41,20 +44,26 @@ def write_coco(source: Source, path: Path, ids: ImageIds = numbered) -> int:
 
 
 class CocoSource:
-    """The images of a COCO json file. Only the list of images is in memory, and one image's boxes.
+    """The images of a COCO json file; image ids are read as they are.
 
-    Boxes of one image must stand together, as in every file that this project or AlignDet wrote; image ids are read
-    as they are. Raises AlignDetError, while it is walked, when the file is something else.
+    The list of images is in memory and one image's boxes, or, where the boxes of an image do not stand together, all
+    boxes in arrays, about 100 bytes each. Raises AlignDetError when the file is something else, at once or while it
+    is walked.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._images: dict[Any, Entry] = {}
         self._clusters: dict[Any, int] = {}
-        found = set()
+        self._scattered = False
+        found, started, last = set(), set[Any](), object()
         for name, part in members(path):
             found.add(name)
             self._take(name, part)
+            for entry in part if name == "annotations" else ():
+                if (key := entry.get("image_id")) != last:
+                    self._scattered |= key in started
+                    started.add(last := key)
         if not found >= {"images", "annotations"}:
             raise AlignDetError(f"{path} is no COCO json: it needs the lists images and annotations.")
         self.clustered = bool(self._clusters)
@@ -62,16 +71,10 @@ class CocoSource:
     def images(self) -> Iterator[ImageBoxes]:
         """Images with boxes in the order of their boxes, then those without any."""
         seen: set[Any] = set()
-        run: list[Entry] = []
-        for name, part in members(self._path):
-            for entry in part if name == "annotations" else ():
-                if run and entry.get("image_id") != run[0]["image_id"]:
-                    yield self._boxes(run, seen)
-                    run = []
-                run.append(entry)
-        if run:
-            yield self._boxes(run, seen)
-        yield from (self._boxes([], set(), key) for key in self._images if key not in seen)
+        for key, columns in self._gathered() if self._scattered else self._runs():
+            seen.add(key)
+            yield self._image(key, columns)
+        yield from (self._image(key, self._columns(key, [])) for key in self._images if key not in seen)
 
     def _take(self, name: str, part: list[Any]) -> None:
         try:
@@ -87,32 +90,47 @@ class CocoSource:
                 f"{self._path} is no COCO json: {type(error).__name__} {error} in {name}."
             ) from error
 
-    def _boxes(self, run: list[Entry], seen: set[Any], key: Any = None) -> ImageBoxes:
-        key = run[0].get("image_id") if run else key
-        if key in seen or key not in self._images:
-            why = "stand apart; sort the annotations by image_id" if key in seen else "belong to no image"
-            raise AlignDetError(f"{self._path}: the boxes of image id {key!r} {why}.")
-        seen.add(key)
-        image = self._images[key]
+    def _runs(self) -> Iterator[tuple[Any, _Columns]]:
+        entries = (entry for name, part in members(self._path) if name == "annotations" for entry in part)
+        for key, run in groupby(entries, key=lambda entry: entry.get("image_id")):
+            yield key, self._columns(key, list(run))
+
+    def _gathered(self) -> Iterator[tuple[Any, _Columns]]:
+        keys, places = list(self._images), {key: i for i, key in enumerate(self._images)}
+        runs = [(key, columns) for key, columns in self._runs()]
+        counts = [len(columns) for _, columns in runs]
+        owner = np.repeat(np.array([places[key] for key, _ in runs], np.int64), counts)
+        order, everything = np.argsort(owner, kind="stable"), np.concatenate([columns for _, columns in runs])
+        ends = np.cumsum(np.bincount(owner, minlength=len(keys)))
+        for key, first, last in zip(keys, [0, *ends[:-1]], ends, strict=True):
+            if last > first:
+                yield key, everything[order[first:last]]
+
+    def _columns(self, key: Any, run: list[Entry]) -> _Columns:
+        if key not in self._images:
+            raise AlignDetError(f"{self._path}: the boxes of image id {key!r} belong to no image.")
         try:
-            xywh = np.array([entry["bbox"] for entry in run], dtype=np.float64).reshape(-1, 4)
-            if len(xywh) != len(run) or not np.isfinite(xywh).all():
+            columns = np.zeros((len(run), 6))
+            for i, entry in enumerate(run):
+                cluster = self._clusters[entry["category_id"]] if self.clustered else 0
+                columns[i] = (*entry["bbox"], entry.get("rank", np.nan), cluster)
+            if not np.isfinite(columns[:, :4]).all():
                 raise ValueError("a bbox is not four finite numbers")
-            clusters = [self._clusters[entry["category_id"]] for entry in run] if self.clustered else None
-            ranks = [entry.get("rank", i + 1) for i, entry in enumerate(run)]
-            rank = np.array(ranks, dtype=np.float32).reshape(len(run))
         except (KeyError, TypeError, ValueError) as error:
             raise AlignDetError(
                 f"{self._path}: a box of image id {key!r} is broken ({type(error).__name__} {error})."
             ) from error
-        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+        return columns
+
+    def _image(self, key: Any, columns: _Columns) -> ImageBoxes:
+        low, rank = columns[:, :2], columns[:, 4]
         return ImageBoxes(
-            uri=image["file_name"],
-            width=image["width"],
-            height=image["height"],
-            boxes=boxes,
-            rank=rank if len(run) else positions(0),
-            clusters=None if clusters is None else np.array(clusters, dtype=np.int64),
+            uri=self._images[key]["file_name"],
+            width=self._images[key]["width"],
+            height=self._images[key]["height"],
+            boxes=np.concatenate([low, low + columns[:, 2:4]], axis=1).astype(np.float32),
+            rank=np.where(np.isnan(rank), positions(len(rank)), rank).astype(np.float32),
+            clusters=columns[:, 5].astype(np.int64) if self.clustered else None,
         )
 
 
