@@ -66,7 +66,7 @@ def test_it_is_a_plain_sharded_zarr_v3_group(whole):
         assert bytes(group["keys"][i]).rstrip(b"\0").decode() == record.key
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.integers(-10, 10), stop=st.integers(-10, 10))
 def test_both_storages_give_the_same(whole, start, stop):
     from_zarr, from_parquet = ProposalReader(whole, "zarr"), ProposalReader(whole, "parquet")
@@ -111,13 +111,6 @@ def test_any_number_of_writers_gives_the_same_bytes(copy, whole):
     assert not consolidate(copy, 1)
     assert {path: path.stat().st_mtime_ns for path in [copy, *copy.rglob("*")]} == before
     assert verify_dataset(copy, deep=True).problems == ()
-
-
-def test_every_bit_of_it_is_proven(whole):
-    script = Path(__file__).parents[2] / "benchmarks" / "bit_flips.py"
-    done = subprocess.run([sys.executable, script, whole], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout
-    assert "proposals.zarr" in done.stdout
 
 
 class _Consolidating:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from proposals.cli import build_app
 from proposals.dataset import layout
+from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import file_sha256
 from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
@@ -86,10 +87,13 @@ def test_a_clean_dataset_is_clean(mined_dataset):
     assert (status, report["clean"], report["problems"], report["shards"]) == (0, True, [], 3)
 
 
-def test_fifty_flipped_bits_are_found(mined_dataset):
-    command = [sys.executable, str(_SCRIPT), str(mined_dataset), "--flips", "50"]
+def test_fifty_flipped_bits_are_found(copy):
+    consolidate(copy)
+    command = [sys.executable, str(_SCRIPT), str(copy), "--flips", "50"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    kinds = ("dataset.json,", "plan.parquet,", "rejected.parquet,", ".tar,", "proposals.zarr/")
+    assert all(kind in done.stdout for kind in kinds)
     assert done.stdout.endswith("50 of 50 flips found; the clean copy: 0 problems before, 0 after\n")
 
 
