@@ -71,7 +71,7 @@ def _lead(statistics: Statistics) -> str:
     recipe = statistics.recipe
     return (
         f"Class-agnostic boxes by selective search, {recipe['mode']} mode at {recipe['max_side']} px, "
-        f"filter {recipe['filter']}"
+        f"{recipe['rank']} order, filter {recipe['filter']}"
     )
 
 
