@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from proposals.dataset import layout
 from proposals.dataset.assemble import checked_plan, read_identity, rejected_rows
 from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_parquet
+from proposals.dataset.checks.arrays import array_faults
 from proposals.dataset.checks.folder import file_faults, strangers
 from proposals.dataset.checks.shard import Problem, check_shard, seal_faults
 from proposals.dataset.identity import JobIdentity
@@ -72,6 +73,8 @@ def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Repor
     plan, plan_problems = _plan(root, manifest)
     problems += plan_problems + _rejected_problems(root, manifest)
     problems += _shard_problems(root, manifest, plan, deep, workers)
+    if deep and manifest.consolidated and not problems:
+        problems += [Problem(layout.CONSOLIDATED, what) for what in array_faults(root, manifest)]
     sizes = len(manifest.shards), manifest.totals.images, manifest.totals.proposals
     return Report(root, deep, *sizes, tuple(problems), found.unfinished)
 

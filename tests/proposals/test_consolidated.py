@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from proposals.dataset import ProposalReader, layout, open_dataset
 from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import file_sha256
-from proposals.dataset.manifest import read_manifest
+from proposals.dataset.manifest import FileEntry, read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 
@@ -199,14 +199,26 @@ def test_images_added_since_make_it_stale(photos, mine_folder, tmp_path):
     assert verify_dataset(out, deep=True).problems == ()
 
 
-def test_a_group_of_other_shapes_is_refused_before_it_is_read(whole, tmp_path):
-    from proposals.dataset.manifest import FileEntry, write_model
+def test_other_boxes_than_the_tables_are_named(whole, tmp_path):
+    copy = shutil.copytree(whole, tmp_path / "hostile")
+    group = zarr.open_group(copy / "proposals.zarr", mode="r+")
+    group["boxes"][-1] = [0, 0, 1, 1]
+    _recommit(copy)
+    assert verify_dataset(copy).problems == ()
+    (problem,) = verify_dataset(copy, deep=True).problems
+    assert problem.what == "does not hold what the table of shard 00002 holds"
 
+
+def _recommit(root):
+    manifest = read_manifest(root)
+    entries = tuple(FileEntry.of(root, root / entry.path) for entry in manifest.consolidated)
+    write_model(root / layout.MANIFEST, manifest.model_copy(update={"consolidated": entries}))
+
+
+def test_a_group_of_other_shapes_is_refused_before_it_is_read(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "hostile")
     path = copy / "proposals.zarr" / "offsets" / "zarr.json"
     path.write_text(path.read_text().replace('"shape": [\n    9\n  ]', '"shape": [\n    99999999999\n  ]'))
-    manifest = read_manifest(copy)
-    entries = tuple(FileEntry.of(copy, copy / entry.path) for entry in manifest.consolidated)
-    write_model(copy / layout.MANIFEST, manifest.model_copy(update={"consolidated": entries}))
+    _recommit(copy)
     with pytest.raises(AlignDetError, match="it must be"):
         ProposalReader(copy)
