@@ -205,7 +205,15 @@ def _validate(path: Path, data: bytes, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise AlignDetError(f"{path} cannot be read as {model.__name__}: {error}") from error
+        kind = model.__name__.strip("_")
+        raise AlignDetError(f"{path} cannot be read as {kind}: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    place = ".".join(str(part) for part in faults[0]["loc"])
+    more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+    return f"{place}: {faults[0]['msg']}{more}" if place else f"{faults[0]['msg']}{more}"
 
 
 def _check_format(path: Path, data: bytes) -> None:
