@@ -77,7 +77,7 @@ class BoxDomainPretrainer(BaseModel):
             self.teacher.loss(other_inputs, other_targets)
             key = self.adapter.read(self.teacher)
         if query is None or key is None:
-            return losses
+            return losses | {"loss_contrastive": self._nothing_to_contrast()}
         return losses | self._contrast(self._sample(query), self._sample(key))
 
     def momentum_step(self, momentum: float) -> None:
@@ -93,6 +93,11 @@ class BoxDomainPretrainer(BaseModel):
         loss = box_contrastive_loss(*views, background=BACKGROUND, temperature=self.config.temperature)
         figures = embedding_diagnostics(*views, background=BACKGROUND)
         return {"loss_contrastive": loss * self.config.contrastive_weight, **figures}
+
+    def _nothing_to_contrast(self) -> Tensor:
+        """Zero, attached to every trainable parameter: DDP waits for those that take no part in a loss."""
+        trainable = (p for p in self.student.parameters() if p.requires_grad)
+        return torch.stack([p.reshape(-1)[:0].sum() for p in trainable]).sum()
 
     def _sample(self, reading: Reading) -> Reading:
         """At most ``sampled_boxes`` boxes: positives first, the rest background, each drawn at random."""

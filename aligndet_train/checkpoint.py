@@ -5,6 +5,7 @@ Everything random in a step is seeded by the step, so a checkpoint is weights, o
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,18 @@ def save_checkpoint(
     if last.exists():
         # A hard link first: at no moment is there no last.pth.
         spare = folder / f".{PREVIOUS}.{os.getpid()}"
-        spare.unlink(missing_ok=True)
-        os.link(last, spare)
+        _link_or_copy(last, spare)
         spare.replace(folder / PREVIOUS)
     temporary.replace(last)
     return last
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a filesystem without hard links
+        shutil.copyfile(source, target)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -61,7 +69,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise AlignDetError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds pickled objects, "
-            f"which are refused because loading them runs code. Try {path.with_name(PREVIOUS)}"
+            f"which are refused because loading them runs code. To go on from the one before, copy {PREVIOUS} over it"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise AlignDetError(f"{path} is not an aligndet pretraining checkpoint of format {FORMAT}")

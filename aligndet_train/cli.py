@@ -23,7 +23,7 @@ def pretrain(
     ],
     work_dir: Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")],
     detector: Annotated[
-        str | None, typer.Option(help="A detector that ships with us, e.g. fcos, faster_rcnn.")
+        str | None, typer.Option(help="A detector that ships with us: fcos, fcos_lite0, faster_rcnn.")
     ] = None,
     config: Annotated[
         Path | None,
@@ -33,7 +33,9 @@ def pretrain(
         int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, views and sampling.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of weights, order, views and sampling.")
+    ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
     log_interval: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
@@ -48,6 +50,8 @@ def pretrain(
     ] = None,
 ) -> None:
     """Pretrain neck and heads of a detector on mined proposals, its backbone frozen (AlignDet's box-domain stage).
+
+    Every setting is a field of aligndet_train.config.PretrainConfig: --cfg-options pretrain.FIELD=VALUE.
 
     Example: aligndet pretrain --detector fcos --data OUT --work-dir work_dirs/fcos --amp
     """
@@ -115,6 +119,9 @@ def export(
         raise AlignDetError(f"nothing but the backbone of {checkpoint} fits its stock detector")
 
 
+_WORDS = {"true": True, "false": False, "none": None}
+
+
 def parse_options(options: list[str]) -> dict[str, Any]:
     """``["a.b=1", "c=None", "d=text"]`` -> values as Python literals where they are, else text.
 
@@ -126,7 +133,7 @@ def parse_options(options: list[str]) -> dict[str, Any]:
         if not separator or not key:
             raise AlignDetError(f"--cfg-options takes key=value, got {option!r}")
         try:
-            parsed[key] = ast.literal_eval(text)
+            parsed[key] = _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
         except (ValueError, SyntaxError):
             parsed[key] = text
     return parsed

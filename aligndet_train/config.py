@@ -4,54 +4,59 @@ Precedence, lowest first: PretrainConfig's defaults, the family's (the release's
 ``pretrain = dict(...)``, the command line. An unknown key is an error at every stage.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mmengine.config import Config
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from aligndet_train.detectors import adapter_for
 from aligndet_train.views import ViewConfig
 from proposals.errors import AlignDetError
 
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
 CONFIGS = Path(__file__).parent / "configs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class PretrainConfig:
-    """Box-domain pretraining. Defaults are the release's (METHOD section 6).
+    """Box-domain pretraining. Defaults are the release's for dense heads; an adapter has its family's.
 
     epochs / iterations: length of the run; iterations, when given, wins. batch_size: images a step on one GPU.
     base_batch_size: the global batch the learning rate is meant for; another one scales it linearly.
     warmup_steps are cut to a fifth of a short run; milestones are fractions of the run.
-    sampled_boxes: predicted boxes per view that enter the contrastive loss, positives first; None keeps all.
+    sampled_boxes: predicted boxes per view and step that enter the contrastive loss, positives first; None: all.
     proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, None for no clipping.
     """
 
-    epochs: int = 12
-    iterations: int | None = None
-    batch_size: int = 2
-    base_batch_size: int = 16
+    epochs: Count = 12
+    iterations: Count | None = None
+    batch_size: Count = 2
+    base_batch_size: Count = 16
     optimizer: dict[str, Any] = field(
         default_factory=lambda: {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
     )
-    warmup_steps: int = 500
-    warmup_ratio: float = 1e-3
-    milestones: tuple[float, ...] = (8 / 12, 11 / 12)
-    gamma: float = 0.1
-    clip_grad: float | None = 35.0
-    momentum_start: float = 0.996
-    momentum_end: float = 1.0
-    embed_dims: int = 256
-    temperature: float = 0.5
-    contrastive_weight: float = 1.0
-    regression_weight: float = 1.0
-    sampled_boxes: int | None = 2048
-    proposals_per_image: int | None = None
-    shard_window: int = 8
-    seed: int = 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_ratio: Share = 1e-3
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (8 / 12, 11 / 12)
+    gamma: Positive = 0.1
+    clip_grad: Positive | None = None
+    momentum_start: Share = 0.996
+    momentum_end: Share = 1.0
+    embed_dims: Count = 256
+    temperature: Positive = 0.5
+    contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
+    regression_weight: Annotated[float, Field(ge=0)] = 1.0
+    sampled_boxes: Count | None = 2048
+    proposals_per_image: Count | None = None
+    shard_window: Count = 8
+    seed: Annotated[int, Field(ge=0)] = 0
     views: ViewConfig = field(default_factory=ViewConfig)
 
 
@@ -92,9 +97,27 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     if "model" not in config:
         raise AlignDetError(f"{path} defines no `model`: it is not a detector config")
     model = config.model.to_dict()
+    # mmengine's Runner lets a config name it beside the model, too.
+    model.setdefault("data_preprocessor", config.get("data_preprocessor"))
+    if not model["data_preprocessor"]:
+        raise AlignDetError(f"{path} has no `data_preprocessor`, so how its images are normalised is unknown")
     adapter = adapter_for(model["type"], head_type(model))
-    given = {**adapter.defaults, **config.get("pretrain", {}), **overrides}
+    given = merged(adapter.defaults, config.get("pretrain", {}), overrides)
     return RunConfig(name=path.stem, stock_model=model, pretrain=pretrain_config(given, source=str(path)))
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers over earlier ones; dictionaries are merged key by key, or replaced where ``_delete_`` is set."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            inherits = isinstance(value, Mapping) and not value.get("_delete_", False)
+            below = result.get(name) if inherits else None
+            both = {**below, **value} if isinstance(below, Mapping) else value
+            result[name] = (
+                {k: v for k, v in both.items() if k != "_delete_"} if isinstance(both, Mapping) else both
+            )
+    return result
 
 
 def head_type(model: Mapping[str, Any]) -> str:
@@ -106,19 +129,15 @@ def head_type(model: Mapping[str, Any]) -> str:
 
 
 def pretrain_config(given: Mapping[str, Any], source: str) -> PretrainConfig:
-    """Build PretrainConfig from plain data. Raises AlignDetError naming an unknown key and ``source``."""
-    values = dict(given)
-    views = values.pop("views", {})
-    if not isinstance(views, ViewConfig):
-        views = ViewConfig(**_known(ViewConfig, views, f"{source}: pretrain.views"))
-    return PretrainConfig(views=views, **_known(PretrainConfig, values, f"{source}: pretrain"))
-
-
-def _known(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    fields = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(given) - fields)
-    if unknown:
+    """Build PretrainConfig from plain data. Raises AlignDetError naming every wrong key or value, and ``source``."""
+    try:
+        return TypeAdapter(PretrainConfig).validate_python(dict(given))
+    except ValidationError as error:
+        lines = [
+            f"pretrain.{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})"
+            for e in error.errors()
+        ]
+        known = ", ".join(PretrainConfig.__dataclass_fields__)
         raise AlignDetError(
-            f"{where} has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(fields))}"
-        )
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+            f"{source}:\n  " + "\n  ".join(lines) + f"\nknown keys of pretrain: {known}"
+        ) from error

@@ -39,7 +39,7 @@ def embedding_diagnostics(
         return {
             "retrieval": (found & findable).sum() / findable.sum().clamp(min=1),
             "alignment": ((2 - 2 * similarity) * matches).sum() / matches.sum().clamp(min=1),
-            "uniformity": _uniformity(q[:_UNIFORMITY_ROWS]),
+            "uniformity": _uniformity(q[:: -(-len(q) // _UNIFORMITY_ROWS)]),
             "positives": positives,
         }
 

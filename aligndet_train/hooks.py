@@ -1,5 +1,6 @@
 """What happens around a step besides the step itself, as mmengine hooks."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class StepHook(Hook):
     learning_rate: [steps] factors on every parameter group's initial rate. momentum: [steps].
     """
 
-    priority = "VERY_HIGH"
+    # Before mmengine's RuntimeInfoHook, which logs the learning rate.
+    priority = "HIGHEST"
 
     def __init__(self, seed: int, learning_rate: Schedule, momentum: Schedule) -> None:
         self.seed, self.learning_rate, self.momentum = seed, learning_rate, momentum
@@ -65,19 +67,45 @@ class StepHook(Hook):
         runner.message_hub.update_scalar("train/teacher_momentum", momentum)
 
 
+class ThroughputHook(Hook):
+    """Log images a second. images: of one step over all ranks."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self._before: float | None = None
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """From the end of one step to the end of the next."""
+        now = time.perf_counter()
+        if self._before is not None:
+            runner.message_hub.update_scalar("train/images_per_second", self.images / (now - self._before))
+        self._before = now
+
+
 class CheckpointHook(Hook):
-    """Write last.pth every ``interval`` steps and at the end, from the main process."""
+    """Write last.pth every ``interval`` steps and when training ends or is interrupted, from the main process."""
 
     priority = "VERY_LOW"
 
     def __init__(self, folder: Path, interval: int, identity: dict[str, Any]) -> None:
         self.folder, self.interval, self.identity = folder, interval, identity
+        self._saved = -1
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Save when it is time."""
-        done = runner.iter + 1
-        if is_main_process() and (done % self.interval == 0 or done == runner.max_iters):
+        if (runner.iter + 1) % self.interval == 0:
+            self._save(runner, runner.iter + 1)
+
+    def after_train(self, runner: Runner) -> None:
+        """Save what the interval left out."""
+        self._save(runner, runner.iter)
+
+    def _save(self, runner: Runner, done: int) -> None:
+        if is_main_process() and done != self._saved:
             optimizer = runner.optim_wrapper.optimizer
             save_checkpoint(self.folder, _pretrainer(runner), optimizer, done, self.identity)
+            self._saved = done

@@ -30,7 +30,8 @@ class InputSpec:
         return cls(
             mean=tuple(data_preprocessor.get("mean") or (0.0, 0.0, 0.0)),
             std=tuple(data_preprocessor.get("std") or (1.0, 1.0, 1.0)),
-            bgr_to_rgb=bool(data_preprocessor.get("bgr_to_rgb", False)),
+            # mmdet's loader gives BGR, so either name means: swap.
+            bgr_to_rgb=any(data_preprocessor.get(name, False) for name in ("bgr_to_rgb", "rgb_to_bgr")),
             pad_size_divisor=int(data_preprocessor.get("pad_size_divisor", 1)),
         )
 

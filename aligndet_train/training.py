@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +24,7 @@ from torch.utils.data import DataLoader
 from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
 from aligndet_train.checkpoint import LAST, identity_difference, load_checkpoint
 from aligndet_train.config import PretrainConfig, RunConfig
-from aligndet_train.hooks import AnnounceHook, CheckpointHook, StepHook
+from aligndet_train.hooks import AnnounceHook, CheckpointHook, StepHook, ThroughputHook
 from aligndet_train.schedules import Schedule, half_cosine, warmup_multistep
 from aligndet_train.stream import ProposalStream, Sample, StepSampler
 from proposals.dataset import ProposalDataset, open_dataset
@@ -57,6 +60,40 @@ class Bfloat16OptimWrapper(OptimWrapper):
             yield
 
 
+class TrainingStoppedError(AlignDetError):
+    """Training was asked to stop, and stopped at the end of a step with a checkpoint."""
+
+    exit_code = 130
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one has its ordinary effect, it kills."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    ordinary = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: Any) -> None:
+        stop.set()
+        for each, handler in ordinary.items():
+            signal.signal(each, handler)
+
+    for number in ordinary:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in ordinary.items():
+            signal.signal(number, handler)
+
+
+def leave_interrupts_to_the_parent(worker_id: int) -> None:
+    """A DataLoader worker's start: Ctrl-C reaches the whole group, but only the trainer knows when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class StreamTrainLoop(IterBasedTrainLoop):
     """mmengine's loop without its "advance the dataloader": the sampler itself starts at the step."""
 
@@ -65,12 +102,13 @@ class StreamTrainLoop(IterBasedTrainLoop):
         self._iter = start_step
 
     def run(self) -> Any:
-        """Train from the start step to the last; returns the model."""
+        """Train from the start step to the last, or to the first Ctrl-C or SIGTERM; returns the model."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        while self._iter < self._max_iters:
-            self.run_iter(next(self.dataloader_iterator))
+        with stop_requests() as stop:
+            while self._iter < self._max_iters and not stop.is_set():
+                self.run_iter(next(self.dataloader_iterator))
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
@@ -82,7 +120,7 @@ def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) ->
     Raises AlignDetError when ``work_dir`` holds another run, or the dataset or the backbone weights cannot be read.
     """
     if options.launcher != "none":
-        init_dist(options.launcher)
+        _join_processes(options.launcher)
     plan = _plan(run, open_dataset(data), work_dir, options)
     if plan.start >= plan.steps:
         print_log(f"{work_dir} is complete already, {plan.steps} steps: nothing to do")
@@ -92,8 +130,25 @@ def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) ->
     if plan.saved:
         model.load_state_dict(plan.saved["model"])
         optimizer.load_state_dict(plan.saved["optimizer"])
-    _runner(plan, model, optimizer).train()
+    runner = _runner(plan, model, optimizer)
+    runner.train()
+    if runner.iter < plan.steps:
+        raise TrainingStoppedError(
+            f"stopped at step {runner.iter} of {plan.steps}; the same command goes on from there"
+        )
     return work_dir / LAST
+
+
+def _join_processes(launcher: str) -> None:
+    variable = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}.get(launcher)
+    if variable is None:
+        raise AlignDetError(f"no launcher {launcher!r}: none, pytorch or slurm")
+    if variable not in os.environ:
+        starter = "torchrun --nproc-per-node N -m proposals pretrain ..." if launcher == "pytorch" else "srun"
+        raise AlignDetError(
+            f"--launcher {launcher} expects to be started by its launcher ({variable} is not set): {starter}"
+        )
+    init_dist(launcher, backend="nccl" if torch.cuda.is_available() else "gloo")
 
 
 @dataclass(frozen=True)
@@ -115,7 +170,12 @@ class Plan:
 
 
 def _plan(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: RunOptions) -> Plan:
-    work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlignDetError(
+            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
+        ) from error
     steps = total_steps(run.pretrain, len(dataset), get_world_size())
     identity = run_identity(run, dataset, steps, options)
     saved = _saved_state(work_dir, identity) if options.resume else None
@@ -131,13 +191,19 @@ def total_steps(config: PretrainConfig, images: int, world_size: int) -> int:
 
 def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: RunOptions) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued, as plain JSON data."""
+    pretrain = dataclasses.asdict(run.pretrain)
+    # Ranks may change on resume, the global batch may not.
+    pretrain["global_batch"] = pretrain.pop("batch_size") * get_world_size()
     identity = {
         "config": run.name,
         "stock_model": run.stock_model,
-        "pretrain": dataclasses.asdict(run.pretrain),
+        "pretrain": pretrain,
         "steps": steps,
         "amp": options.amp,
-        "dataset": hashlib.sha256(dataset.manifest.model_dump_json().encode()).hexdigest(),
+        "dataset": {
+            "images": len(dataset),
+            "manifest": hashlib.sha256(dataset.manifest.model_dump_json().encode()).hexdigest(),
+        },
     }
     return dict(json.loads(json.dumps(identity)))
 
@@ -174,6 +240,7 @@ def build_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=list,
+        worker_init_fn=leave_interrupts_to_the_parent,
         persistent_workers=workers > 0,
         pin_memory=False,
     )
@@ -195,7 +262,8 @@ def _saved_state(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | N
     if not path.exists():
         return None
     saved = load_checkpoint(path)
-    changed = identity_difference(saved["identity"], identity)
+    # The config's file name is for people: renaming it changes no run.
+    changed = identity_difference({**saved["identity"], "config": identity["config"]}, identity)
     if changed:
         raise AlignDetError(
             f"{path} belongs to another run:\n  "
@@ -229,6 +297,7 @@ def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optim
         },
         custom_hooks=[
             AnnounceHook(_summary(plan, model, optimizer)),
+            ThroughputHook(config.batch_size * get_world_size()),
             StepHook(config.seed, *_schedules(config, plan.steps)),
             CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity),
         ],
@@ -238,6 +307,8 @@ def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optim
         randomness={"seed": config.seed},
         launcher=options.launcher,
         default_scope="mmdet",
+        # What the run was made of, written into the work folder by mmengine.
+        cfg={"model": plan.run.stock_model, "pretrain": plan.identity["pretrain"]},
         experiment_name=f"{plan.run.name}_from_{plan.start}",
     )
 
@@ -255,6 +326,7 @@ def _schedules(config: PretrainConfig, steps: int) -> tuple[Schedule, Schedule]:
 
 def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> list[str]:
     config = plan.run.pretrain
+    spec = model.data_preprocessor.spec
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.student.backbone.parameters())
     global_batch = config.batch_size * get_world_size()
@@ -265,5 +337,6 @@ def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Opti
         f"{frozen:,} frozen in the backbone, on {get_device()}",
         f"{len(plan.dataset):,} images, {plan.dataset.manifest.totals.proposals:,} proposals, {plan.steps:,} steps of "
         f"{global_batch} images, learning rate {rate:g}{scaled}",
+        f"images as {'RGB' if spec.bgr_to_rgb else 'BGR'}, mean {spec.mean}, std {spec.std}",
         f"resumed at step {plan.start}" if plan.start else "from step 0",
     ]

@@ -7,32 +7,38 @@ neither on the batch, rank or worker that handles it nor on where it is computed
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-COLOR_OPS = (
+ColorOp = Literal[
     "identity", "autocontrast", "equalize", "solarize", "color", "contrast", "brightness", "sharpness", "posterize",
-)  # fmt: skip
+]  # fmt: skip
+COLOR_OPS: tuple[ColorOp, ...] = get_args(ColorOp)
 
 
-@dataclass(frozen=True)
+@validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ViewConfig:
     """How views are drawn. Sizes in pixels; magnitudes uniform in the given half-open range."""
 
-    short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    long_side: int = 1333
-    flip_probability: float = 0.5
-    color_ops: tuple[str, ...] = COLOR_OPS
+    short_sides: Annotated[tuple[Annotated[int, Field(ge=8)], ...], Field(min_length=1)] = (
+        640,
+        672,
+        704,
+        736,
+        768,
+        800,
+    )
+    long_side: Annotated[int, Field(ge=8)] = 1333
+    flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    color_ops: Annotated[tuple[ColorOp, ...], Field(min_length=1)] = COLOR_OPS
     enhance_range: tuple[float, float] = (0.1, 1.9)
     posterize_bits: tuple[int, int] = (4, 8)
-
-    def __post_init__(self) -> None:
-        unknown = set(self.color_ops) - set(COLOR_OPS)
-        if unknown:
-            raise ValueError(f"unknown colour operations {sorted(unknown)}; known: {', '.join(COLOR_OPS)}")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def measure(run: RunConfig, data: Path, steps: int, workers: int, amp: bool) -> 
     model.train()
     optimizer = build_optimizer(model, run.pretrain, world_size=1)
     wrapper = (Bfloat16OptimWrapper if amp else OptimWrapper)(
-        optimizer=optimizer, clip_grad={"max_norm": 35.0}
+        optimizer=optimizer, clip_grad=run.pretrain.clip_grad and {"max_norm": run.pretrain.clip_grad}
     )
     factors = warmup_multistep(steps, warmup=steps // 5, warmup_ratio=1e-3, milestones=(), gamma=0.1)
     batches = iter(build_loader(open_dataset(data), run.pretrain, steps=steps, start_step=0, workers=workers))

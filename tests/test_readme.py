@@ -25,7 +25,9 @@ def test_python_blocks_run_on_a_mined_dataset(code, mined_dataset, tmp_path, mon
     (tmp_path / "OUT").symlink_to(mined_dataset)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert "boxes" in run.stdout or "bytes" in run.stdout
 

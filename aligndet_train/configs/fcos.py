@@ -8,6 +8,7 @@ _base_ = "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"
 pretrain = dict(
     epochs=12,
     optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4),
+    clip_grad=35.0,  # of the stock config
     sampled_boxes=2048,
     proposals_per_image=None,
 )

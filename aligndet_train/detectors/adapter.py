@@ -28,10 +28,7 @@ class Reading:
 
 
 class EmbeddingTap(BaseModule):
-    """Stands where a head's ``loss_cls`` was and keeps what it is called with.
-
-    Its own loss is zero but attached to the embeddings, so that DDP sees every layer used.
-    """
+    """Stands where a head's ``loss_cls`` was and keeps what it is called with; its own loss is zero."""
 
     # What heads ask of a loss besides calling it.
     use_sigmoid = True

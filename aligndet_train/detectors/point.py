@@ -14,7 +14,9 @@ class FCOSAdapter(FamilyAdapter):
     family = "FCOS"
     head_types = ("FCOSHead",)
     defaults: ClassVar[dict[str, Any]] = {
-        "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
+        "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
+        # Of mmdet's own FCOS recipe.
+        "clip_grad": 35.0,
     }
     dropped_losses = frozenset({"loss_cls"})
     embedding_layers = ("bbox_head.conv_cls.",)

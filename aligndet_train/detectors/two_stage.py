@@ -13,13 +13,18 @@ _SAMPLED_PER_IMAGE = 4096
 
 
 class FasterRCNNAdapter(FamilyAdapter):
-    """Faster R-CNN: fc - ReLU - fc on the RoI head's shared features; one box regressor for all ids."""
+    """Faster R-CNN: fc - ReLU - fc on the RoI head's shared features; one box regressor for all ids.
+
+    The stock head and assigners stay. The release trains a Shared4Conv1FC head (METHOD section 4): a config that
+    names one is converted as well.
+    """
 
     family = "Faster R-CNN"
     head_types = ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
     defaults: ClassVar[dict[str, Any]] = {
         "optimizer": {"type": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4},
-        "sampled_boxes": 8192,
+        # The sampler below limits the boxes, per image.
+        "sampled_boxes": None,
     }
     dropped_losses = frozenset({"loss_cls", "acc"})
     embedding_layers = ("roi_head.bbox_head.fc_cls.",)

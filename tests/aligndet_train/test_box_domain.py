@@ -56,6 +56,21 @@ def test_images_without_boxes_are_legal(pretrainer, samples):
         assert torch.isfinite(total)
 
 
+def test_a_rank_whose_images_have_no_boxes_does_not_stop_the_others(pretrainer, samples, tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(pretrainer)
+        full = samples(0, 1)
+        empty = [dataclasses.replace(s, boxes=s.boxes[:0]) for s in full]
+        for batch in (full, empty, full):
+            losses = wrapped(**pretrainer.data_preprocessor(batch, True))
+            pretrainer.parse_losses(losses)[0].backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("first_id", [256, 5000])
 def test_any_id_is_a_proposal(pretrainer, samples, first_id):
     data = pretrainer.data_preprocessor(samples(0, 1), True)

@@ -6,6 +6,8 @@ from aligndet_train.cli import parse_options
 from aligndet_train.config import available_detectors, load_run_config, shipped_config
 from proposals.errors import AlignDetError
 
+STOCK_FCOS = "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"
+
 
 @pytest.mark.parametrize("name", available_detectors())
 def test_shipped_configs_load(name):
@@ -23,11 +25,48 @@ def test_a_stock_config_gets_its_familys_defaults(tmp_path):
     assert run.stock_model["backbone"]["depth"] == 18
 
 
-@pytest.mark.parametrize("line", ["pretrain = dict(epoch=3)", "pretrain = dict(views=dict(shortside=3))"])
-def test_unknown_keys_name_file_and_known_keys(tmp_path, line):
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("epoch=3", "pretrain.epoch: Unexpected keyword argument"),
+        ("views=dict(shortside=3)", "pretrain.views.shortside: Unexpected keyword argument"),
+        ("views=dict(short_sides=192)", "pretrain.views.short_sides: "),
+        ("views=dict(color_ops=['swirl'])", "pretrain.views.color_ops.0: "),
+        ("milestones=[8, 11]", "pretrain.milestones.0: Input should be less than 1"),
+        ("proposals_per_image=-5", "pretrain.proposals_per_image: "),
+        ("batch_size='abc'", "pretrain.batch_size: "),
+        ("seed=-1", "pretrain.seed: "),
+    ],
+)
+def test_wrong_settings_name_file_key_and_value(tmp_path, setting, complaint):
     path = tmp_path / "typo.py"
-    path.write_text(f"_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'\n{line}\n")
-    with pytest.raises(AlignDetError, match=r"typo\.py.*unknown keys (epoch|shortside); known: .*"):
+    path.write_text(f"_base_ = '{STOCK_FCOS}'\npretrain = dict({setting})\n")
+    with pytest.raises(AlignDetError) as caught:
+        load_run_config(path, {}, {})
+    assert "typo.py" in str(caught.value)
+    assert complaint in str(caught.value)
+    assert "known keys of pretrain: epochs, iterations" in str(caught.value)
+
+
+def test_one_key_of_the_optimizer_changes_one_key(tmp_path):
+    path = tmp_path / "theirs.py"
+    path.write_text(f"_base_ = '{STOCK_FCOS}'\npretrain = dict(optimizer=dict(lr=0.5))\n")
+    optimizer = load_run_config(path, {}, {}).pretrain.optimizer
+    assert optimizer == {"type": "SGD", "lr": 0.5, "momentum": 0.9, "weight_decay": 1e-4}
+    path.write_text(path.read_text().replace("dict(lr=0.5)", "dict(_delete_=True, type='AdamW', lr=0.5)"))
+    assert load_run_config(path, {}, {}).pretrain.optimizer == {"type": "AdamW", "lr": 0.5}
+
+
+def test_normalisation_beside_the_model_counts_and_none_is_refused(tmp_path):
+    stock = load_run_config(shipped_config("fcos"), {}, {}).stock_model
+    bare = {name: value for name, value in stock.items() if name != "data_preprocessor"}
+    path = tmp_path / "beside.py"
+    path.write_text(
+        f"model = {bare!r}\ndata_preprocessor = dict(type='DetDataPreprocessor', mean=[1, 2, 3])\n"
+    )
+    assert load_run_config(path, {}, {}).stock_model["data_preprocessor"]["mean"] == [1, 2, 3]
+    path.write_text(f"model = {bare!r}\n")
+    with pytest.raises(AlignDetError, match="no `data_preprocessor`"):
         load_run_config(path, {}, {})
 
 
@@ -37,11 +76,13 @@ def test_missing_files_and_names():
 
 
 def test_options_are_literals_or_text():
-    assert parse_options(["a.b=None", "c=1e-3", "d=[1, 2]", "e=path/to=x"]) == {
+    assert parse_options(["a.b=None", "c=1e-3", "d=[1, 2]", "e=path/to=x", "f=false", "g=none"]) == {
         "a.b": None,
         "c": 1e-3,
         "d": [1, 2],
         "e": "path/to=x",
+        "f": False,
+        "g": None,
     }
     with pytest.raises(AlignDetError, match="key=value"):
         parse_options(["novalue"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
+from aligndet_train.schedules import warmup_multistep
 from tests.aligndet_train.conftest import TINY
 
 ITERATIONS = 60
@@ -85,6 +86,34 @@ def test_the_log_opens_with_what_is_about_to_run(undisturbed):
     assert "retrieval" in output
 
 
+def test_the_logged_learning_rate_is_the_schedules(undisturbed):
+    expected = warmup_multistep(
+        ITERATIONS, warmup=2, warmup_ratio=1e-3, milestones=(8 / 12, 11 / 12), gamma=0.1
+    )
+    logged = losses(undisturbed[0])
+    assert [logged[step + 1]["lr"] for step in range(ITERATIONS)] == pytest.approx(list(0.01 * expected))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_the_step_it_ends_in_and_resumes(undisturbed, mined_dataset, tmp_path, number):
+    arguments = command(mined_dataset, tmp_path)
+    arguments[arguments.index("--checkpoint-interval") + 1] = "1000"
+    process = launch(arguments)
+    while not any(tmp_path.glob("*/vis_data/scalars.json")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    stopped = load_checkpoint(tmp_path / LAST)["step"]
+    assert process.returncode == 130
+    assert 0 < stopped < ITERATIONS
+    assert f"stopped at step {stopped} of {ITERATIONS}" in output
+    assert "Traceback" not in output
+    if number == signal.SIGTERM:
+        finish(arguments)
+        assert losses(tmp_path) == losses(undisturbed[0])
+
+
 def test_a_finished_run_is_left_alone(undisturbed, mined_dataset):
     work_dir, _ = undisturbed
     before = {p: p.stat().st_mtime_ns for p in work_dir.rglob("*") if p.is_file()}
@@ -119,8 +148,13 @@ def test_amp_runs_in_bfloat16_on_the_cpu_too(mined_dataset, tmp_path):
     arguments = command(mined_dataset, tmp_path, "--amp", detector="faster_rcnn")
     arguments[arguments.index("--iterations") + 1] = "3"
     finish(arguments)
-    assert all(values["loss"] == values["loss"] for values in losses(tmp_path).values())
-    assert len(losses(tmp_path)) == 3
+    half = losses(tmp_path)
+    finish([word for word in arguments if word != "--amp"] + ["--no-resume"])
+    files = sorted(tmp_path.glob("*/vis_data/scalars.json"))
+    full = json.loads(files[-1].read_text().splitlines()[0])
+    assert len(half) == 3
+    assert half[1]["loss"] == pytest.approx(full["loss"], rel=0.05)
+    assert half[1]["loss"] != full["loss"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +163,7 @@ def test_amp_runs_in_bfloat16_on_the_cpu_too(mined_dataset, tmp_path):
         (["--detector", "fcos", "--config", "x.py"], "give either --detector NAME or --config FILE"),
         (["--detector", "nope"], "no detector named 'nope'; shipped: "),
         (["--config", "nowhere.py"], "no config file at nowhere.py"),
+        (["--detector", "fcos", "--launcher", "pytorch"], "RANK is not set"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message, mined_dataset, tmp_path):

@@ -63,11 +63,6 @@ def test_drawn_sizes_follow_the_recipe():
     assert (wide.height, wide.width) == (133, 1333)
 
 
-def test_unknown_colour_operation_is_an_error():
-    with pytest.raises(ValueError, match="swirl"):
-        ViewConfig(color_ops=("identity", "swirl"))
-
-
 def test_a_sample_looks_the_same_in_any_batch():
     one_size = dataclasses.replace(SMALL, short_sides=(64,))
     preprocessor = TwoViewPreprocessor(SPEC, one_size, seed=5)

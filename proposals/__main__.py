@@ -1,0 +1,5 @@
+"""``python -m proposals VERB ...`` is the `aligndet` command, for launchers that start a module (torchrun -m)."""
+
+from proposals.cli import main
+
+main()
