@@ -5,11 +5,9 @@ image i, in dataset order, has the boxes offsets[i] to offsets[i + 1].
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from proposals.dataset.bounds import read_parquet
 from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.files import file_sha256, fsync, temporary_name
 from proposals.dataset.manifest import FileEntry, Manifest, ShardEntry, read_manifest, write_model
+from proposals.dataset.processes import ProcessDiedError, map_apart
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, read_shard
 from proposals.errors import AlignDetError
 
@@ -108,19 +107,21 @@ def _write(root: Path, path: Path, manifest: Manifest, workers: int, zarr_shard:
     by_image = _pieces(parts, [part.image for part in parts], manifest.totals.images + 1, zarr_shard)
     calls = [(_write_boxes, piece) for piece in by_box] + [(_write_images, piece) for piece in by_image]
     if workers == 1:
-        for write, piece in calls:
-            write(root, path, piece)
+        for call in calls:
+            _write_piece(root, path, call)
         return
-    with ProcessPoolExecutor(min(workers, len(calls)), mp_context=get_context("spawn")) as pool:
-        running: list[Future[None]] = [pool.submit(write, root, path, piece) for write, piece in calls]
-        try:
-            for future in running:
-                future.result()
-        except BrokenProcessPool as error:
-            raise AlignDetError(
-                f"a process that wrote {layout.CONSOLIDATED} died, perhaps for want of memory. Nothing was committed: "
-                "run the same command again, with fewer --workers."
-            ) from error
+    try:
+        map_apart(partial(_write_piece, root, path), calls, workers)
+    except ProcessDiedError as error:
+        raise AlignDetError(
+            f"a process that wrote {layout.CONSOLIDATED} died, perhaps for want of memory. Nothing was committed: "
+            "run the same command again, with fewer --workers."
+        ) from error
+
+
+def _write_piece(root: Path, path: Path, call: tuple[Callable[[Path, Path, _Piece], None], _Piece]) -> None:
+    write, piece = call
+    write(root, path, piece)
 
 
 def _parts(manifest: Manifest) -> Iterator[_Part]:

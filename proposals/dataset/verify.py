@@ -6,11 +6,9 @@ Shallow: every file but the tars is read; of those, presence, size and two heade
 import hashlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
-from multiprocessing import get_context
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from proposals.dataset.checks.folder import file_faults, strangers
 from proposals.dataset.checks.shard import Problem, check_shard, seal_faults
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import Manifest, read_manifest, read_record
+from proposals.dataset.processes import ProcessDiedError, map_apart
 from proposals.errors import AlignDetError
 
 
@@ -98,12 +97,17 @@ def _shard_problems(
     # Each process reads manifest and plan itself: sent along with every shard they would cost more than the checks.
     edges = np.linspace(0, count, min(count, 4 * workers) + 1, dtype=int).tolist()
     check = partial(_check_apart, root, plan is not None, deep)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for problems in pool.map(check, edges[:-1], edges[1:]):
-            yield from problems
+    try:
+        found = map_apart(check, list(pairwise(edges)), workers)
+    except ProcessDiedError as error:
+        raise AlignDetError(
+            f"a process that checked {root} died, perhaps for want of memory: use fewer --workers."
+        ) from error
+    yield from chain.from_iterable(found)
 
 
-def _check_apart(root: Path, with_plan: bool, deep: bool, first: int, last: int) -> list[Problem]:
+def _check_apart(root: Path, with_plan: bool, deep: bool, span: tuple[int, int]) -> list[Problem]:
+    first, last = span
     manifest = read_manifest(root)
     plan = read_parquet(root / layout.PLAN, manifest.source.images) if with_plan else None
     return list(_check_range(root, manifest, plan, deep, first, last))
