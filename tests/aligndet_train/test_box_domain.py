@@ -66,6 +66,7 @@ def test_a_rank_whose_images_have_no_boxes_does_not_stop_the_others(pretrainer, 
         empty = [dataclasses.replace(s, boxes=s.boxes[:0]) for s in full]
         for batch in (full, empty, full):
             losses = wrapped(**pretrainer.data_preprocessor(batch, True))
+            assert (losses["loss_contrastive"] > 0) == (batch is full)
             pretrainer.parse_losses(losses)[0].backward()
     finally:
         torch.distributed.destroy_process_group()
