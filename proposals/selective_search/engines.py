@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from proposals.selective_search.types import Engine, Mode, Proposals
+from proposals.selective_search.types import ENGINES, MODES, Engine, Mode, Proposals
 
 _LOADING = threading.Lock()
 
@@ -21,9 +21,14 @@ def propose(
     mode: OpenCV's presets: single, fast or quality.
     seed: seeds the rank of boxes; same image and seed, same boxes in the same order.
     engine: "fast" or "opencv". Both return the same boxes in the same order, the first in a fifteenth of the time.
-    Raises TypeError for another dtype or shape (float32 is silently accepted and wrong in OpenCV), AlignDetError when
-    engine is "opencv" and cv2 has no ximgproc.
+    OpenCV draws from C `rand()`: another thread of the process that calls it too changes the order of "opencv".
+    Raises TypeError for another dtype or shape (float32 is silently accepted and wrong in OpenCV), ValueError for an
+    unknown mode or engine, AlignDetError when engine is "opencv" and cv2 has no ximgproc.
     """
+    if mode not in MODES or engine not in ENGINES:
+        raise ValueError(f"no mode {mode!r} or no engine {engine!r}: {MODES}, {ENGINES}")
+    if not isinstance(image_bgr, np.ndarray):
+        raise TypeError(f"propose needs a [H, W, 3] uint8 BGR array, got {type(image_bgr).__name__}")
     if image_bgr.dtype != np.uint8 or image_bgr.ndim != 3 or image_bgr.shape[2] != 3 or image_bgr.size == 0:
         raise TypeError(
             f"propose needs a non-empty [H, W, 3] uint8 BGR image, got {image_bgr.dtype} {image_bgr.shape}"

@@ -1,10 +1,12 @@
 """The oracle: cv2.ximgproc's selective search, made repeatable.
 
 OpenCV multiplies each region's rank by C `rand()`, which it never seeds; `cv2.setRNGSeed` does not reach it.
-Seeding C's generator right before the call makes the order a function of (image, seed).
+Seeding C's generator right before the call makes the order a function of (image, seed), as long as no foreign code in
+the process calls `rand()` meanwhile.
 """
 
 import ctypes
+import threading
 
 import cv2
 import numpy as np
@@ -14,6 +16,8 @@ from proposals.opencv import require_ximgproc
 from proposals.selective_search.types import Mode, Proposals
 
 _LIBC = ctypes.CDLL(None)
+# cv2 lets other threads run while it searches, and C has one generator for all of them.
+_DRAWING = threading.Lock()
 
 
 def propose(image_bgr: npt.NDArray[np.uint8], mode: Mode, seed: int) -> Proposals:
@@ -27,7 +31,9 @@ def propose(image_bgr: npt.NDArray[np.uint8], mode: Mode, seed: int) -> Proposal
         search.switchToSelectiveSearchFast()
     else:
         search.switchToSelectiveSearchQuality()
-    _LIBC.srand(ctypes.c_uint(seed & 0xFFFFFFFF))
-    xywh = np.asarray(search.process(), dtype=np.float32).reshape(-1, 4)
+    with _DRAWING:
+        _LIBC.srand(ctypes.c_uint(seed & 0xFFFFFFFF))
+        found = search.process()
+    xywh = np.asarray(found, dtype=np.float32).reshape(-1, 4)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     return Proposals(boxes=boxes, rank=np.arange(len(boxes), dtype=np.float32))

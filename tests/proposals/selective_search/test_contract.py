@@ -64,13 +64,25 @@ def test_results_survive_the_next_image(image):
     np.testing.assert_array_equal(first.boxes, kept)
 
 
-def test_threads_do_not_share_buffers(image):
+@pytest.mark.parametrize("engine", ["fast", "opencv"])
+def test_threads_do_not_disturb_each_other(image, engine):
     images = [np.ascontiguousarray(np.roll(image, 7 * shift, axis=1)) for shift in range(8)]
-    alone = [propose(each).boxes for each in images]
+    alone = [propose(each, engine=engine).boxes for each in images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda each: propose(each).boxes, images))
+        together = list(pool.map(lambda each: propose(each, engine=engine).boxes, images))
     for expected, actual in zip(alone, together, strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "Fast"}, {"engine": "OpenCV"}, {"mode": "x", "engine": "opencv"}])
+def test_a_mistyped_mode_or_engine_is_refused(image, wrong):
+    with pytest.raises(ValueError, match=r"no mode .* or no engine"):
+        propose(image, **wrong)
+
+
+def test_no_image_at_all_is_a_type_error():
+    with pytest.raises(TypeError, match="NoneType"):
+        propose(None)
 
 
 def test_without_ximgproc_only_the_oracle_is_gone(image, monkeypatch):
