@@ -31,7 +31,7 @@ test: setup lint
 	$(TEST_ENV) $(BIN)/python -m pytest
 
 test-all: setup lint
-	$(TEST_ENV) $(BIN)/python -m pytest -m 'not gpu'
+	$(TEST_ENV) HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -m 'not gpu'
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,9 +1,11 @@
 """Small real photographs (from scikit-image's and scikit-learn's wheels) and a dataset mined from them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 import skimage.data
@@ -16,6 +18,11 @@ from pipeline.workspace import begin, commit
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions
 from proposals.recipe import Recipe
+
+# The gate tries the same examples every time, so that it fails for a change and not for luck; the nightly run searches.
+hypothesis.settings.register_profile("gate", derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("search", print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 _LONG_SIDE = 200
 

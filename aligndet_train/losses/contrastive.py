@@ -14,6 +14,9 @@ from torch import Tensor, cat, finfo, float32, float64, where, zeros_like
 from torch import amp as torch_amp
 from torch.nn.functional import normalize, softplus
 
+# torch's softplus returns x itself above 20, which is wrong by e^-20: visible in float64 at small temperatures.
+_SOFTPLUS_EXACT_BELOW = 60.0
+
 
 def box_contrastive_loss(
     query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor, *, background: int, temperature: float
@@ -43,7 +46,8 @@ def box_contrastive_loss(
         positive = _positives(same, n_keys=len(k)) & is_query[:, None]
         # Only fallback positives carry a gradient of their own, so this product keeps q attached.
         to_positives = q @ cat([k, q]).T / temperature
-        pair_losses = where(positive, softplus(negatives[:, None] - to_positives), zeros_like(to_positives))
+        gaps = negatives[:, None] - to_positives
+        pair_losses = where(positive, softplus(gaps, threshold=_SOFTPLUS_EXACT_BELOW), zeros_like(gaps))
         return (pair_losses.sum(dim=1) * _row_weights(query_ids, is_query, positive, pair_losses)).sum()
 
 

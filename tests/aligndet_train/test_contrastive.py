@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -67,6 +67,7 @@ ids = st.lists(st.sampled_from([BACKGROUND, 0, 1, 2, 256, 5000, -7]), min_size=1
 
 @settings(max_examples=150, deadline=None)
 @given(query_ids=ids, key_ids=ids, seed=st.integers(0, 2**16), tau=st.sampled_from([0.07, 0.5, 1.0]))
+@example(query_ids=[-1, 0], key_ids=[*[-1] * 9, 0], seed=0, tau=0.07).via("softplus beyond torch's threshold")
 def test_equals_the_literal_loop(query_ids, key_ids, seed, tau):
     torch.manual_seed(seed)
     query, key = torch.randn(len(query_ids), 8).double(), torch.randn(len(key_ids), 8).double()
