@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from proposals.dataset.verify import verify_dataset
+from proposals.errors import NewerFormatError
 
 
 def kind_of(path: Path, root: Path) -> str:
@@ -41,13 +42,21 @@ def run(root: Path, flips: int, seed: int) -> int:
         path = draw.choice([path for path in files if kind_of(path, root) == kind])
         bit = draw.randrange(8 * path.stat().st_size)
         flip(path, bit)
-        problems = verify_dataset(root, deep=True).problems
-        flip(path, bit)
         name = path.relative_to(root).as_posix()
-        named = [problem for problem in problems if problem.file == name]
+        named = problem_with(root, name)
+        flip(path, bit)
         found += bool(named)
-        print(f"{number + 1:3} {name}, bit {bit}: {named[0].what if named else 'NOT FOUND'}")
+        print(f"{number + 1:3} {name}, bit {bit}: {named or 'NOT FOUND'}")
     return found
+
+
+def problem_with(root: Path, name: str) -> str:
+    """What `verify --deep` says of the file ``name``, empty for nothing."""
+    try:
+        problems = verify_dataset(root, deep=True).problems
+    except NewerFormatError as error:  # the flipped bit was in the format version
+        return str(error)
+    return next((problem.what for problem in problems if problem.file == name), "")
 
 
 def main() -> int:

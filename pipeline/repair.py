@@ -24,17 +24,19 @@ from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import publish, temporary_name, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
+    FORMAT_VERSION,
     CommitRecord,
     FileEntry,
     Manifest,
     ShardEntry,
+    is_newer,
     library_versions,
     read_manifest,
     read_record,
 )
 from proposals.dataset.tables import read_shard
 from proposals.dataset.verify import Report, verify_dataset
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, NewerFormatError
 
 OnRepair = Callable[[str], None]
 
@@ -43,14 +45,14 @@ def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair:
     """Repair what `verify_dataset` finds in ``root`` and return what it finds afterwards.
 
     folders: where the images are. ``on_repair`` is told each file that was replaced. Files that do not belong to
-    the dataset are left alone. Raises AlignDetError when something cannot be made again, saying why.
+    the dataset are left alone; a proposals.zarr that dataset.json does not list is written again and listed. Raises
+    AlignDetError when something cannot be made again, saying why; NewerFormatError, with nothing touched, when a
+    newer format wrote a part of it.
     """
-    report = verify_dataset(root, deep=True, workers=workers)
-    if _has(report, layout.MANIFEST):
-        _rebuild_manifest(root)
-        on_repair(layout.MANIFEST)
-        report = verify_dataset(root, deep=True, workers=workers)
+    report = _with_manifest(root, workers, on_repair)
     manifest = read_manifest(root)
+    if report.problems:
+        _refuse_newer(root / layout.MANIFEST, manifest.format_version)
     if _has(report, layout.PLAN):
         _replace(root, manifest.plan, _rebuilt_plan(root, manifest, folders))
         on_repair(layout.PLAN)
@@ -60,10 +62,38 @@ def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair:
         records = [read_record(layout.record_path(root, shard.name)) for shard in manifest.shards]
         _replace(root, manifest.rejected, rejected_bytes(records))
         on_repair(layout.REJECTED)
-    if any(entry.path == problem.file for entry in manifest.consolidated for problem in report.problems):
-        consolidate(root, workers)
-        on_repair(layout.CONSOLIDATED)
-    return verify_dataset(root, deep=True, workers=workers) if report.problems else report
+    rebuilt = _rebuild_arrays(root, manifest, report, workers)
+    if rebuilt:
+        on_repair(f"{layout.CONSOLIDATED} (all of it is written again)")
+    return verify_dataset(root, deep=True, workers=workers) if report.problems or rebuilt else report
+
+
+def _with_manifest(root: Path, workers: int, on_repair: OnRepair) -> Report:
+    if (root / layout.MANIFEST).is_file() or not (root / layout.PLAN).is_file():
+        report = verify_dataset(root, deep=True, workers=workers)
+        if not _has(report, layout.MANIFEST):
+            return report
+    _rebuild_manifest(root)
+    on_repair(layout.MANIFEST)
+    return verify_dataset(root, deep=True, workers=workers)
+
+
+def _rebuild_arrays(root: Path, manifest: Manifest, report: Report, workers: int) -> bool:
+    # A group that is not listed lost its list with an older dataset.json, or was never committed: either way the
+    # tables say what it must hold.
+    unlisted = not manifest.consolidated and (root / layout.CONSOLIDATED).is_dir()
+    lost = unlisted and manifest.totals.images > 0 and not is_newer(manifest.format_version)
+    listed = {layout.CONSOLIDATED, *(entry.path for entry in manifest.consolidated)}
+    damaged = bool(manifest.consolidated) and any(problem.file in listed for problem in report.problems)
+    return (lost or damaged) and consolidate(root, workers)
+
+
+def _refuse_newer(path: Path, version: str) -> None:
+    if is_newer(version):
+        raise NewerFormatError(
+            f"{path} has format version {version}, newer than {FORMAT_VERSION}: repairing would lose what this "
+            "installation does not know. Nothing was touched. Upgrade it: pip install --upgrade aligndet"
+        )
 
 
 def _has(report: Report, file: str) -> bool:
@@ -71,16 +101,27 @@ def _has(report: Report, file: str) -> bool:
 
 
 def _rebuild_manifest(root: Path) -> None:
-    plan = root / layout.PLAN
     try:
-        identity = read_identity(plan)
-        records = [read_record(layout.record_path(root, task.name)) for task in tasks(read_plan(plan))]
+        identity = read_identity(root / layout.PLAN)
+        records = [_record(root, task) for task in tasks(read_plan(root / layout.PLAN))]
+    except NewerFormatError:
+        raise
     except AlignDetError as error:
         raise AlignDetError(
-            f"{layout.MANIFEST} of {root} cannot be rebuilt, what proves it is damaged too: {error} "
-            "Mine the images again into a new folder."
+            f"{layout.MANIFEST} of {root} cannot be rebuilt, what proves it is missing or damaged too: {error} "
+            f"If the folder is of a job that never ended, run that job again; if not, mine into a new folder."
         ) from error
     assemble(root, identity, records)
+
+
+def _record(root: Path, task: ShardTask) -> CommitRecord:
+    path = layout.record_path(root, task.name)
+    record = read_record(path)
+    _refuse_newer(path, record.format_version)
+    told = record.shard.name, record.shard.images + len(record.rejected)
+    if told != (task.name, len(task)):
+        raise AlignDetError(f"{path} tells of shard {told[0]} with {told[1]} images, not of {len(task)}.")
+    return record
 
 
 def _rebuilt_plan(root: Path, manifest: Manifest, folders: Sequence[Path]) -> bytes:

@@ -30,7 +30,7 @@ def recall(
 
     Recall at IoU 0.50..0.95 and AR for the best k boxes of each image, the same numbers as pycocotools with
     useCats = 0; ABO is the best overlap of an object, averaged per class, MABO its mean over classes. Only images
-    that both sides have are counted; the others are reported.
+    that the ground truth and the dataset have, with --compare both datasets, are counted; the others are reported.
 
     Example: `aligndet recall mined/ --gt instances_val2017.json --compare mined_quality/`
     """
@@ -38,11 +38,12 @@ def recall(
 
     from proposals.dataset import open_dataset
     from proposals.ground_truth import read_ground_truth
-    from proposals.quality import measure_dataset
+    from proposals.quality import measure_datasets
 
     truth = read_ground_truth(gt)
     paths = [dataset] if compare is None else [dataset, compare]
-    scored = [(str(path), *measure_dataset(open_dataset(path), truth)) for path in paths]
+    found = measure_datasets([open_dataset(path) for path in paths], truth)
+    scored = [(str(path), quality, pairing) for path, (quality, pairing) in zip(paths, found, strict=True)]
     if as_json:
         content = [_as_json(name, quality, pairing) for name, quality, pairing in scored]
         typer.echo(json.dumps(content[0] if compare is None else {"datasets": content}, indent=1))
@@ -134,6 +135,7 @@ def _as_json(name: str, quality: "Quality", pairing: "Pairing") -> dict[str, Any
         "only_in_ground_truth": pairing.only_truth,
         "only_in_dataset": pairing.only_dataset,
         "other_size": pairing.resized,
+        "not_in_the_other_dataset": pairing.uncompared,
     }
     return {"dataset": name, **quality_json(quality), "left_out": left_out}
 
@@ -231,6 +233,7 @@ def _print_left_out(console: "Console", pairing: "Pairing") -> None:
         "only in the ground truth": pairing.only_truth,
         "only in the dataset": pairing.only_dataset,
         "of another size in the ground truth": pairing.resized,
+        "that the other dataset cannot be scored on": pairing.uncompared,
     }
     for reason, names in groups.items():
         if names:

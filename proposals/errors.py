@@ -11,3 +11,7 @@ class MissingExtraError(AlignDetError):
     """A verb was called whose optional dependencies are not installed."""
 
     exit_code = 3
+
+
+class NewerFormatError(AlignDetError):
+    """A dataset of a format that came after this installation: not damaged, and not to be touched."""

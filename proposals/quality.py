@@ -1,8 +1,9 @@
 """How well proposals cover ground-truth boxes: recall, AR@k, ABO; pycocotools' numbers with useCats = 0."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -30,13 +31,15 @@ class Pairing:
 
     truth: [N] int64, for every image of the dataset its place in the ground truth, or -1.
     only_truth, only_dataset, resized: names left out, because the other side lacks them (or has several of that
-    name), or because the two sides give the picture another size.
+    name), or because the two sides give the picture another size. uncompared: names of paired images left out
+    because another dataset of the same comparison has no pair for them.
     """
 
     truth: npt.NDArray[np.int64]
     only_truth: list[str]
     only_dataset: list[str]
     resized: list[str]
+    uncompared: list[str] = field(default_factory=list)
 
     @property
     def paired(self) -> int:
@@ -122,13 +125,48 @@ def measure_dataset(dataset: ProposalDataset, truth: GroundTruth) -> tuple[Quali
 
     Raises AlignDetError when not one image is on both sides, giving a name of each.
     """
+    return measure_datasets([dataset], truth)[0]
+
+
+def measure_datasets(
+    datasets: Sequence[ProposalDataset], truth: GroundTruth
+) -> list[tuple[Quality, Pairing]]:
+    """`measure_dataset` for each, over one set of images: those of the ground truth that every dataset has.
+
+    Raises AlignDetError when a dataset shares no image with the ground truth, or all of them together share none.
+    """
+    pairings = [_pair(dataset, truth) for dataset in datasets]
+    common = reduce(np.intersect1d, (pairing.truth for pairing in pairings))
+    common = common[common >= 0]
+    if not len(common):
+        raise AlignDetError(
+            f"no image of the ground truth is in both {' and '.join(str(dataset.root) for dataset in datasets)}: "
+            "nothing can be compared. Name datasets of the same images."
+        )
+    shared = [_only(pairing, common, truth) for pairing in pairings]
+    return [
+        (measure(iterate_rows(dataset), truth, pairing), pairing)
+        for dataset, pairing in zip(datasets, shared, strict=True)
+    ]
+
+
+def _pair(dataset: ProposalDataset, truth: GroundTruth) -> Pairing:
     table = dataset.table(["uri", "width", "height"])
     uris = table.column("uri").to_pylist()
     sizes = np.stack([table.column(name).to_numpy() for name in ("width", "height")], axis=1)
     pairing = pair_images(uris, sizes.astype(np.int64), truth)
     if not pairing.paired:
         raise AlignDetError(_nothing_paired(dataset, uris, truth, pairing))
-    return measure(iterate_rows(dataset), truth, pairing), pairing
+    return pairing
+
+
+def _only(pairing: Pairing, common: npt.NDArray[np.int64], truth: GroundTruth) -> Pairing:
+    """``pairing`` with the images at the places ``common`` of the ground truth, and no others."""
+    kept = np.isin(pairing.truth, common)
+    dropped = pairing.truth[(pairing.truth >= 0) & ~kept]
+    return replace(
+        pairing, truth=np.where(kept, pairing.truth, -1), uncompared=[truth.names[i] for i in dropped]
+    )
 
 
 def measure_boxes(boxes: Iterable[Boxes], truth: GroundTruth) -> Quality:

@@ -9,16 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from proposals.dataset import bounds, layout
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.dataset.seal import seal, seal_state
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, NewerFormatError
 from proposals.filters import Status
 from proposals.recipe import Recipe
 
 FORMAT_NAME = "aligndet-proposals"
 FORMAT_VERSION = "1.0"
-_MAJOR = int(FORMAT_VERSION.split(".")[0])
+_UPGRADE = "Upgrade it: pip install --upgrade aligndet"
 
 Model = TypeVar("Model", bound=BaseModel)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}$")]
 Counts = dict[Status, Annotated[int, Field(ge=0, le=bounds.MAX_IMAGES)]]
 
 
@@ -87,7 +88,7 @@ class CommitRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format_version: str = FORMAT_VERSION
+    format_version: Version = FORMAT_VERSION
     job: str
     shard: ShardEntry
     rejected: tuple[Rejection, ...]
@@ -176,20 +177,37 @@ def read_record(path: Path) -> CommitRecord:
 def read_manifest(root: Path) -> Manifest:
     """The manifest of the dataset folder ``root``.
 
-    Raises AlignDetError when there is none (saying whether the folder is still in progress), when it is damaged,
-    or when a newer major format wrote it.
+    Raises AlignDetError when there is none (saying whether the folder is still in progress) or when it is damaged;
+    NewerFormatError when a newer major format wrote it, or a newer minor one that cannot be read.
     """
     path = root / layout.MANIFEST
     if not path.is_file():
         raise AlignDetError(_why_no_manifest(root))
     data = bounds.read_bounded(path, bounds.MAX_MANIFEST_BYTES)
-    _check_format(path, data)
-    return _parse(path, data, Manifest)
+    version = _check_format(path, data)
+    try:
+        return _parse(path, data, Manifest)
+    except AlignDetError as error:
+        if is_newer(version) and seal_state(data) == "intact":
+            raise NewerFormatError(
+                f"{error} Its format version is {version}, newer than {FORMAT_VERSION}. {_UPGRADE}"
+            ) from error
+        raise
+
+
+def is_newer(version: str) -> bool:
+    """Whether format ``version``, such as ``1.4``, came after the one this installation writes."""
+    return _numbers(version) > _numbers(FORMAT_VERSION)
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")
+    return int(major), int(minor)
 
 
 class _Format(BaseModel):
-    format: str = ""
-    format_version: str = Field(default="", pattern=r"^\d{1,9}\.\d{1,9}$")
+    format: str
+    format_version: Version
 
 
 def _parse(path: Path, data: bytes, model: type[Model]) -> Model:
@@ -216,16 +234,17 @@ def _first_fault(error: ValidationError) -> str:
     return f"{place}: {faults[0]['msg']}{more}" if place else f"{faults[0]['msg']}{more}"
 
 
-def _check_format(path: Path, data: bytes) -> None:
+def _check_format(path: Path, data: bytes) -> str:
     # Before the seal: a newer major version may seal its files in another way.
     found = _validate(path, data, _Format)
     if found.format != FORMAT_NAME:
         raise AlignDetError(f"{path} is not the manifest of a proposal dataset (format {found.format!r}).")
-    if int(found.format_version.split(".")[0]) > _MAJOR:
-        raise AlignDetError(
+    if _numbers(found.format_version)[0] > _numbers(FORMAT_VERSION)[0]:
+        raise NewerFormatError(
             f"{path} has format version {found.format_version}, newer than the {FORMAT_VERSION} this installation "
-            "reads. Upgrade it: pip install --upgrade aligndet"
+            f"reads. {_UPGRADE}"
         )
+    return found.format_version
 
 
 def _why_no_manifest(root: Path) -> str:
@@ -234,5 +253,6 @@ def _why_no_manifest(root: Path) -> str:
     done = sum(1 for _ in (root / layout.SHARDS).glob("*.json"))
     return (
         f"{root} is in progress, not a dataset: {done} shards are done and {layout.MANIFEST} is not written yet. "
-        f"Run the same `aligndet mine IMAGES {root}` again to resume."
+        f"Run the same `aligndet mine IMAGES {root}` again to resume. If it was a dataset before, "
+        f"`aligndet verify {root} --repair` writes {layout.MANIFEST} again."
     )

@@ -25,7 +25,7 @@ from proposals.dataset.checks.shard import Problem, check_shard, seal_faults
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import Manifest, read_manifest, read_record
 from proposals.dataset.processes import ProcessDiedError, map_apart
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, NewerFormatError
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,13 @@ class Report:
 def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Report:
     """Check the dataset in ``root``; with ``deep`` also the content of every tar. Shards are shared by ``workers``.
 
-    Raises AlignDetError when the folder holds no dataset.json; everything else is a problem in the report.
+    Raises AlignDetError when the folder holds no dataset.json, NewerFormatError when that is of a newer format;
+    everything else is a problem in the report.
     """
     try:
         manifest = read_manifest(root)
+    except NewerFormatError:
+        raise
     except AlignDetError as error:
         if not (root / layout.MANIFEST).is_file():
             raise

@@ -8,7 +8,12 @@ from typer.testing import CliRunner
 
 from proposals.cli import build_app
 from proposals.dataset import layout
+from proposals.dataset.consolidated import consolidate
+from proposals.dataset.manifest import read_manifest
+from proposals.dataset.merge import merge_datasets
+from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
+from proposals.errors import NewerFormatError
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +108,7 @@ def test_it_asks_for_the_images(copy):
 def test_damage_that_nothing_proves_is_said_to_be_beyond_repair(copy, source):
     _flip(copy / layout.MANIFEST)
     _flip(layout.record_path(copy, "00000"))
-    assert "what proves it is damaged too" in str(_repair(copy, source).exception)
+    assert "what proves it is missing or damaged too" in str(_repair(copy, source).exception)
 
 
 def test_files_of_somebody_else_are_left_and_named(copy, source):
@@ -114,3 +119,106 @@ def test_files_of_somebody_else_are_left_and_named(copy, source):
     assert (copy / "notes.txt").exists()
     assert json.loads((copy / layout.MANIFEST).read_text())
     assert verify_dataset(copy).damaged_shards == ()
+
+
+def test_a_missing_manifest_is_rebuilt_to_the_same_bytes(copy, whole, content):
+    (copy / layout.MANIFEST).unlink()
+    result = _repair(copy)  # no shard is damaged, so no image is asked for
+    assert result.exit_code == 0, result.output
+    assert "repaired: dataset.json" in result.output
+    assert content(copy) == content(whole)
+
+
+def test_the_manifest_of_a_grown_and_merged_dataset_is_rebuilt(source, mine_folder, whole, tmp_path, content):
+    grown = shutil.copytree(source, tmp_path / "in")
+    grown_out = mine_folder(grown, tmp_path / "grown")
+    (grown / "new").mkdir()
+    shutil.copy(source / "cat.jpg", grown / "new" / "new.jpg")
+    mine_folder(grown, grown_out)
+    other = mine_folder(grown / "new", tmp_path / "other")
+    merge_datasets([whole, other], tmp_path / "merged")
+    for root in (grown_out, tmp_path / "merged"):
+        before = content(root)
+        (root / layout.MANIFEST).unlink()
+        assert _repair(root).exit_code == 0
+        assert content(root) == before
+
+
+def test_a_manifest_is_not_made_up_where_a_record_is_missing(copy, content):
+    (copy / layout.MANIFEST).unlink()
+    layout.record_path(copy, "00001").unlink()
+    before = content(copy)
+    result = _repair(copy)
+    assert "00001.json" in str(result.exception)
+    assert "run that job again" in str(result.exception)
+    assert content(copy) == before
+
+
+def test_a_plan_and_records_of_different_jobs_prove_nothing(copy, whole, source, mine_folder, tmp_path):
+    (copy / layout.MANIFEST).unlink()
+    other = mine_folder(source, tmp_path / "other", images_per_shard=4)
+    shutil.copy(other / layout.PLAN, copy / layout.PLAN)
+    assert "tells of shard 00000 with 3 images, not of 4" in str(_repair(copy).exception)
+    assert not (copy / layout.MANIFEST).exists()
+
+
+def _rewrite(path, **changes):
+    found = json.loads(path.read_text())
+    found.pop("digest")
+    path.write_bytes(seal(json.dumps({**found, **changes}, indent=1).encode() + b"\n"))
+
+
+def _every_byte(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": "2.0"},
+        {"format_version": "2.0", "shards": "told in another way"},
+        {"format_version": "1.9", "recipe": {"mode": "learned"}},
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--repair"]])
+def test_a_newer_format_is_said_and_never_touched(copy, source, changes, options):
+    _rewrite(copy / layout.MANIFEST, **changes)
+    before = _every_byte(copy)
+    result = CliRunner().invoke(build_app(), ["verify", str(copy), *options])
+    assert isinstance(result.exception, NewerFormatError)
+    assert "newer than" in str(result.exception)
+    assert "Upgrade it" in str(result.exception)
+    assert _every_byte(copy) == before
+
+
+def test_a_newer_minor_format_is_read_but_not_repaired(copy, source):
+    _rewrite(copy / layout.MANIFEST, format_version="1.9", invented_since="x")
+    assert verify_dataset(copy).problems == ()
+    _flip(copy / "shards" / "00000.tar")
+    before = _every_byte(copy)
+    assert "Nothing was touched" in str(_repair(copy, source).exception)
+    assert _every_byte(copy) == before
+
+
+def test_records_of_a_newer_format_prove_no_manifest_of_ours(copy):
+    (copy / layout.MANIFEST).unlink()
+    _rewrite(layout.record_path(copy, "00001"), format_version="1.9")
+    assert isinstance(_repair(copy).exception, NewerFormatError)
+    assert not (copy / layout.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "shard too"])
+def test_consolidated_boxes_outlive_the_manifest_that_listed_them(copy, source, content, damage):
+    consolidate(copy)
+    before = content(copy)
+    _flip(copy / layout.MANIFEST)
+    if damage != "flipped":
+        (copy / layout.MANIFEST).unlink()
+    if damage == "shard too":
+        _flip(copy / "shards" / "00001.tar")
+        assert "--images FOLDER" in str(_repair(copy).exception)
+    result = _repair(copy, source)
+    assert result.exit_code == 0, result.output
+    assert "repaired: proposals.zarr" in result.output
+    assert read_manifest(copy).consolidated
+    assert content(copy) == before

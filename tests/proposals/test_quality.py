@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from proposals.ground_truth import read_ground_truth
-from proposals.quality import ALL, AREA_K, AREAS, IOUS, KS, measure_boxes, measure_dataset
+from proposals.quality import ALL, AREA_K, AREAS, IOUS, KS, measure_boxes, measure_dataset, measure_datasets
 
 _SHARED = Path(__file__).parents[3] / "shared" / "data" / "coco_permissive"
 
@@ -240,7 +241,44 @@ def test_the_verb_prints_tables_and_json(mined_dataset, truth_of_photos):
     found = json.loads(CliRunner().invoke(build_app(), [*arguments, "--json"]).output)
     assert found["AR"]["all"] == pytest.approx(np.mean(list(found["recall"]["all"].values())))
     assert list(found["recall"]["10"]) == [f"{iou:.2f}" for iou in IOUS]
-    assert found["left_out"] == {"only_in_ground_truth": [], "only_in_dataset": [], "other_size": []}
+    assert not any(found["left_out"].values())
+
+
+def test_datasets_are_compared_over_the_images_that_both_have(
+    mined_dataset, photos, mine_folder, truth_of_photos, tmp_path
+):
+    some = shutil.copytree(photos, tmp_path / "some", ignore=shutil.ignore_patterns("cat.jpg", "more"))
+    part = mine_folder(some, tmp_path / "part")
+    content = json.loads(truth_of_photos.read_text())
+    content["images"] = [image for image in content["images"] if image["file_name"] != "china.jpg"]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
+    truth = _write(content, tmp_path)
+    arguments = ["recall", str(mined_dataset), "--gt", str(truth), "--compare", str(part)]
+    found = json.loads(CliRunner().invoke(build_app(), [*arguments, "--json"]).output)["datasets"]
+    whole, less = found
+    # The boxes of an image do not depend on the others: over one set of images the two datasets score the same.
+    assert {**whole, "dataset": "", "left_out": {}} == {**less, "dataset": "", "left_out": {}}
+    assert whole["images"] == 4
+    assert len(whole["left_out"]["not_in_the_other_dataset"]) == 3
+    assert "cat.jpg" in whole["left_out"]["not_in_the_other_dataset"]
+    assert less["left_out"]["not_in_the_other_dataset"] == []
+    assert len(less["left_out"]["only_in_ground_truth"]) == 3
+    alone = json.loads(CliRunner().invoke(build_app(), [*arguments[:-2], "--json"]).output)
+    assert alone["images"] == 7
+    assert alone["AR"]["all"] != whole["AR"]["all"]
+    shown = CliRunner().invoke(build_app(), arguments, env={"COLUMNS": "120"}).output
+    assert "left out: 3 images that the other dataset cannot be scored on" in shown
+
+
+def test_datasets_without_a_common_image_are_not_compared(photos, mine_folder, truth_of_photos, tmp_path):
+    roots = []
+    for name in ("cat.jpg", "coffee.jpg"):
+        (tmp_path / Path(name).stem).mkdir()
+        shutil.copy(photos / name, tmp_path / Path(name).stem)
+        roots.append(mine_folder(tmp_path / Path(name).stem, tmp_path / f"mined_{name}"))
+    with pytest.raises(AlignDetError, match="nothing can be compared"):
+        measure_datasets([open_dataset(root) for root in roots], read_ground_truth(truth_of_photos))
 
 
 @pytest.mark.skipif(not _SHARED.is_dir(), reason="the development photographs are not beside the checkout")

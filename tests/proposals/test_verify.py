@@ -290,6 +290,37 @@ def test_files_that_do_not_belong_are_named(copy):
     assert report.unfinished == ("shards/00000.tar.tmp-1234",)
 
 
+def test_what_belongs_to_a_repository_is_no_damage(copy):
+    for file in ("README.md", "croissant.json", ".gitattributes", ".git/HEAD", ".cache/huggingface/x.lock"):
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        (copy / file).write_text("of a hub")
+    (copy / ".git" / "link").symlink_to("/")
+    assert _verify(copy, "--deep")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "file", ["shards/README.md", "shards/.git/HEAD", ".cache/other", "a/.cache/huggingface/x"]
+)
+def test_elsewhere_such_names_are_unexpected(copy, file):
+    (copy / file).parent.mkdir(parents=True, exist_ok=True)
+    (copy / file).write_text("x")
+    assert "is unexpected" in _named(copy, file, deep=False)
+
+
+@pytest.mark.parametrize("name", ["README.md", ".git"])
+def test_a_link_in_place_of_a_repositorys_file_is_unexpected(copy, name):
+    (copy / name).symlink_to("/")
+    assert "is unexpected" in _named(copy, name, deep=False)
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"format": "aligndet-proposals"}', '{"format_version": "1.0"}', "[]"]
+)
+def test_a_manifest_without_format_or_version_is_named(copy, content):
+    (copy / layout.MANIFEST).write_text(content)
+    assert "cannot be read" in _named(copy, layout.MANIFEST, deep=False)
+
+
 def test_leftovers_alone_are_no_damage(copy):
     (copy / "shards" / "00000.tar.tmp-1234").write_bytes(b"left by a task that died")
     status, output = _verify(copy, "--deep")

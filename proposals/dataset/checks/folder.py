@@ -10,6 +10,10 @@ from proposals.dataset import layout
 from proposals.dataset.files import file_sha256
 from proposals.dataset.manifest import FileEntry, Manifest
 
+# What a hub's repository has besides the dataset: its card, and what git and the hub's client keep of their own.
+_REPOSITORY_FILES = {"README.md", "croissant.json", ".gitattributes"}
+_REPOSITORY_FOLDERS = {".git", ".cache/huggingface"}
+
 
 @dataclass(frozen=True)
 class Strangers:
@@ -33,7 +37,7 @@ def expected_paths(manifest: Manifest) -> set[str]:
 
 def strangers(root: Path, manifest: Manifest) -> Strangers:
     """What lies in ``root`` and is not part of the dataset; links and devices count wherever they are."""
-    expected = expected_paths(manifest)
+    expected = expected_paths(manifest) | _REPOSITORY_FILES
     appending = (root / layout.APPEND).is_file()
     unexpected: list[str] = []
     unfinished: list[str] = []
@@ -65,6 +69,8 @@ def file_faults(root: Path, entry: FileEntry, *, content: bool) -> Iterator[str]
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
     for folder, folders, files in os.walk(root):
+        below = Path(folder).relative_to(root)
+        folders[:] = [name for name in folders if not _is_repository_folder(root, below / name)]
         for name in (*folders, *files):
             path = Path(folder) / name
             mode = path.lstat().st_mode
@@ -72,9 +78,13 @@ def _walk(root: Path) -> Iterator[tuple[str, int]]:
                 yield path.relative_to(root).as_posix(), mode
 
 
+def _is_repository_folder(root: Path, path: Path) -> bool:
+    return path.as_posix() in _REPOSITORY_FOLDERS and not (root / path).is_symlink()
+
+
 def _beyond(path: str, manifest: Manifest) -> bool:
     number = Path(path).name.split(".")[0]
-    return number.isdigit() and int(number) >= len(manifest.shards)
+    return number.isdecimal() and int(number) >= len(manifest.shards)
 
 
 def _kind(mode: int) -> str:

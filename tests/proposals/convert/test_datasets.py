@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from proposals.cli import build_app
 from proposals.dataset import open_dataset
+from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 
 
@@ -106,6 +107,7 @@ def test_the_hugging_face_folder_is_a_dataset_still_without_copies(hub, mined_da
     assert len(open_dataset(hub)) == 8
     shard = "shards/00000.tar"
     assert (hub / shard).samefile(mined_dataset / shard)
+    assert verify_dataset(hub, deep=True).problems == ()
 
 
 def test_card_and_croissant_say_what_is_there(hub, mined_dataset):
