@@ -27,6 +27,7 @@ from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
 from proposals.errors import AlignDetError
 
 Losses = dict[str, Any]
+Stages = list[Reading | None]
 
 
 class BoxDomainPretrainer(BaseModel):
@@ -71,14 +72,12 @@ class BoxDomainPretrainer(BaseModel):
         if mode != "loss":
             raise ValueError(f"a pretraining model only computes losses, not {mode!r}")
         (inputs, targets), (other_inputs, other_targets) = views
-        losses = self._regression_losses(self.student.loss(inputs, targets))
-        query = self.adapter.read(self.student)
+        losses = self._regression_losses(self.student.loss(inputs, self.adapter.targets(targets)))
+        queries = self.adapter.read(self.student)
         with torch.no_grad():
-            self.teacher.loss(other_inputs, other_targets)
-            key = self.adapter.read(self.teacher)
-        if query is None or key is None:
-            return losses | {"loss_contrastive": self._nothing_to_contrast()}
-        return losses | self._contrast(self._sample(query), self._sample(key))
+            self.teacher.loss(other_inputs, self.adapter.targets(other_targets))
+            keys = self.adapter.read(self.teacher)
+        return losses | self._contrast(queries, keys)
 
     def momentum_step(self, momentum: float) -> None:
         """Let the teacher follow the student; call it after every optimiser step."""
@@ -88,11 +87,19 @@ class BoxDomainPretrainer(BaseModel):
         kept = {name: value for name, value in stock.items() if name not in self.adapter.dropped_losses}
         return {name: _scaled(value, self.config.regression_weight) for name, value in kept.items()}
 
-    def _contrast(self, query: Reading, key: Reading) -> dict[str, Tensor]:
-        views = (query.embeddings, key.embeddings, query.ids, key.ids)
-        loss = box_contrastive_loss(*views, background=BACKGROUND, temperature=self.config.temperature)
-        figures = embedding_diagnostics(*views, background=BACKGROUND)
-        return {"loss_contrastive": loss * self.config.contrastive_weight, **figures}
+    def _contrast(self, queries: Stages, keys: Stages) -> dict[str, Tensor]:
+        """The stages' contrastive losses, each with its weight; figures are the last stage's."""
+        losses, figures = [], {}
+        for query, key in zip(queries, keys, strict=True):
+            if query is None or key is None:
+                losses.append(self._nothing_to_contrast())
+                continue
+            query, key = self._sample(query), self._sample(key)
+            views = (query.embeddings, key.embeddings, query.ids, key.ids)
+            loss = box_contrastive_loss(*views, background=BACKGROUND, temperature=self.config.temperature)
+            losses.append(loss * query.weight)
+            figures = embedding_diagnostics(*views, background=BACKGROUND)
+        return {"loss_contrastive": torch.stack(losses).sum() * self.config.contrastive_weight, **figures}
 
     def _nothing_to_contrast(self) -> Tensor:
         """Zero, attached to every trainable parameter: DDP waits for those that take no part in a loss."""
@@ -106,7 +113,7 @@ class BoxDomainPretrainer(BaseModel):
             return reading
         draw = torch.rand(len(reading.ids), device=reading.ids.device) + (reading.ids != BACKGROUND)
         rows = draw.topk(limit).indices
-        return Reading(reading.embeddings[rows], reading.ids[rows])
+        return Reading(reading.embeddings[rows], reading.ids[rows], reading.weight)
 
 
 def build_detector(stock_model: dict[str, Any]) -> nn.Module:
@@ -136,13 +143,13 @@ def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> Box
 
     Seeds torch with ``config.seed`` first, so the same config gives the same initial weights.
     """
+    adapter = adapter_for(stock_model["type"], head_type(stock_model))
     torch.manual_seed(config.seed)
-    student: Any = build_detector(stock_model)
+    student: Any = build_detector(adapter.pretraining_model(stock_model, config))
     student.init_weights()
     preprocessor = TwoViewPreprocessor(
         InputSpec.from_stock(stock_model.get("data_preprocessor") or {}), config.views, config.seed
     )
-    adapter = adapter_for(stock_model["type"], head_type(stock_model))
     return BoxDomainPretrainer(student, adapter, preprocessor, config)
 
 

@@ -7,12 +7,16 @@ assigner, samplers and box losses run untouched.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from aligndet_train.config import PretrainConfig
 
 # The id of boxes assigned to no proposal. mmdet calls a label foreground when 0 <= label < num_classes, and
 # background when it equals num_classes: so this is what converted heads have as num_classes.
@@ -21,14 +25,21 @@ BACKGROUND = torch.iinfo(torch.int32).max
 
 @dataclass(frozen=True)
 class Reading:
-    """Predicted boxes of a view: embeddings [N, D] (not normalised), and the id [N] int64 each was assigned."""
+    """Predicted boxes of a view: embeddings [N, D] (not normalised), and the id [N] int64 each was assigned.
+
+    weight: of their contrastive loss in the total (the stage weights of cascades).
+    """
 
     embeddings: Tensor
     ids: Tensor
+    weight: float = 1.0
 
 
 class EmbeddingTap(BaseModule):
-    """Stands where a head's ``loss_cls`` was and keeps what it is called with; its own loss is zero."""
+    """Stands where a head's ``loss_cls`` was and keeps what it is called with; its own loss is zero.
+
+    weight: what the contrastive loss of its boxes weighs.
+    """
 
     # What heads ask of a loss besides calling it.
     use_sigmoid = True
@@ -37,8 +48,9 @@ class EmbeddingTap(BaseModule):
     custom_cls_channels = False
     loss_weight = 1.0
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
+        self.weight = weight
         self._readings: list[Reading] = []
 
     def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None, **_: Any) -> Tensor:
@@ -53,6 +65,15 @@ class EmbeddingTap(BaseModule):
         """The readings since the last call, in call order."""
         readings, self._readings = self._readings, []
         return readings
+
+    def read(self) -> Reading | None:
+        """The boxes of all calls since the last ``read``, as one; None when there was no call."""
+        readings = self.drain()
+        if not readings:
+            return None
+        return Reading(
+            torch.cat([r.embeddings for r in readings]), torch.cat([r.ids for r in readings]), self.weight
+        )
 
 
 class FamilyAdapter(ABC):
@@ -76,6 +97,17 @@ class FamilyAdapter(ABC):
         """Whether this adapter converts the detector."""
         return head_type in cls.head_types
 
+    def pretraining_model(self, stock_model: Mapping[str, Any], config: "PretrainConfig") -> dict[str, Any]:
+        """The ``model`` config to build for pretraining: the stock one, unless classes keep a meaning.
+
+        Raises AlignDetError when it cannot be pretrained with ``config``.
+        """
+        return dict(stock_model)
+
+    def targets(self, data_samples: list[Any]) -> list[Any]:
+        """What the detector is given as ground truth: ``labels`` are the proposals' ids (TwoViewPreprocessor)."""
+        return data_samples
+
     @abstractmethod
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
         """Replace, in place, the class predictor by f_con + projector and ``loss_cls`` by an EmbeddingTap."""
@@ -84,12 +116,9 @@ class FamilyAdapter(ABC):
     def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
         """The taps of a converted detector."""
 
-    def read(self, detector: nn.Module) -> Reading | None:
-        """All boxes the last ``detector.loss`` call predicted; None when it predicted none."""
-        readings = [reading for tap in self.taps(detector) for reading in tap.drain()]
-        if not readings:
-            return None
-        return Reading(torch.cat([r.embeddings for r in readings]), torch.cat([r.ids for r in readings]))
+    def read(self, detector: nn.Module) -> list[Reading | None]:
+        """What the last ``detector.loss`` call predicted, by stage (one per tap); None for a stage without boxes."""
+        return [tap.read() for tap in self.taps(detector)]
 
     def to_stock_shape(self, name: str, value: Tensor, stock: Tensor) -> Tensor | None:
         """``value`` in the shape the stock detector has under ``name``; None when there is none."""
