@@ -54,8 +54,10 @@ def show(
     Example: `aligndet show mined/ --n 12 --out sheet.png`
     """
     from proposals.dataset import open_dataset
+    from proposals.outputs import require_outside_datasets
     from proposals.sheet import contact_sheet
 
+    require_outside_datasets(out)
     opened = open_dataset(dataset)
     if not len(opened):
         raise AlignDetError(

@@ -64,6 +64,9 @@ def convert(
 
     Example: `aligndet convert mined/ ratio3size0008@0.5.json --to coco`
     """
+    from proposals.outputs import require_outside_datasets
+
+    require_outside_datasets(out)
     form = from_form or (Form.dataset if source.is_dir() else Form.coco)
     if to is Form.huggingface:
         _to_hub(source, form, out, name, license_id)

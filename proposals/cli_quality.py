@@ -96,9 +96,11 @@ def report(
     """
     from proposals.dataset import open_dataset
     from proposals.ground_truth import read_ground_truth
+    from proposals.outputs import require_outside_datasets
     from proposals.quality import measure_dataset
     from proposals.report import collect, render
 
+    require_outside_datasets(out)
     opened = open_dataset(dataset)
     quality = None if gt is None else measure_dataset(opened, read_ground_truth(gt))[0]
     page = render(opened, collect(opened), quality, pictures).encode("utf-8", "replace")

@@ -43,6 +43,8 @@ def merge(
     Example: `aligndet merge mined_a/ mined_b/ -o mined/`
     """
     from proposals.dataset.merge import merge_datasets
+    from proposals.outputs import require_outside_datasets
 
+    require_outside_datasets(out)
     totals = merge_datasets(datasets, out).totals
     typer.echo(f"{out}: {totals.images:,} images, {totals.proposals:,} boxes from {len(datasets)} datasets")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from proposals.convert.new_folder import CARD, CROISSANT, new_dataset_folder
 from proposals.dataset import ProposalDataset, layout
 from proposals.dataset.manifest import Manifest
 from proposals.errors import AlignDetError
@@ -31,22 +32,21 @@ def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id:
     """Write the repository folder ``out``: the dataset (hard links, copies across filesystems), card and metadata.
 
     It stays a dataset that `open_dataset` reads. Returns how many files there are. Raises AlignDetError when ``out``
-    is not an empty folder, or a file of the dataset is missing.
+    is not an empty folder or cannot be written, or a file of the dataset is missing; ``out`` is empty again then.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AlignDetError(f"{out} is not empty. Choose a new folder.")
     manifest = dataset.manifest
-    paths = [manifest.plan.path, manifest.rejected.path, layout.MANIFEST]
+    paths = [manifest.plan.path, manifest.rejected.path]
     paths += [entry.path for shard in manifest.shards for entry in shard.files]
     paths += [entry.path for entry in manifest.consolidated]
     records = [layout.record_path(dataset.root, shard.name) for shard in manifest.shards]
     paths += [record.relative_to(dataset.root).as_posix() for record in records if record.is_file()]
-    for path in paths:
-        _link(dataset.root / path, out / path)
-    (out / "README.md").write_text(_card(manifest, name, license_id), encoding="utf-8")
     croissant = json.dumps(_croissant(manifest, name, license_id), indent=1, ensure_ascii=False)
-    (out / "croissant.json").write_text(croissant + "\n", encoding="utf-8")
-    return len(paths) + 2
+    with new_dataset_folder(out):
+        (out / CARD).write_text(_card(manifest, name, license_id), encoding="utf-8")
+        (out / CROISSANT).write_text(croissant + "\n", encoding="utf-8")
+        for path in (*paths, layout.MANIFEST):
+            _link(dataset.root / path, out / path)
+    return len(paths) + 3
 
 
 def _link(source: Path, target: Path) -> None:

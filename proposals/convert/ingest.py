@@ -1,15 +1,18 @@
 """Boxes from elsewhere, with their images, as a dataset: shards, commit records, manifest."""
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from proposals.boxes import clip
+from proposals.convert.image_files import ImageFiles
+from proposals.convert.new_folder import new_dataset_folder
 from proposals.convert.stream import ImageBoxes, Source
 from proposals.dataset import layout
 from proposals.dataset.assemble import PLAN_SCHEMA, assemble, plan_bytes
@@ -29,6 +32,8 @@ from proposals.filters import Filtered
 from proposals.images import ImageRejected, decode_bgr
 from proposals.recipe import Recipe
 
+Placed = Sequence[tuple[str, Path | None]]
+
 
 @dataclass(frozen=True)
 class Import:
@@ -45,50 +50,63 @@ def write_dataset(job: Import, root: Path) -> Manifest:
     """Make ``root`` a dataset of the images that ``job.source`` names, with its boxes.
 
     Boxes are clipped to their image, empty ones dropped; an image without any gets one box, the whole image, and the
-    status of that fallback. An image that is missing, broken, of another size than the source says, or named twice,
-    is rejected and listed, not fatal. The manifest's source kind says ``import-<kind>``: its recipe was declared, not
-    run. Raises AlignDetError when ``root`` is not an empty folder or not one image was found.
+    status of that fallback. An image that is missing, broken or of another size than the source says is rejected and
+    listed, not fatal. The manifest's source kind says ``import-<kind>``: its recipe was declared, not run. Raises
+    AlignDetError when ``root`` is not an empty folder, two entries mean one image, or not one can be read; nothing
+    is left of it in ``root`` then.
     """
-    files = _find_files(job.images)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise AlignDetError(f"{root} is not empty. Choose a new folder for the dataset.")
-    plan = _plan(job, files)
-    (root / layout.SHARDS).mkdir(parents=True, exist_ok=True)
+    files = ImageFiles(job.images)
+    names = [image.uri for image in job.source.images()]
+    placed = files.place(names)
+    if not any(path for _, path in placed):
+        raise AlignDetError(_why_nothing_found(job, names))
+    plan = _plan(job, placed)
     identity = JobIdentity(
         recipe=job.recipe,
         source=SourceInfo(kind=f"import-{job.kind}", images=plan.num_rows, fingerprint=_fingerprint(plan)),
         images_per_shard=job.images_per_shard,
         versions=library_versions(),
     )
-    write_atomically(root / layout.PLAN, plan_bytes(plan, identity))
-    records = list(_shards(job, root, files, identity.fingerprint()))
-    if not any(record.shard.images for record in records):
-        raise AlignDetError(
-            f"none of the {plan.num_rows} images is a readable image below {job.images}. "
-            "Name the folder that holds them: --images FOLDER"
+    with new_dataset_folder(root):
+        write_atomically(root / layout.PLAN, plan_bytes(plan, identity))
+        records = list(_shards(job, root, placed, identity.fingerprint()))
+        if not any(record.shard.images for record in records):
+            raise AlignDetError(_why_nothing_read(job, records))
+        return assemble(root, identity, records)
+
+
+def _why_nothing_found(job: Import, names: Sequence[str]) -> str:
+    if not names:
+        return f"the {job.kind} file names no image, so there is nothing to make a dataset of."
+    if job.kind == "detectron2" and names[0].isdecimal():
+        return (
+            f"detectron2's form names images by id, such as {names[0]}, and no file below {job.images} is called so. "
+            "Tell which id is which file: --ids ANNOTATIONS.json, a COCO json of these images"
         )
-    return assemble(root, identity, records)
+    return (
+        f"none of the {len(names)} images, {names[0]!r} for one, is a file below {job.images}. "
+        "Name the folder that holds them: --images FOLDER"
+    )
 
 
-def _find_files(images: Path) -> dict[str, Path | None]:
-    # By path, by name and by stem (SoCo has nothing else); None where a name stands for several files.
-    if not images.is_dir():
-        raise AlignDetError(f"{images} is no folder of images. Name it: --images FOLDER")
-    found: dict[str, Path | None] = {}
-    for path in sorted(path for path in images.rglob("*") if path.is_file() and not path.is_symlink()):
-        inside = path.relative_to(images)
-        for name in {inside.as_posix(), path.name, path.stem}:
-            found[name] = None if name in found and name != inside.as_posix() else path
-    return found
+def _why_nothing_read(job: Import, records: Sequence[CommitRecord]) -> str:
+    rejected = [row for record in records for row in record.rejected]
+    reasons = Counter(row.reason for row in rejected)
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    first = next((row for row in rejected if row.reason != "not_found"), rejected[0])
+    return (
+        f"none of the {len(rejected)} images could be taken from {job.images}: {listed}. For one, {first.uri}: "
+        f"{first.detail}. Name the folder that holds the images of these boxes: --images FOLDER"
+    )
 
 
-def _plan(job: Import, files: dict[str, Path | None]) -> pa.Table:
-    uris = [_uri(image, files, job.images) for image in job.source.images()]
+def _plan(job: Import, placed: Placed) -> pa.Table:
+    uris = [uri for uri, _ in placed]
     columns = {
         "shard": np.arange(len(uris), dtype=np.int32) // job.images_per_shard,
         "key": [layout.key_of(uri) for uri in uris],
         "uri": uris,
-        "size": [path.stat().st_size if (path := _file(uri, files)) else 0 for uri in uris],
+        "size": [path.stat().st_size if path else 0 for _, path in placed],
     }
     return pa.table(columns, schema=PLAN_SCHEMA)
 
@@ -98,29 +116,14 @@ def _fingerprint(plan: pa.Table) -> str:
     return hashlib.sha256("\n".join(f"{uri}:{size}" for uri, size in rows).encode()).hexdigest()
 
 
-def _file(uri: str, files: dict[str, Path | None]) -> Path | None:
-    return files.get(uri) or files.get(PurePosixPath(uri).name)
-
-
-def _uri(image: ImageBoxes, files: dict[str, Path | None], folder: Path) -> str:
-    path = _file(image.uri, files)
-    return image.uri if path is None else path.relative_to(folder).as_posix()
-
-
-def _shards(
-    job: Import, root: Path, files: dict[str, Path | None], fingerprint: str
-) -> Iterator[CommitRecord]:
-    stream, seen, number = job.source.images(), set[str](), 0
+def _shards(job: Import, root: Path, placed: Placed, fingerprint: str) -> Iterator[CommitRecord]:
+    stream, number = zip(job.source.images(), placed, strict=True), 0
     while part := list(islice(stream, job.images_per_shard)):
         name, rejected = layout.shard_name(number), list[Rejection]()
         with ShardWriter(root, name) as writer:
-            for image in part:
-                uri = _uri(image, files, job.images)
+            for image, (uri, path) in part:
                 try:
-                    if uri in seen:
-                        raise ImageRejected("read", "named_twice", "another entry is the same file")
-                    writer.add(_load(image, uri, _file(uri, files)))
-                    seen.add(uri)
+                    writer.add(_load(image, uri, path))
                 except ImageRejected as error:
                     rejected.append(_rejection(uri, error))
             shard = writer.commit()
@@ -134,7 +137,7 @@ def _shards(
 
 def _load(image: ImageBoxes, uri: str, path: Path | None) -> MinedImage:
     if path is None:
-        raise ImageRejected("read", "not_found", "no such file, or several of that name")
+        raise ImageRejected("read", "not_found", "no such file, or several of that name, or another entry's")
     try:
         data = path.read_bytes()
     except OSError as error:

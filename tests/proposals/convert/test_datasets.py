@@ -1,6 +1,7 @@
 """Whole datasets through the verb: out and back, the Hugging Face folder, memory."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,150 @@ def test_images_that_do_not_fit_are_rejected_and_listed(photos, tmp_path):
     assert (cat_record.status, china.status) == ("ok", "fallback_whole_image")
     reasons = CliRunner().invoke(build_app(), ["stats", str(tmp_path / "out"), "--json"]).output
     assert json.loads(reasons)["rejected"] == {"read: other_size": 1, "read: not_found": 1}
+
+
+def _coco(path, *names):
+    """A COCO json of these images, one box each, told apart by its width: 10 px for the first, then 20, 30 ..."""
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    boxes = [{"bbox": [0, 0, 10 * (i + 1), 9], "image_id": i} for i in range(len(names))]
+    path.write_text(json.dumps({"images": images, "annotations": boxes}))
+    return path
+
+
+def _contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def namesakes(photos, tmp_path):
+    """Two pictures called cat.jpg, one in a folder, and one whose stem is the name of a third."""
+    folder = tmp_path / "pictures"
+    (folder / "a").mkdir(parents=True)
+    shutil.copy(photos / "cat.jpg", folder / "cat.jpg")
+    shutil.copy(photos / "china.jpg", folder / "a" / "cat.jpg")
+    shutil.copy(photos / "coffee.jpg", folder / "zebra.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("names", [("cat.jpg", "a/cat.jpg"), ("a/cat.jpg", "cat.jpg"), ("pictures/cat.jpg",)])
+def test_the_exact_path_wins_over_namesakes_in_other_folders(namesakes, tmp_path, names):
+    _convert(_coco(tmp_path / "in", *names), tmp_path / "out", "--to", "dataset", "--images", namesakes)
+    found = {record.uri: record for record in open_dataset(tmp_path / "out")}
+    assert set(found) == {name.removeprefix("pictures/") for name in names}
+    for place, name in enumerate(names):
+        record = found[name.removeprefix("pictures/")]
+        assert record.boxes.tolist() == [[0, 0, 10 * (place + 1), 9]]
+        assert record.image_bytes() == (namesakes.parent / "pictures" / record.uri).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "names", [("zebra.jpg", "./zebra.jpg"), ("x/zebra.jpg", "y/zebra.jpg"), ("zebra", "zebra"), ("no", "no")]
+)
+def test_two_entries_of_one_image_are_refused_by_name(namesakes, tmp_path, names):
+    path = _coco(tmp_path / "in", "cat.jpg", *names)
+    with pytest.raises(AlignDetError, match=rf"'{names[0]}' and '{names[1]}'"):
+        _convert(path, tmp_path / "out", "--to", "dataset", "--images", namesakes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_entry_does_not_take_the_file_that_another_names_by_path(namesakes, tmp_path):
+    path = _coco(tmp_path / "in", "val/zebra.jpg", "zebra.jpg", "b/cat.jpg", "/lost/caf\udce9.jpg")
+    _convert(path, tmp_path / "out", "--to", "dataset", "--images", namesakes)
+    (record,) = open_dataset(tmp_path / "out")
+    assert (record.uri, record.boxes.tolist()) == ("zebra.jpg", [[0, 0, 20, 9]])
+    assert open_dataset(tmp_path / "out").manifest.totals.rejected == 3
+    assert verify_dataset(tmp_path / "out", deep=True).problems == ()
+
+
+def test_detectron2_without_ids_asks_for_them(mined_dataset, photos, tmp_path):
+    names = {
+        "images": [{"id": 70 + i, "file_name": r.uri} for i, r in enumerate(open_dataset(mined_dataset))]
+    }
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    file, out, read = tmp_path / "file", tmp_path / "out", ("--from", "detectron2", "--allow-pickle")
+    _convert(mined_dataset, file, "--to", "detectron2", "--ids", tmp_path / "names.json")
+    into = (file, out, "--to", "dataset", "--images", photos, *read)
+    with pytest.raises(AlignDetError, match=r"by id, such as 70, .*--ids ANNOTATIONS\.json"):
+        _convert(*into)
+    assert "8 images" in _convert(*into, "--ids", tmp_path / "names.json")
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_a_failed_import_leaves_nothing_in_the_way_of_the_next(photos, tmp_path, made_before):
+    path, out, bad = _coco(tmp_path / "in", "cat.jpg"), tmp_path / "out", tmp_path / "bad"
+    bad.mkdir()
+    (bad / "cat.jpg").write_bytes(b"no image")
+    if made_before:
+        out.mkdir()
+    with pytest.raises(AlignDetError, match=r"none of the 1 images could be taken.*cat\.jpg"):
+        _convert(path, out, "--to", "dataset", "--images", bad)
+    assert out.exists() is made_before
+    assert "1 images" in _convert(path, out, "--to", "dataset", "--images", photos)
+    assert verify_dataset(out, deep=True).problems == ()
+
+
+_STOPPED = """
+import os, sys
+from pathlib import Path
+from proposals.convert import ImageBoxes, Source
+from proposals.convert.coco import CocoSource
+from proposals.convert.ingest import Import, write_dataset
+from proposals.recipe import Recipe
+
+class Dying(CocoSource):
+    walks = 0
+    def images(self):
+        self.walks += 1
+        for place, image in enumerate(super().images()):
+            if self.walks == 2 and place == 1:
+                os.kill(os.getpid(), 9)
+            yield image
+
+job = Import(Dying(Path(sys.argv[1])), "coco", Path(sys.argv[2]), Recipe(), images_per_shard=1)
+write_dataset(job, Path(sys.argv[3]))
+"""
+
+
+def test_a_killed_import_is_told_what_to_delete(photos, tmp_path):
+    path, out = _coco(tmp_path / "in", "cat.jpg", "china.jpg"), tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", _STOPPED, str(path), str(photos), str(out)], check=False)
+    assert done.returncode == -9
+    left = _contents(out)
+    assert {file.relative_to(out).as_posix() for file in left} > {"plan.parquet", "shards/00000.json"}
+    with pytest.raises(
+        AlignDetError, match=r"conversion that was stopped, delete \S+out/shards, \S+plan.parquet"
+    ):
+        _convert(path, out, "--to", "dataset", "--images", photos)
+    assert _contents(out) == left
+
+
+def test_a_failed_hugging_face_folder_leaves_nothing(mined_dataset, tmp_path):
+    copy = shutil.copytree(mined_dataset, tmp_path / "copy")
+    (copy / "shards" / "00002.tar").unlink()
+    with pytest.raises(AlignDetError, match=r"00002\.tar is missing"):
+        _convert(copy, tmp_path / "out", "--to", "huggingface")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("convert", "{copy}", "{copy}/dataset.json", "--to", "coco"),
+        ("convert", "{copy}", "{copy}/hub", "--to", "huggingface"),
+        ("report", "{copy}", "-o", "{copy}/shards/00000.tar"),
+        ("report", "{copy}", "-o", "{copy}/report.html"),
+        ("report", "{copy}", "-o", "{link}"),
+        ("show", "{copy}", "--out", "{copy}/plan.png"),
+        ("merge", "{copy}", "-o", "{copy}/merged"),
+    ],
+)
+def test_nothing_is_written_into_a_dataset(mined_dataset, tmp_path, arguments):
+    copy, link = shutil.copytree(mined_dataset, tmp_path / "copy"), tmp_path / "page.html"
+    link.symlink_to(copy / "rejected.parquet")
+    before = _contents(copy)
+    command = [part.format(copy=copy, link=link) for part in arguments]
+    assert "lies inside the dataset" in str(CliRunner().invoke(build_app(), command).exception)
+    assert _contents(copy) == before
 
 
 def test_pickles_need_the_flag(mined_dataset, tmp_path):
