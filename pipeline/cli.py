@@ -71,6 +71,15 @@ def mine(
     engine: Annotated[
         EngineName, typer.Option(help="Of the selective search: both give the same boxes, opencv 15x slower.")
     ] = EngineName.fast,
+    image_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Seconds for one image, then it is rejected. Default: 120, more when large."
+        ),
+    ] = None,
+    image_memory: Annotated[
+        float, typer.Option(min=0.05, help="GiB of memory for one image, then it is rejected.")
+    ] = 4.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Mine object proposals from a folder of unlabeled images.
@@ -86,13 +95,15 @@ def mine(
     from rich.console import Console
 
     from pipeline.job import JobOptions, run_job
+    from pipeline.limits import Limits, default_seconds
     from pipeline.progress import LiveProgress, summary
     from proposals.recipe import Recipe
 
     recipe = Recipe(mode=mode.value, max_side=max_side, filter=filter_name, rank=rank.value, seed=seed)
     console, start = Console(), time.monotonic()
     with LiveProgress(console, quiet) as progress:
-        options = JobOptions(images_per_shard, workers, address, engine.value)
+        limits = Limits(image_timeout or default_seconds(recipe, engine.value), int(image_memory * 2**30))
+        options = JobOptions(images_per_shard, workers, address, engine.value, limits)
         outcome = run_job(images, out, recipe, options, progress)
     if quiet:
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
 from pipeline.shard_task import Count, Work, mine_shard
 from pipeline.sources import FolderSource, describe
@@ -37,6 +38,7 @@ class JobOptions:
     workers: int | None = None
     address: str | None = None
     engine: Engine = "fast"
+    limits: Limits = field(default_factory=Limits)
 
 
 class Observer(Protocol):
@@ -78,7 +80,7 @@ def run_job(images: Path, out: Path, recipe: Recipe, options: JobOptions, observ
     workspace = begin(out.resolve(), make_plan(entries, options.images_per_shard), identity)
     if workspace.finished is not None:
         return Outcome(workspace.finished, {}, already_complete=True)
-    work = Work(source, workspace.out, recipe, identity.fingerprint(), options.engine)
+    work = Work(source, workspace.out, recipe, identity.fingerprint(), options.engine, options.limits)
     resumed = sum((count_of(record) for record in workspace.done.values()), Count())
     observer.start(len(entries), resumed)
     fresh = _mine_pending(workspace, work, options, observer, resumed) if workspace.pending else {}

@@ -1,25 +1,24 @@
-"""One task: read, decode, propose, filter, write one shard. Knows nothing of Ray."""
+"""One task: read, search in a guarded child, write one shard. Knows nothing of Ray."""
 
 import hashlib
-import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.image_process import ImageProcess, shared_process
+from pipeline.image_task import Found, Kernel, Refusal, Stopwatch
+from pipeline.limits import Limits
 from pipeline.plan import ShardTask
-from pipeline.search import Search, searcher
+from pipeline.planted_faults import strike_worker
 from pipeline.sources import FolderSource
-from proposals.boxes import scale
 from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Rejection, library_versions, write_model
 from proposals.dataset.writer import MinedImage, ShardWriter
-from proposals.errors import AlignDetError
-from proposals.filters import Filtered, FilterSpec, apply_filter
-from proposals.images import Bgr, ImageRejected, decode_bgr, resize_max_side
+from proposals.images import ImageRejected
 from proposals.recipe import Recipe
 from proposals.selective_search.types import Engine
+
+Quarantine = Mapping[str, Refusal]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Count:
 class Work:
     """What every shard of a job shares. job: the job's fingerprint, written into each commit record.
 
-    engine: of the selective search; it does not change the boxes.
+    engine: of the selective search; it does not change the boxes. limits: of one image.
     """
 
     source: FolderSource
@@ -48,44 +47,31 @@ class Work:
     recipe: Recipe
     job: str
     engine: Engine = "fast"
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent per stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+    limits: Limits = field(default_factory=Limits)
 
 
 def mine_shard(
-    task: ShardTask, work: Work, on_progress: Callable[[Count], None] | None = None
+    task: ShardTask,
+    work: Work,
+    on_progress: Callable[[Count], None] | None = None,
+    quarantine: Quarantine | None = None,
 ) -> CommitRecord:
     """Mine one shard and commit it. A broken image becomes a `Rejection`, never an error.
 
-    ``on_progress`` is called after every image with the shard's count so far. Raises OSError when the output
-    cannot be written.
+    ``on_progress`` is called after every image with the shard's count so far. quarantine: images, by key, that are
+    refused unseen. Raises OSError when the output cannot be written, ChildProcessError when the machine kills the
+    process that searches.
     """
     watch, rejected, count = Stopwatch(), [], Count()
-    with watch.stage("total"), searcher(work.engine) as search, ShardWriter(work.out, task.name) as writer:
-        for key, uri in zip(task.keys, task.uris, strict=True):
-            try:
-                image = _mine_image(key, uri, work, search, watch)
-            except ImageRejected as error:
-                rejected.append(_rejection(key, uri, error))
+    with watch.stage("total"), ShardWriter(work.out, task.name) as writer:
+        for outcome in _outcomes(task, work, quarantine or {}, watch):
+            if isinstance(outcome, Rejection):
+                rejected.append(outcome)
                 count += Count(rejected=1)
             else:
                 with watch.stage("write"):
-                    writer.add(image)
-                count += Count(images=1, proposals=len(image.proposals.rank))
+                    writer.add(outcome)
+                count += Count(images=1, proposals=len(outcome.proposals.rank))
             if on_progress is not None:
                 on_progress(count)
         with watch.stage("write"):
@@ -97,51 +83,80 @@ def mine_shard(
     return record
 
 
-def _mine_image(key: str, uri: str, work: Work, search: Search, watch: Stopwatch) -> MinedImage:
-    with watch.stage("read"):
+def probe_images(task: ShardTask, work: Work) -> None:
+    """Do to the images of ``task`` what `mine_shard` does and write nothing: does a worker survive them?"""
+    for _ in _outcomes(task, work, {}, Stopwatch()):
+        pass
+
+
+@dataclass(frozen=True)
+class _Read:
+    """An image as the source gave it. data and sha256 are empty when ``refusal`` says why there is none."""
+
+    key: str
+    uri: str
+    data: bytes = b""
+    sha256: str = ""
+    refusal: Refusal | None = None
+
+
+def _outcomes(
+    task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch
+) -> Iterator[MinedImage | Rejection]:
+    # The child searches one image while this process writes the one before it and reads the one after it.
+    process = shared_process(Kernel(work.recipe, work.engine), work.limits)
+    ahead = _reads(task, work, quarantine, watch)
+    image = next(ahead, None)
+    if image is not None:
+        _begin(image, process)
+    while image is not None:
+        following = next(ahead, None)
+        outcome = _finish(image, process, watch)
+        if following is not None:
+            _begin(following, process)
+        yield outcome
+        image = following
+
+
+def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch) -> Iterator[_Read]:
+    for key, uri in zip(task.keys, task.uris, strict=True):
+        if key in quarantine:
+            yield _Read(key, uri, refusal=quarantine[key])
+            continue
+        strike_worker(uri)
+        with watch.stage("read"):
+            image = _read(key, uri, work)
+        yield image
+
+
+def _read(key: str, uri: str, work: Work) -> _Read:
+    try:
         data = work.source.read(uri)
-        digest = hashlib.sha256(data).hexdigest()
-    with watch.stage("decode"):
-        image = decode_bgr(data, max_pixels=work.recipe.max_pixels)
-    seed = work.recipe.image_seed(digest)
-    proposals = _proposals(image.bgr, work.recipe, seed, search, watch)
-    return MinedImage(key, uri, data, digest, image.width, image.height, image.orientation, proposals)
+    except ImageRejected as error:
+        return _Read(key, uri, refusal=Refusal.of(error))
+    return _Read(key, uri, data, hashlib.sha256(data).hexdigest())
 
 
-def _proposals(bgr: Bgr, recipe: Recipe, seed: int, search: Search, watch: Stopwatch) -> Filtered:
-    height, width = bgr.shape[:2]
-    with watch.stage("resize"):
-        small, scale_x, scale_y = resize_max_side(bgr, recipe.max_side)
-    with watch.stage("propose"):
-        try:
-            found = search(small, recipe.mode, seed)
-        except (AlignDetError, MemoryError, ChildProcessError):
-            raise
-        except Exception as error:
-            raise ImageRejected("propose", "search_failed", type(error).__name__) from error
-    with watch.stage("filter"):
-        boxes = scale(found.boxes, scale_x, scale_y)
-        spec = FilterSpec.parse(recipe.filter)
-        return apply_filter(boxes, found.rank, width, height, spec, recipe.rank)
+def _begin(image: _Read, process: ImageProcess) -> None:
+    if image.refusal is None:
+        process.begin(image.uri, image.data, image.sha256)
 
 
-def _rejection(key: str, uri: str, error: ImageRejected) -> Rejection:
-    return Rejection(
-        key=key,
-        uri=uri,
-        stage=error.stage,
-        reason=error.reason,
-        detail=error.detail,
-        traceback_hash=_traceback_hash(error),
-    )
-
-
-def _traceback_hash(error: BaseException) -> str:
-    # Function names and exception types only: line numbers and paths differ between machines and releases.
-    chain: list[str] = []
-    link: BaseException | None = error
-    while link is not None:
-        chain.append(type(link).__name__)
-        chain.extend(frame.name for frame in traceback.extract_tb(link.__traceback__))
-        link = link.__cause__
-    return hashlib.sha256("\n".join(chain).encode()).hexdigest()[:16]
+def _finish(image: _Read, process: ImageProcess, watch: Stopwatch) -> MinedImage | Rejection:
+    outcome: Found | Refusal
+    if image.refusal is not None:
+        outcome = image.refusal
+    else:
+        outcome, seconds = process.finish()
+        watch.add(seconds)
+    if isinstance(outcome, Refusal):
+        return Rejection(
+            key=image.key,
+            uri=image.uri,
+            stage=outcome.stage,
+            reason=outcome.reason,
+            detail=outcome.detail,
+            traceback_hash=outcome.traceback_hash,
+        )
+    size = outcome.width, outcome.height, outcome.orientation
+    return MinedImage(image.key, image.uri, image.data, image.sha256, *size, outcome.proposals)

@@ -1,16 +1,12 @@
 """What one shard task makes of images, without Ray."""
 
-import ctypes
 import hashlib
-import multiprocessing
 import shutil
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.search import searcher
 from proposals.boxes import scale
 from proposals.dataset import open_dataset
 from proposals.dataset.manifest import CommitRecord
@@ -81,7 +77,9 @@ def test_a_commit_record_says_what_the_shard_cost(mined_dataset):
     record = CommitRecord.model_validate_json((mined_dataset / "shards" / "00000.json").read_bytes())
     stages = {name: seconds for name, seconds in record.timing.items() if name != "total"}
     assert set(stages) == {"read", "decode", "resize", "propose", "filter", "write"}
-    assert 0.5 * record.timing["total"] < sum(stages.values()) <= record.timing["total"]
+    assert all(seconds > 0 for seconds in stages.values())
+    # Reading and writing overlap the search of another image.
+    assert max(stages.values()) <= record.timing["total"]
     assert record.shard.images == 3
 
 
@@ -93,36 +91,3 @@ def test_a_changed_source_is_refused(photos, mine_folder, tmp_path):
     (images / "cat.jpg").unlink()
     with pytest.raises(AlignDetError, match=r"source\.images: 8 there, 7 here"):
         mine_folder(images, out, Recipe(max_side=64))
-
-
-def test_the_oracle_searches_in_a_process_without_other_threads(photos):
-    image = decode_bgr((photos / "cat.jpg").read_bytes()).bgr
-    stop = threading.Event()
-
-    def disturb():
-        libc = ctypes.CDLL(None)
-        while not stop.is_set():
-            libc.rand()
-
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    try:
-        with searcher("opencv") as search:
-            found = search(image, "single", 5)
-            with pytest.raises(TypeError, match="uint8"):
-                search(image.astype(np.float32), "single", 5)
-    finally:
-        stop.set()
-        thread.join()
-    expected = propose(image, "single", 5, "fast")
-    assert np.array_equal(found.boxes, expected.boxes)
-
-
-def test_a_search_process_that_died_is_no_fault_of_the_image(photos):
-    image = decode_bgr((photos / "cat.jpg").read_bytes()).bgr
-    with searcher("opencv") as search:
-        search(image, "single", 0)
-        for child in multiprocessing.active_children():
-            child.kill()
-        with pytest.raises(ChildProcessError, match="died"):
-            search(image, "single", 0)

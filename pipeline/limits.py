@@ -1,0 +1,24 @@
+"""How long one image may take, and how much memory."""
+
+from dataclasses import dataclass
+
+from proposals.recipe import Recipe
+from proposals.selective_search.types import Engine
+
+_SECONDS_PER_MEGAPIXEL = 120.0
+_ORACLE_FACTOR = 15
+MEMORY = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the process that searches one image. seconds: by the clock. memory: bytes, besides the process itself."""
+
+    seconds: float = _SECONDS_PER_MEGAPIXEL
+    memory: int = MEMORY
+
+
+def default_seconds(recipe: Recipe, engine: Engine) -> float:
+    """Hundreds of times what the slowest photograph needs: 120 s, more above a megapixel and for OpenCV's engine."""
+    seconds = _SECONDS_PER_MEGAPIXEL * max(1.0, recipe.max_side**2 / 1e6)
+    return seconds * _ORACLE_FACTOR if engine == "opencv" else seconds
