@@ -82,14 +82,14 @@ def _contents(folder):
 def namesakes(photos, tmp_path):
     """Two pictures called cat.jpg, one in a folder, and one whose stem is the name of a third."""
     folder = tmp_path / "pictures"
-    (folder / "a").mkdir(parents=True)
+    (folder / "z").mkdir(parents=True)
     shutil.copy(photos / "cat.jpg", folder / "cat.jpg")
-    shutil.copy(photos / "china.jpg", folder / "a" / "cat.jpg")
+    shutil.copy(photos / "china.jpg", folder / "z" / "cat.jpg")
     shutil.copy(photos / "coffee.jpg", folder / "zebra.jpg")
     return folder
 
 
-@pytest.mark.parametrize("names", [("cat.jpg", "a/cat.jpg"), ("a/cat.jpg", "cat.jpg"), ("pictures/cat.jpg",)])
+@pytest.mark.parametrize("names", [("cat.jpg", "z/cat.jpg"), ("z/cat.jpg", "cat.jpg"), ("pictures/cat.jpg",)])
 def test_the_exact_path_wins_over_namesakes_in_other_folders(namesakes, tmp_path, names):
     _convert(_coco(tmp_path / "in", *names), tmp_path / "out", "--to", "dataset", "--images", namesakes)
     found = {record.uri: record for record in open_dataset(tmp_path / "out")}
