@@ -33,6 +33,8 @@ class PretrainConfig:
     warmup_steps are cut to a fifth of a short run; milestones are fractions of the run.
     sampled_boxes: predicted boxes per view and step that enter the contrastive loss, positives first; None: all.
     proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, None for no clipping.
+    classes: of the class branch, where a family keeps it (query detectors): the number of clusters. None takes the
+    dataset's, or 1 when it has none.
     """
 
     epochs: Count = 12
@@ -55,6 +57,7 @@ class PretrainConfig:
     regression_weight: Annotated[float, Field(ge=0)] = 1.0
     sampled_boxes: Count | None = 2048
     proposals_per_image: Count | None = None
+    classes: Count | None = None
     shard_window: Count = 8
     seed: Annotated[int, Field(ge=0)] = 0
     views: ViewConfig = field(default_factory=ViewConfig)

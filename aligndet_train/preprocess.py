@@ -40,9 +40,9 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
     """``forward(samples)`` -> ``{"views": ((inputs, data_samples), (inputs, data_samples))}``.
 
     inputs: [B, 3, H, W] float32, normalised, zero-padded to a multiple of the divisor.
-    data_samples: per image, ``gt_instances`` with ``bboxes`` [M, 4] float32 xyxy pixels of the view and ``labels``
-    [M] int64: the proposals' ids. Ids run over the batch; row i of an image has the same id in both views, and one
-    that a view loses keeps its id reserved.
+    data_samples: per image, ``gt_instances`` with ``bboxes`` [M, 4] float32 xyxy pixels of the view, ``labels`` [M]
+    int64: the proposals' ids, and ``clusters`` [M] int64, see Sample. Ids run over the batch; row i of an image has
+    the same id in both views, and one that a view loses keeps its id reserved.
     """
 
     def __init__(self, spec: InputSpec, config: ViewConfig, seed: int) -> None:
@@ -66,7 +66,7 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
             view = draw_view(rng, sample.image.shape[1], sample.image.shape[2], self.config)
             pixels, boxes, rows = apply_view(image, sample.boxes, view)
             drawn.append(pixels)
-            targets.append(self._target(sample, view, boxes, rows + first_id))
+            targets.append(self._target(sample, view, boxes, rows, first_id))
         inputs = self._batch(drawn)
         for target in targets:
             target.set_metainfo(
@@ -74,7 +74,9 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
             )
         return inputs, targets
 
-    def _target(self, sample: Sample, view: View, boxes: Tensor, ids: Tensor) -> DetDataSample:
+    def _target(
+        self, sample: Sample, view: View, boxes: Tensor, rows: Tensor, first_id: int
+    ) -> DetDataSample:
         height, width = sample.image.shape[-2:]
         device = self.mean.device
         target = DetDataSample(
@@ -88,7 +90,9 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
             }
         )
         target.gt_instances = InstanceData(
-            bboxes=boxes.to(device, non_blocking=True), labels=ids.to(device, non_blocking=True)
+            bboxes=boxes.to(device, non_blocking=True),
+            labels=(rows + first_id).to(device, non_blocking=True),
+            clusters=sample.classes[rows].to(device, non_blocking=True),
         )
         target.ignored_instances = InstanceData(bboxes=boxes.new_zeros((0, 4)).to(device))
         return target

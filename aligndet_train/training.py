@@ -23,11 +23,13 @@ from torch.utils.data import DataLoader
 
 from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
 from aligndet_train.checkpoint import LAST, identity_difference, load_checkpoint
-from aligndet_train.config import PretrainConfig, RunConfig
+from aligndet_train.config import PretrainConfig, RunConfig, head_type
+from aligndet_train.detectors import adapter_for
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, StepHook, ThroughputHook
 from aligndet_train.schedules import Schedule, half_cosine, warmup_multistep
 from aligndet_train.stream import ProposalStream, Sample, StepSampler
 from proposals.dataset import ProposalDataset, open_dataset
+from proposals.dataset.clusters import read_cluster_record, read_clusters
 from proposals.errors import AlignDetError
 
 
@@ -121,12 +123,13 @@ def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) ->
     """
     if options.launcher != "none":
         _join_processes(options.launcher)
-    plan = _plan(run, open_dataset(data), work_dir, options)
+    dataset = open_dataset(data)
+    plan = _plan(with_classes(run, dataset), dataset, work_dir, options)
     if plan.start >= plan.steps:
         print_log(f"{work_dir} is complete already, {plan.steps} steps: nothing to do")
         return work_dir / LAST
-    model = _initialised(run).to(get_device())
-    optimizer = build_optimizer(model, run.pretrain, get_world_size())
+    model = _initialised(plan.run).to(get_device())
+    optimizer = build_optimizer(model, plan.run.pretrain, get_world_size())
     if plan.saved:
         model.load_state_dict(plan.saved["model"])
         optimizer.load_state_dict(plan.saved["optimizer"])
@@ -137,6 +140,22 @@ def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) ->
             f"stopped at step {runner.iter} of {plan.steps}; the same command goes on from there"
         )
     return work_dir / LAST
+
+
+def with_classes(run: RunConfig, dataset: ProposalDataset) -> RunConfig:
+    """``run`` with the number of classes made definite, where its family keeps a class branch.
+
+    Raises AlignDetError when the dataset's clusters are damaged, or more than the classes asked for.
+    """
+    if not adapter_for(run.stock_model["type"], head_type(run.stock_model)).has_classes:
+        return run
+    record = read_cluster_record(dataset.root)
+    clusters, asked = 1 if record is None else record.k, run.pretrain.classes
+    if asked is not None and asked < clusters:
+        raise AlignDetError(
+            f"{dataset.root} has {clusters} clusters, pretrain.classes is {asked}: leave it out to take the dataset's"
+        )
+    return dataclasses.replace(run, pretrain=dataclasses.replace(run.pretrain, classes=asked or clusters))
 
 
 def _join_processes(launcher: str) -> None:
@@ -235,8 +254,9 @@ def build_loader(
         world_size=get_world_size(),
         window=config.shard_window,
     )
+    clusters = None if config.classes is None else read_clusters(dataset.root, dataset.manifest)
     return DataLoader(
-        ProposalStream(dataset, config.proposals_per_image),
+        ProposalStream(dataset, config.proposals_per_image, clusters),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=list,
@@ -332,11 +352,22 @@ def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Opti
     global_batch = config.batch_size * get_world_size()
     rate, base = optimizer.param_groups[0]["initial_lr"], config.optimizer["lr"]
     scaled = "" if rate == base else f" ({base:g} scaled by {global_batch}/{config.base_batch_size} images)"
+    classes = [_class_line(plan)] if config.classes is not None else []
     return [
         f"{plan.run.name}: {plan.run.stock_model['type']}, {trainable:,} trainable parameters, "
         f"{frozen:,} frozen in the backbone, on {get_device()}",
         f"{len(plan.dataset):,} images, {plan.dataset.manifest.totals.proposals:,} proposals, {plan.steps:,} steps of "
         f"{global_batch} images, learning rate {rate:g}{scaled}",
+        *classes,
         f"images as {'RGB' if spec.bgr_to_rgb else 'BGR'}, mean {spec.mean}, std {spec.std}",
         f"resumed at step {plan.start}" if plan.start else "from step 0",
     ]
+
+
+def _class_line(plan: Plan) -> str:
+    if read_cluster_record(plan.dataset.root) is None:
+        return (
+            f"class branch: {plan.dataset.root} has no clusters, so every proposal is of one class, `object` "
+            "(aligndet regions and aligndet cluster make clusters)"
+        )
+    return f"class branch: learns {plan.run.pretrain.classes} clusters"

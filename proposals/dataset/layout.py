@@ -10,6 +10,9 @@ REJECTED = "rejected.parquet"
 SHARDS = "shards"
 CONSOLIDATED = "proposals.zarr"
 APPEND = "append.parquet"
+REGIONS = "regions.zarr"
+CLUSTERS = "clusters.zarr"
+CLUSTERS_RECORD = "clusters.json"
 TEMPORARY_MARK = ".tmp-"
 
 # With the hash and the longest suffix a member name stays below the 100 characters of a plain tar header.

@@ -74,6 +74,7 @@ class ProposalDataset(Sequence[Record]):
         self.manifest: Manifest = read_manifest(root)
         self._shards = [shard for shard in self.manifest.shards if shard.images]
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
+        self._first_boxes = np.cumsum([0, *(shard.proposals for shard in self._shards)])
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -115,6 +116,11 @@ class ProposalDataset(Sequence[Record]):
             raise IndexError(f"image {index} of a dataset of {len(self)}")
         shard = int(np.searchsorted(self._starts, position, side="right")) - 1
         return shard, position - int(self._starts[shard])
+
+    def first_box(self, index: int) -> int:
+        """The place of image ``index``'s first box among all boxes of the dataset, in dataset order."""
+        shard, row = self.locate(index)
+        return int(self._first_boxes[shard]) + int(box_offsets(self.shard_table(shard))[row])
 
     def image_bytes(self, index: int) -> bytes:
         """The original file of image ``index``."""

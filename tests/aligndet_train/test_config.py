@@ -12,7 +12,7 @@ STOCK_FCOS = "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"
 @pytest.mark.parametrize("name", available_detectors())
 def test_shipped_configs_load(name):
     run = load_run_config(shipped_config(name), {}, {})
-    assert run.stock_model["type"] in {"FCOS", "FasterRCNN"}
+    assert run.stock_model["type"]
     assert run.pretrain.batch_size >= 1
 
 
