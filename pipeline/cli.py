@@ -97,6 +97,7 @@ def mine(
     from pipeline.job import JobOptions, run_job
     from pipeline.limits import Limits, default_seconds
     from pipeline.progress import LiveProgress, summary
+    from pipeline.sources import FolderSource
     from proposals.recipe import Recipe
 
     recipe = Recipe(mode=mode.value, max_side=max_side, filter=filter_name, rank=rank.value, seed=seed)
@@ -104,7 +105,7 @@ def mine(
     with LiveProgress(console, quiet) as progress:
         limits = Limits(image_timeout or default_seconds(recipe, engine.value), int(image_memory * 2**30))
         options = JobOptions(images_per_shard, workers, address, engine.value, limits)
-        outcome = run_job(images, out, recipe, options, progress)
+        outcome = run_job(FolderSource(images.resolve()), out, recipe, options, progress)
     if quiet:
         return
     if outcome.already_complete:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
 from pipeline.shard_task import Count, Work, mine_shard
-from pipeline.sources import FolderSource, describe
+from pipeline.sources import Source, describe
 from pipeline.workspace import Workspace, begin, commit
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, library_versions
@@ -62,18 +62,17 @@ class Outcome:
     already_complete: bool = False
 
 
-def run_job(images: Path, out: Path, recipe: Recipe, options: JobOptions, observer: Observer) -> Outcome:
-    """Mine the folder ``images`` into the dataset folder ``out``, or resume, or find it complete.
+def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer) -> Outcome:
+    """Mine the images of ``source`` into the dataset folder ``out``, or resume, or find it complete.
 
     Raises AlignDetError: bad source, folder of another job, interrupted (exit code 130), or shards that failed
     after their retries (named with their reasons; the others are kept and a rerun resumes).
     """
     require_ximgproc()
-    source = FolderSource(images.resolve())
-    entries = source.entries()
+    entries = list(source.entries())
     identity = JobIdentity(
         recipe=recipe,
-        source=describe("folder", entries),
+        source=describe(source.kind, entries),
         images_per_shard=options.images_per_shard,
         versions=library_versions(),
     )

@@ -1,6 +1,6 @@
 """The plan: which image goes into which shard. A pure function of the source's list."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,11 +24,12 @@ class ShardTask:
         return len(self.uris)
 
 
-def make_plan(entries: list[SourceEntry], images_per_shard: int) -> pa.Table:
+def make_plan(listed: Iterable[SourceEntry], images_per_shard: int) -> pa.Table:
     """The plan table, one row per image in order: shard int32, key, uri, size int64 (bytes, -1 when not a file).
 
     Consecutive images share a shard. Raises AlignDetError when two images have one key.
     """
+    entries = list(listed)
     uris = [entry.uri for entry in entries]
     keys = [key_of(uri) for uri in uris]
     if len(set(keys)) != len(keys):

@@ -10,7 +10,7 @@ from pipeline.image_task import Found, Kernel, Refusal, Stopwatch
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask
 from pipeline.planted_faults import strike_worker
-from pipeline.sources import FolderSource
+from pipeline.sources import Source
 from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Rejection, library_versions, write_model
 from proposals.dataset.writer import MinedImage, ShardWriter
@@ -42,7 +42,7 @@ class Work:
     engine: of the selective search; it does not change the boxes. limits: of one image.
     """
 
-    source: FolderSource
+    source: Source
     out: Path
     recipe: Recipe
     job: str

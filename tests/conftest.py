@@ -61,7 +61,7 @@ def mine_folder() -> Callable[..., Path]:
 
     def mine(images: Path, out: Path, recipe: Recipe | None = None, images_per_shard: int = 3) -> Path:
         source, recipe = FolderSource(images), recipe or Recipe()
-        entries = source.entries()
+        entries = list(source.entries())
         identity = JobIdentity(
             recipe=recipe,
             source=describe("folder", entries),

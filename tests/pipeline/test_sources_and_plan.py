@@ -18,7 +18,7 @@ def test_images_are_found_in_any_depth_and_order_is_fixed(tmp_path):
     for name in ("b/2.PNG", "b/10.jpg", "a.jpeg", "z.txt", ".hidden/x.webp", "c.tiff.bak"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"123")
-    assert FolderSource(tmp_path).entries() == [
+    assert list(FolderSource(tmp_path).entries()) == [
         SourceEntry(uri, 3) for uri in (".hidden/x.webp", "a.jpeg", "b/10.jpg", "b/2.PNG")
     ]
 
@@ -31,16 +31,16 @@ def test_linked_folders_are_followed_once(tmp_path):
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "nowhere.jpg").symlink_to(tmp_path / "gone")
     source = FolderSource(tmp_path / "in")
-    assert source.entries() == [SourceEntry("link/x.jpg", 1), SourceEntry("nowhere.jpg", -1)]
+    assert list(source.entries()) == [SourceEntry("link/x.jpg", 1), SourceEntry("nowhere.jpg", -1)]
     with pytest.raises(ImageRejected, match="missing"):
         source.read("nowhere.jpg")
 
 
 def test_a_wrong_folder_is_a_users_error(tmp_path):
     with pytest.raises(AlignDetError, match="is not a folder"):
-        FolderSource(tmp_path / "gone").entries()
+        list(FolderSource(tmp_path / "gone").entries())
     with pytest.raises(AlignDetError, match="holds no image"):
-        FolderSource(tmp_path).entries()
+        list(FolderSource(tmp_path).entries())
 
 
 def test_the_fingerprint_sees_names_and_sizes():

@@ -1,12 +1,12 @@
-"""Where images come from. A source lists names and sizes, in a fixed order, and reads one image by its name."""
+"""Image files of a local folder."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from proposals.dataset.manifest import SourceInfo
+from pipeline.sources.base import Source, SourceEntry
 from proposals.errors import AlignDetError
 from proposals.images import ImageRejected
 
@@ -14,20 +14,13 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 
 
 @dataclass(frozen=True)
-class SourceEntry:
-    """One image: its uri (path below the folder, with forward slashes) and its size in bytes, -1 when not a file."""
-
-    uri: str
-    size: int
-
-
-@dataclass(frozen=True)
-class FolderSource:
+class FolderSource(Source):
     """Every image file below ``root``, recursively, sorted by path. Linked folders are followed once."""
 
+    kind: ClassVar[str] = "folder"
     root: Path
 
-    def entries(self) -> list[SourceEntry]:
+    def entries(self) -> Iterator[SourceEntry]:
         """All images, sorted by uri. Whatever has an image suffix is listed, so that nothing is skipped silently.
 
         Raises AlignDetError when the folder is missing, cannot be listed, or holds no image.
@@ -37,7 +30,7 @@ class FolderSource:
         found = sorted(self._walk(), key=lambda entry: entry.uri)
         if not found:
             raise AlignDetError(f"{self.root} holds no image: no file ends in {', '.join(sorted(SUFFIXES))}.")
-        return found
+        yield from found
 
     def read(self, uri: str) -> bytes:
         """The bytes of one image; raises ImageRejected(stage "read")."""
@@ -66,14 +59,6 @@ class FolderSource:
     def _entry(self, path: Path) -> SourceEntry:
         uri = os.fsencode(path.relative_to(self.root).as_posix()).decode("utf-8", "backslashreplace")
         return SourceEntry(uri, path.stat().st_size if path.is_file() else -1)
-
-
-def describe(kind: str, entries: list[SourceEntry]) -> SourceInfo:
-    """What a dataset remembers of its source: the same names and sizes give the same fingerprint."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(f"{entry.uri}\0{entry.size}\n".encode())
-    return SourceInfo(kind=kind, images=len(entries), fingerprint=digest.hexdigest())
 
 
 def _refuse(error: OSError) -> None:
