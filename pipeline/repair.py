@@ -81,7 +81,7 @@ def _with_manifest(root: Path, workers: int, on_repair: OnRepair) -> Report:
 def _rebuild_arrays(root: Path, manifest: Manifest, report: Report, workers: int) -> bool:
     # A group that is not listed lost its list with an older dataset.json, or was never committed: either way the
     # tables say what it must hold.
-    unlisted = not manifest.consolidated and (root / layout.CONSOLIDATED).is_dir()
+    unlisted = not manifest.consolidated and _is_folder(root / layout.CONSOLIDATED)
     lost = unlisted and manifest.totals.images > 0 and not is_newer(manifest.format_version)
     listed = {layout.CONSOLIDATED, *(entry.path for entry in manifest.consolidated)}
     damaged = bool(manifest.consolidated) and any(problem.file in listed for problem in report.problems)
@@ -96,11 +96,18 @@ def _refuse_newer(path: Path, version: str) -> None:
         )
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _has(report: Report, file: str) -> bool:
     return any(problem.file == file for problem in report.problems)
 
 
 def _rebuild_manifest(root: Path) -> None:
+    path = root / layout.MANIFEST
+    if _is_folder(path):
+        raise AlignDetError(f"{path} is a folder, where a file should be. Move it away and repair again.")
     try:
         identity = read_identity(root / layout.PLAN)
         records = [_record(root, task) for task in tasks(read_plan(root / layout.PLAN))]

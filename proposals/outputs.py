@@ -1,5 +1,6 @@
 """Where a verb may write."""
 
+import os
 from pathlib import Path
 
 from proposals.dataset import layout
@@ -12,7 +13,7 @@ def require_outside_datasets(out: Path) -> None:
     Such a folder holds its own files only: others would be overwritten, or be strangers to `aligndet verify`. Links
     are followed.
     """
-    for folder in out.resolve().parents:
+    for folder in Path(os.path.realpath(out)).parents:
         begun = any((folder / name).is_file() for name in (layout.MANIFEST, layout.PLAN))
         if begun and (folder / layout.SHARDS).is_dir():
             raise AlignDetError(

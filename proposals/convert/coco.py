@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from proposals.convert.json_stream import members
-from proposals.convert.stream import CATEGORY, CLUSTERS, ImageBoxes, ImageIds, Source, numbered, positions
+from proposals.convert.stream import (
+    CATEGORY,
+    CLUSTERS,
+    ImageBoxes,
+    ImageIds,
+    Source,
+    fit_float32,
+    numbered,
+    positions,
+)
 from proposals.dataset.files import publish, temporary_beside
 from proposals.errors import AlignDetError
 
@@ -61,7 +70,7 @@ class CocoSource:
             found.add(name)
             self._take(name, part)
             for entry in part if name == "annotations" else ():
-                if (key := entry.get("image_id")) != last:
+                if (key := entry["image_id"]) != last:
                     self._scattered |= key in started
                     started.add(last := key)
         if not found >= {"images", "annotations"}:
@@ -78,14 +87,16 @@ class CocoSource:
 
     def _take(self, name: str, part: list[Any]) -> None:
         try:
-            if name == "images":
-                self._images.update((entry["id"], _brief(entry)) for entry in part)
+            for entry in part if name == "images" else ():
+                if entry["id"] in self._images:
+                    raise ValueError(f"id {entry['id']!r} is there twice")
+                self._images[entry["id"]] = _brief(entry)
             if name == "categories":
                 named = [(entry["id"], str(entry["name"])) for entry in part]
                 self._clusters.update((i, int(n[8:])) for i, n in named if n.startswith("cluster_"))
-            if name == "annotations" and not all(isinstance(entry, dict) for entry in part):
-                raise TypeError("an annotation is not an object")
-        except (KeyError, TypeError, ValueError) as error:
+            for entry in part if name == "annotations" else ():
+                hash(entry["image_id"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AlignDetError(
                 f"{self._path} is no COCO json: {type(error).__name__} {error} in {name}."
             ) from error
@@ -114,8 +125,8 @@ class CocoSource:
             for i, entry in enumerate(run):
                 cluster = self._clusters[entry["category_id"]] if self.clustered else 0
                 columns[i] = (*entry["bbox"], entry.get("rank", np.nan), cluster)
-            if not np.isfinite(columns[:, :4]).all():
-                raise ValueError("a bbox is not four finite numbers")
+            if not (fit_float32(columns[:, :4]) and fit_float32(np.nan_to_num(columns[:, 4]))):
+                raise ValueError("a bbox is not four finite numbers, or its rank not one")
         except (KeyError, TypeError, ValueError) as error:
             raise AlignDetError(
                 f"{self._path}: a box of image id {key!r} is broken ({type(error).__name__} {error})."
@@ -123,13 +134,15 @@ class CocoSource:
         return columns
 
     def _image(self, key: Any, columns: _Columns) -> ImageBoxes:
-        low, rank = columns[:, :2], columns[:, 4]
+        columns[:, 4] = np.where(np.isnan(columns[:, 4]), positions(len(columns)), columns[:, 4])
+        columns = columns[np.argsort(columns[:, 4], kind="stable")]
+        low = columns[:, :2]
         return ImageBoxes(
             uri=self._images[key]["file_name"],
             width=self._images[key]["width"],
             height=self._images[key]["height"],
             boxes=np.concatenate([low, low + columns[:, 2:4]], axis=1).astype(np.float32),
-            rank=np.where(np.isnan(rank), positions(len(rank)), rank).astype(np.float32),
+            rank=columns[:, 4].astype(np.float32),
             clusters=columns[:, 5].astype(np.int64) if self.clustered else None,
         )
 
@@ -137,9 +150,14 @@ class CocoSource:
 def read_image_ids(path: Path) -> dict[str, int]:
     """File name to image id, from a COCO json; raises AlignDetError when it lists no image."""
     found: dict[str, int] = {}
-    for name, part in members(path):
-        if name == "images":
-            found.update((str(entry["file_name"]), int(entry["id"])) for entry in part)
+    try:
+        for name, part in members(path):
+            if name == "images":
+                found.update((str(entry["file_name"]), int(entry["id"])) for entry in part)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise AlignDetError(
+            f"{path} is no COCO json: {type(error).__name__} {error} in images. Each needs id and file_name."
+        ) from error
     if not found:
         raise AlignDetError(f"{path} lists no image to take ids from. Name a COCO json.")
     return found

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from proposals.convert.stream import ImageBoxes, ImageIds, Source, numbered
+from proposals.convert.stream import ImageBoxes, ImageIds, Source, fit_float32, numbered
 from proposals.dataset.files import publish, temporary_beside
 from proposals.errors import AlignDetError
 
@@ -172,5 +172,7 @@ def _mmdet_key(uri: str, folder: str | None) -> str:
 def _sorted(uri: str, boxes: Any, scores: Any) -> ImageBoxes:
     corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     values = np.asarray(scores, dtype=np.float32).reshape(len(corners))
+    if not (fit_float32(corners.astype(np.float64)) and fit_float32(values.astype(np.float64))):
+        raise ValueError(f"a box or score of {uri!r} is not finite")
     order = np.argsort(-values, kind="stable")
     return ImageBoxes(uri, 0, 0, corners[order], -values[order])

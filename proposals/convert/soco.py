@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from proposals.convert.json_stream import members
-from proposals.convert.stream import ImageBoxes, Source, positions
+from proposals.convert.stream import ImageBoxes, Source, fit_float32, positions
 from proposals.dataset.files import publish, temporary_beside
 from proposals.errors import AlignDetError
 
@@ -66,7 +66,7 @@ class SocoSource:
     def _image(self, stem: str, rows: list[object]) -> ImageBoxes:
         try:
             xywh = np.array(rows, dtype=np.float64).reshape(-1, 4)
-            if len(xywh) != len(rows) or not np.isfinite(xywh).all():
+            if len(xywh) != len(rows) or not fit_float32(xywh):
                 raise ValueError("not four finite numbers")
         except (TypeError, ValueError) as error:
             raise AlignDetError(

@@ -13,6 +13,7 @@ from proposals.rows import iterate_rows
 
 CATEGORY = "selective_search"
 CLUSTERS = 256
+_LARGEST = 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,11 @@ class DatasetSource:
                 part = slice(int(rows.offsets[i]), int(rows.offsets[i + 1]))
                 width, height = rows.sizes[i].tolist()
                 yield ImageBoxes(uri, width, height, rows.boxes[part], rows.rank[part])
+
+
+def fit_float32(values: npt.NDArray[np.float64]) -> bool:
+    """Whether all of ``values`` are finite, also as float32 and with any other of them added."""
+    return bool((np.abs(values) < _LARGEST).all())
 
 
 ImageIds = Callable[[int, str], int]

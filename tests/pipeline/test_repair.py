@@ -222,3 +222,11 @@ def test_consolidated_boxes_outlive_the_manifest_that_listed_them(copy, source, 
     assert "repaired: proposals.zarr" in result.output
     assert read_manifest(copy).consolidated
     assert content(copy) == before
+
+
+def test_a_folder_or_link_in_place_of_a_file_is_left_and_named(copy, source):
+    (copy / layout.CONSOLIDATED).symlink_to(source)
+    assert "proposals.zarr: is unexpected" in _repair(copy).output
+    (copy / layout.MANIFEST).unlink()
+    (copy / layout.MANIFEST).mkdir()
+    assert "is a folder, where a file should be" in str(_repair(copy).exception)

@@ -1,6 +1,7 @@
 """Whole datasets through the verb: out and back, the Hugging Face folder, memory."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,70 @@ def test_nothing_is_written_into_a_dataset(mined_dataset, tmp_path, arguments):
     command = [part.format(copy=copy, link=link) for part in arguments]
     assert "lies inside the dataset" in str(CliRunner().invoke(build_app(), command).exception)
     assert _contents(copy) == before
+
+
+_CAT = {"id": 1, "file_name": "cat.jpg"}
+_BOX = {"image_id": 1, "bbox": [0, 0, 5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "message"),
+    [
+        ([_CAT, {**_CAT, "file_name": "china.jpg"}], [], "id 1 is there twice"),
+        ([_CAT], [{**_BOX, "image_id": [1]}], "unhashable"),
+        ([_CAT], [{"bbox": [0, 0, 5, 5]}], "image_id"),
+        ([{**_CAT, "width": float("inf")}], [], "infinity"),
+        ([_CAT], [{**_BOX, "bbox": [0, 0, 1e300, 5]}], "finite"),
+        ([_CAT], [{**_BOX, "rank": -1e300}], "finite"),
+    ],
+)
+def test_a_coco_file_that_cannot_be_meant_is_refused(photos, tmp_path, images, annotations, message):
+    path = tmp_path / "in"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(AlignDetError, match=message):
+        _convert(path, tmp_path / "out", "--to", "dataset", "--images", photos)
+    assert not (tmp_path / "out").exists()
+
+
+def test_boxes_are_put_in_the_order_of_their_ranks(photos, tmp_path):
+    path, ranks = tmp_path / "in", (7, 3, 7, 5)
+    boxes = [{**_BOX, "bbox": [0, 0, 10 + i, 5], "rank": rank} for i, rank in enumerate(ranks)]
+    path.write_text(json.dumps({"images": [_CAT], "annotations": boxes}))
+    _convert(path, tmp_path / "out", "--to", "dataset", "--images", photos)
+    (record,) = open_dataset(tmp_path / "out")
+    assert record.rank.tolist() == [3, 5, 7, 7]
+    assert record.boxes[:, 2].tolist() == [11, 13, 10, 12]
+    assert verify_dataset(tmp_path / "out", deep=True).problems == ()
+
+
+@pytest.mark.parametrize(
+    "broken", [{"scores": [np.nan]}, {"scores": [np.inf]}, {"bboxes": [[0, 0, np.nan, 9]]}]
+)
+def test_a_pickle_with_a_number_that_is_none_is_refused(photos, tmp_path, broken):
+    found = {"bboxes": [[0, 0, 9, 9]], "scores": [1]} | broken
+    content = {"x/cat.jpg": {name: np.array(values, np.float32) for name, values in found.items()}}
+    (tmp_path / "in").write_bytes(pickle.dumps(content))
+    with pytest.raises(AlignDetError, match=r"'x/cat\.jpg' is not finite"):
+        _convert(
+            tmp_path / "in",
+            tmp_path / "out",
+            "--from",
+            "mmdet",
+            "--allow-pickle",
+            "--to",
+            "dataset",
+            "--images",
+            photos,
+        )
+
+
+@pytest.mark.parametrize(
+    "image", [{"file_name": "x"}, {"id": "x", "file_name": "x"}, "x", {"id": [], "file_name": "x"}]
+)
+def test_broken_ids_are_a_users_error(mined_dataset, tmp_path, image):
+    (tmp_path / "ids").write_text(json.dumps({"images": [image]}))
+    with pytest.raises(AlignDetError, match="Each needs id and file_name"):
+        _convert(mined_dataset, tmp_path / "out", "--to", "detectron2", "--ids", tmp_path / "ids")
 
 
 def test_pickles_need_the_flag(mined_dataset, tmp_path):
