@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from proposals.boxes import Boxes
 from proposals.dataset import ProposalDataset
-from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, read_shard
+from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, numbers, read_shard
 
 _BATCH = 1024
 
@@ -48,7 +48,7 @@ def iterate_rows(dataset: ProposalDataset, shards: Sequence[int] | None = None) 
 def _rows(table: pa.Table, first: int, last: int) -> Rows:
     offsets = box_offsets(table)[first : last + 1]
     part, boxes = table.slice(first, last - first), slice(int(offsets[0]), int(offsets[-1]))
-    sizes = [part.column(name).to_numpy().astype(np.int64) for name in ("width", "height")]
+    sizes = [numbers(part.column(name).chunk(0)).astype(np.int64) for name in ("width", "height")]
     return Rows(
         uris=part.column("uri").to_pylist(),
         statuses=part.column("status").to_pylist(),

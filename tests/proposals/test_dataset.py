@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -193,3 +195,19 @@ def test_the_parquet_schema_is_the_documented_one(mined_dataset):
         ("tar_offset", "int64"),
         ("tar_size", "int64"),
     ]
+
+
+_READS = """
+import sys
+from proposals.dataset import open_dataset
+from proposals.rows import iterate_rows
+
+dataset = open_dataset(sys.argv[1])
+assert sum(len(rows.rank) for rows in iterate_rows(dataset)) == dataset.manifest.totals.proposals
+assert len(dataset[0].boxes) and dataset[0].image_bytes()
+assert "pandas" not in sys.modules
+"""
+
+
+def test_reading_does_not_import_pandas(mined_dataset):
+    subprocess.run([sys.executable, "-c", _READS, str(mined_dataset)], check=True)
