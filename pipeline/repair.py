@@ -167,6 +167,11 @@ def _size(uri: str, folders: Sequence[Path]) -> int:
 def _mine_again(
     root: Path, manifest: Manifest, names: Sequence[str], folders: Sequence[Path], on_repair: OnRepair
 ) -> None:
+    if manifest.source.kind.startswith("import-"):
+        raise AlignDetError(
+            f"shards {', '.join(names)} of {root} hold boxes that were imported, not mined, so they cannot be mined "
+            "again. Import them again: aligndet convert FILE NEW_FOLDER --to dataset --images FOLDER"
+        )
     if not folders:
         raise AlignDetError(
             f"shards {', '.join(names)} of {root} must be mined again. Say where the images are: --images FOLDER"

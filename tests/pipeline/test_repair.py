@@ -230,3 +230,13 @@ def test_a_folder_or_link_in_place_of_a_file_is_left_and_named(copy, source):
     (copy / layout.MANIFEST).unlink()
     (copy / layout.MANIFEST).mkdir()
     assert "is a folder, where a file should be" in str(_repair(copy).exception)
+
+
+def test_imported_boxes_are_not_mined_again(copy, source, tmp_path):
+    file, back = tmp_path / "boxes.json", tmp_path / "back"
+    for arguments in ([copy, file, "--to", "coco"], [file, back, "--to", "dataset", "--images", source]):
+        assert CliRunner().invoke(build_app(), ["convert", *map(str, arguments)]).exit_code == 0
+    _flip(back / "rejected.parquet")
+    assert _repair(back).exit_code == 0
+    _flip(back / "shards" / "00000.tar")
+    assert "aligndet convert FILE NEW_FOLDER" in str(_repair(back, source).exception)
