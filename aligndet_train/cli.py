@@ -7,14 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
+from aligndet_train import cli_finetune
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
 
 def register(app: typer.Typer) -> None:
-    """Add `pretrain` and `export` to the one command."""
+    """Add the trainer's verbs to the one command."""
     app.command(epilog=help_epilog("train"))(pretrain)
     app.command(epilog=help_epilog("train"))(export)
+    cli_finetune.register(app)
 
 
 def pretrain(

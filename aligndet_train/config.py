@@ -91,14 +91,7 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     overrides: PretrainConfig fields from the command line. options: dotted ``--cfg-options`` on the whole file.
     Raises AlignDetError for an unreadable file, an unsupported head or an unknown ``pretrain`` key.
     """
-    if not path.is_file():
-        raise AlignDetError(
-            f"no config file at {path}; shipped detectors: {', '.join(available_detectors())}"
-        )
-    config = Config.fromfile(path)
-    config.merge_from_dict(dict(options))
-    if "model" not in config:
-        raise AlignDetError(f"{path} defines no `model`: it is not a detector config")
+    config = read_config(path, options)
     model = config.model.to_dict()
     # mmengine's Runner lets a config name it beside the model, too.
     model.setdefault("data_preprocessor", config.get("data_preprocessor"))
@@ -107,6 +100,22 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     adapter = adapter_for(model["type"], head_type(model))
     given = merged(adapter.defaults, config.get("pretrain", {}), overrides)
     return RunConfig(name=path.stem, stock_model=model, pretrain=pretrain_config(given, source=str(path)))
+
+
+def read_config(path: Path, options: Mapping[str, Any]) -> Config:
+    """A mmdet config file (its Python code is run) with dotted ``--cfg-options`` applied.
+
+    Raises AlignDetError when there is no such file, or it defines no model.
+    """
+    if not path.is_file():
+        raise AlignDetError(
+            f"no config file at {path}; shipped detectors: {', '.join(available_detectors())}"
+        )
+    config = Config.fromfile(path)
+    config.merge_from_dict(dict(options))
+    if "model" not in config:
+        raise AlignDetError(f"{path} defines no `model`: it is not a detector config")
+    return config
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:

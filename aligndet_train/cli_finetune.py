@@ -1,0 +1,162 @@
+"""The verbs after pretraining: fine-tune, evaluate, and the subsets to do it on. Light to import."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from proposals.errors import AlignDetError
+from proposals.extras import help_epilog, require_extra
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(help="A mmdet config file (its Python code is run: use files you trust)."),
+]
+DetectorOption = Annotated[str | None, typer.Option(help="Or a detector that ships with us, e.g. fcos.")]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(help="LONGxSHORT in px that images are resized to, e.g. 1333x800. Default: the config's."),
+]
+CfgOptions = Annotated[
+    list[str] | None, typer.Option(help="key=value changes to the config. Repeat for more.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `finetune`, `evaluate` and `split` to the one command."""
+    app.command(epilog=help_epilog("train"))(finetune)
+    app.command(epilog=help_epilog("train"))(evaluate)
+    app.command()(split)
+
+
+def finetune(
+    train: Annotated[Path, typer.Option(help="COCO json, or a Pascal VOC folder.")],
+    work_dir: Annotated[
+        Path, typer.Option(help="Where checkpoints and results.json go; a run there is resumed.")
+    ],
+    config: ConfigOption = None,
+    detector: DetectorOption = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="What `aligndet export` wrote. Without: the config's own start.")
+    ] = None,
+    val: Annotated[Path | None, typer.Option(help="COCO json or VOC folder to measure AP on.")] = None,
+    train_images: Annotated[Path | None, typer.Option(help="Folder of the training images.")] = None,
+    val_images: Annotated[Path | None, typer.Option(help="Folder of the validation images.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length; the schedule moves with it.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate as it is, unscaled.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay as it is.")] = None,
+    image_size: SizeOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of new weights, order and augmentation.")] = 0,
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    eval_interval: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 1,
+    launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
+    cfg_options: CfgOptions = None,
+) -> None:
+    """Fine-tune a stock detector on labelled boxes, from pretrained weights or from its usual start.
+
+    From pretrained weights the learning rate is 1.5 times and the weight decay half of the config's, as in the paper,
+    both scaled to the batch size; the log says what came out. Figures after every evaluation are in results.json.
+
+    Example: aligndet finetune --config retinanet.py --weights MODEL.pth --train train.json --val val.json --work-dir F
+    """
+    require_extra("train", "finetune")
+    stock = _stock_config(config, detector, cfg_options)
+    from aligndet_train.finetuning.labels import read_labels
+    from aligndet_train.finetuning.recipe import FinetuneOptions
+    from aligndet_train.finetuning.run import finetune as run_finetune
+
+    work_dir.mkdir(parents=True, exist_ok=True)
+    options = FinetuneOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        image_size=_size(image_size),
+        seed=seed,
+        amp=amp,
+        workers=workers,
+        eval_interval=eval_interval,
+        launcher=launcher,
+    )
+    labels = read_labels(train, train_images, work_dir / "labels")
+    held_out = read_labels(val, val_images, work_dir / "labels") if val is not None else None
+    result = run_finetune(stock, labels, held_out, weights, work_dir, options)
+    if result.report is not None:
+        typer.echo(
+            f"weights: {len(result.report.loaded)} tensors loaded, {len(result.report.left_at_init)} new"
+        )
+    if result.figures:
+        typer.echo(", ".join(f"{name} {value:g}" for name, value in result.figures.items()))
+        typer.echo(f"figures of every epoch: {result.results}")
+
+
+def evaluate(
+    val: Annotated[Path, typer.Option(help="COCO json, or a Pascal VOC folder.")],
+    weights: Annotated[Path, typer.Option(help="A checkpoint of `aligndet finetune`.")],
+    work_dir: Annotated[Path, typer.Option(help="Where results.json goes.")],
+    config: ConfigOption = None,
+    detector: DetectorOption = None,
+    val_images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
+    image_size: SizeOption = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    cfg_options: CfgOptions = None,
+) -> None:
+    """Measure COCO AP of a fine-tuned detector.
+
+    Example: aligndet evaluate --config retinanet.py --weights F/epoch_12.pth --val val.json --work-dir E
+    """
+    require_extra("train", "evaluate")
+    stock = _stock_config(config, detector, cfg_options)
+    from aligndet_train.finetuning.labels import read_labels
+    from aligndet_train.finetuning.recipe import FinetuneOptions
+    from aligndet_train.finetuning.run import evaluate as run_evaluate
+
+    options = FinetuneOptions(image_size=_size(image_size), workers=workers)
+    labels = read_labels(val, val_images, work_dir / "labels")
+    figures = run_evaluate(stock, labels, weights, work_dir, options)
+    typer.echo(", ".join(f"{name} {value:g}" for name, value in figures.items()))
+
+
+def split(
+    annotations: Annotated[Path, typer.Argument(help="COCO json of the whole set.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the subsets.")],
+    percent: Annotated[list[float] | None, typer.Option(help="Share of the images. Repeat for more.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Subsets of each size, seeded 0, 1, 2...")] = 5,
+) -> None:
+    """Write subsets of a labelled set, for semi-supervised comparisons. A smaller one lies in a larger of its seed.
+
+    Example: aligndet split train.json subsets/ --percent 1 --percent 5 --percent 10 --seeds 5
+    """
+    from aligndet_train.finetuning.split import split as run_split
+
+    for subset in run_split(annotations, out, percent or [1, 5, 10], range(seeds)):
+        lost = f", no box of {', '.join(subset.missing)}" if subset.missing else ""
+        typer.echo(f"{subset.path}: {subset.images} images, {subset.boxes} boxes{lost}")
+
+
+def _stock_config(config: Path | None, detector: str | None, options: list[str] | None) -> "Config":
+    if (detector is None) == (config is None):
+        raise AlignDetError("give either --config FILE or --detector NAME")
+    from aligndet_train import ops
+
+    ops.install()
+    from aligndet_train.cli import parse_options
+    from aligndet_train.config import read_config, shipped_config
+
+    path = config if config is not None else shipped_config(str(detector))
+    return read_config(path, parse_options(options or []))
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise AlignDetError(f"--image-size takes LONGxSHORT such as 1333x800, not {text!r}")
+    longer, shorter = sorted((int(side) for side in sides), reverse=True)
+    return longer, shorter

@@ -1,0 +1,154 @@
+"""Fine-tuning a tiny stock detector on real photographs, with mined boxes of two made-up classes as labels."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from aligndet_train.box_domain import build_pretrainer
+from aligndet_train.checkpoint import save_checkpoint
+from aligndet_train.config import load_run_config, read_config
+from aligndet_train.export import export
+from aligndet_train.finetuning.labels import Labels, read_labels
+from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
+from aligndet_train.finetuning.run import load_weights
+from proposals.cli import build_app
+from proposals.dataset import open_dataset
+from proposals.errors import AlignDetError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def labels(mined_dataset: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Labels:
+    """The three best boxes of every photograph."""
+    content: dict[str, list] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 3, "name": "a"}, {"id": 7, "name": "b"}],
+    }
+    for number, record in enumerate(open_dataset(mined_dataset)):
+        size = {"width": record.width, "height": record.height}
+        content["images"].append({"id": number, "file_name": record.uri, **size})
+        for place, (x1, y1, x2, y2) in enumerate(record.boxes[:3].tolist()):
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+            name = {
+                "id": len(content["annotations"]) + 1,
+                "image_id": number,
+                "category_id": (3, 7)[place % 2],
+            }
+            content["annotations"].append(name | box)
+    path = tmp_path_factory.mktemp("labels") / "train.json"
+    path.write_text(json.dumps(content))
+    return read_labels(path, photos, path.parent)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a pretraining run that has not begun."""
+    folder = tmp_path_factory.mktemp("exported")
+    run = load_run_config(CONFIGS / "tiny_fcos.py", {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    last = save_checkpoint(folder, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model})
+    export(last, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
+    return result.exit_code, result.output + (str(result.exception) if result.exception else "")
+
+
+def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exported, tmp_path):
+    common = ("--config", CONFIGS / "tiny_fcos.py", "--image-size", "128x96", "--workers", 0)
+    train = ("--train", labels.annotations, "--train-images", labels.images, "--weights", exported)
+    val = ("--val", labels.annotations, "--val-images", labels.images)
+    rest = ("--work-dir", tmp_path / "F", "--batch-size", 4, "--lr", 0.01)
+    command = ("finetune", *common, *train, *val, *rest)
+    code, output = invoke(*command, "--epochs", 2)
+    assert code == 0, output
+    results = json.loads((tmp_path / "F" / "results.json").read_text())
+    assert [figures["epoch"] for figures in results["epochs"]] == [1, 2]
+    assert results["run"]["lr"] == 0.01
+    refused = invoke(*command, "--epochs", 3)
+    assert refused[0] != 0
+    assert "options.epochs: 2 -> 3" in refused[1]
+    (tmp_path / "F" / "last_checkpoint").write_text(str(tmp_path / "F" / "epoch_1.pth"))
+    (tmp_path / "F" / "epoch_2.pth").unlink()
+    code, output = invoke(*command, "--epochs", 2)
+    assert code == 0, output
+    again = json.loads((tmp_path / "F" / "results.json").read_text())
+    assert [figures["epoch"] for figures in again["epochs"]] == [1, 2]
+    assert again["epochs"][0] == results["epochs"][0]
+    weights = ("--weights", tmp_path / "F" / "epoch_2.pth", "--work-dir", tmp_path / "E")
+    code, output = invoke("evaluate", *common, *val, *weights)
+    assert code == 0, output
+    measured = json.loads((tmp_path / "E" / "results.json").read_text())["last"]
+    assert measured | {"epoch": 2} == again["last"]
+
+
+def test_untrained_parts_are_not_evaluated(labels, exported, tmp_path):
+    code, output = invoke(
+        "evaluate", "--config", CONFIGS / "tiny_fcos.py", "--val", labels.annotations, "--val-images", labels.images,
+        "--weights", exported, "--work-dir", tmp_path, "--workers", 0,
+    )  # fmt: skip
+    assert code != 0
+    assert "untrained" in output
+    assert "bbox_head.conv_cls" in output
+
+
+def test_pretrained_weights_get_the_papers_rates(labels, tmp_path):
+    stock = read_config(CONFIGS / "tiny_faster_rcnn.py", {})
+    options = FinetuneOptions(epochs=24, batch_size=8)
+    usual, plain = finetune_config(stock, labels, None, tmp_path, options, pretrained=False)
+    config, ours = finetune_config(stock, labels, None, tmp_path, options, pretrained=True)
+    assert plain.lr == pytest.approx(stock.optim_wrapper.optimizer.lr * 8 / 16)
+    assert (ours.lr, ours.weight_decay) == (1.5 * plain.lr, 0.5 * plain.weight_decay)
+    assert config.optim_wrapper.optimizer.lr == ours.lr
+    assert "x 1.5 for pretrained weights" in ours.reason
+    milestones = next(s.milestones for s in stock.param_scheduler if "milestones" in s)
+    assert next(s.milestones for s in usual.param_scheduler if "milestones" in s) == [
+        2 * m for m in milestones
+    ]
+    assert config.model.roi_head.bbox_head.num_classes == 2
+    assert stock.model.roi_head.bbox_head.num_classes == 80
+
+
+def test_voc_labels_are_the_same_boxes_as_coco(photos, tmp_path):
+    folder = tmp_path / "Annotations"
+    folder.mkdir()
+    (folder / "astronaut.xml").write_text(
+        "<annotation><filename>astronaut.jpg</filename><size><width>200</width><height>200</height></size>"
+        "<object><name>person</name><bndbox><xmin>11</xmin><ymin>21</ymin><xmax>110</xmax><ymax>120</ymax></bndbox>"
+        "</object></annotation>"
+    )
+    labels = read_labels(tmp_path, photos, tmp_path / "scratch")
+    (box,) = json.loads(labels.annotations.read_text())["annotations"]
+    assert (labels.classes, box["bbox"]) == (("person",), [10.0, 20.0, 100.0, 100.0])
+
+
+def test_a_missing_image_is_named_before_anything_runs(labels, tmp_path):
+    with pytest.raises(AlignDetError, match=r"8 of 8 images .* --train-images"):
+        read_labels(labels.annotations, tmp_path, tmp_path)
+
+
+def test_a_mask_detector_says_what_to_do(labels, tmp_path):
+    stock = read_config(
+        CONFIGS / "tiny_faster_rcnn.py", {"model.roi_head.mask_head": {"type": "FCNMaskHead"}}
+    )
+    with pytest.raises(AlignDetError, match="mask_head=None"):
+        finetune_config(stock, labels, None, tmp_path, FinetuneOptions(), pretrained=False)
+
+
+def test_weights_that_hold_code_are_refused(tmp_path):
+    class Payload:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+            return print, ("ran",)
+
+    torch.save({"state_dict": Payload()}, tmp_path / "bad.pth")
+    with pytest.raises(AlignDetError, match="runs code"):
+        load_weights(tmp_path / "bad.pth")
