@@ -1,6 +1,7 @@
 """Where images come from: one file per kind of source, and what they share in `base`."""
 
-from pipeline.sources.base import Source, SourceEntry, SourceUnavailableError, describe
-from pipeline.sources.folder import SUFFIXES, FolderSource
+from pipeline.sources.base import SUFFIXES, Source, SourceEntry, describe
+from pipeline.sources.folder import FolderSource
+from proposals.fetch import SourceUnavailableError
 
 __all__ = ["SUFFIXES", "FolderSource", "Source", "SourceEntry", "SourceUnavailableError", "describe"]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from proposals.dataset.manifest import SourceInfo
+from proposals.image_roots import ImageRoot, Kind
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
 @dataclass(frozen=True)
@@ -17,29 +20,31 @@ class SourceEntry:
     size: int
 
 
-class SourceUnavailableError(OSError):
-    """Throttled, cut off, timed out: the image may be there, so trying again later can help."""
-
-
 class Source(ABC):
     """Images of one place. Small and picklable: it travels to every worker, which opens what it needs by itself."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[Kind]
 
     @abstractmethod
     def entries(self) -> Iterator[SourceEntry]:
         """Every image once, in an order that depends on names alone; streams, so that a list of any length fits.
 
-        Raises AlignDetError when the source is missing, cannot be listed, or holds no image.
+        Raises AlignDetError when the source is missing, cannot be listed, or holds no image. What cannot be read
+        inside of it, a cut tar for one, is listed too, and refused by `read`.
         """
 
+    @property
     @abstractmethod
+    def images(self) -> ImageRoot:
+        """Where the images are: what reads one by its uri, here and wherever the dataset is used."""
+
     def read(self, uri: str) -> bytes:
         """The bytes of one image.
 
         Raises ImageRejected(stage "read") for what is wrong with this one image, and SourceUnavailableError, an
         OSError, for what may be gone when it is tried again.
         """
+        return self.images.read(uri)
 
 
 def describe(kind: str, entries: Iterable[SourceEntry]) -> SourceInfo:

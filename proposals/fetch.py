@@ -1,0 +1,101 @@
+"""Bytes by name, from disk or from a URL, with two kinds of failure: of this one image, or perhaps of the moment."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from proposals.errors import AlignDetError
+from proposals.images import ImageRejected
+from proposals.paths import WEB, filesystem, scheme_of
+
+MAX_WEB_BYTES = 512 * 2**20
+_PAUSES = (0.5, 2.0)
+_GONE = (404, 410)
+_DENIED = (401, 403, 407, 451)
+
+
+class SourceUnavailableError(OSError):
+    """Throttled, cut off, timed out: the image may be there, so trying again later can help."""
+
+
+def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:
+    """``size`` bytes from ``start`` (all: None, with start 0) of a local path or an allowed URL.
+
+    Raises ImageRejected(stage "read") when it is missing, denied, or too short; SourceUnavailableError when a
+    remote did not answer, after three tries.
+    """
+    read = _read_local if scheme_of(location) is None else _read_remote
+    data = read(location, start, size)
+    if size is not None and len(data) != size:
+        raise ImageRejected("read", "container_cut", "the file that holds it ends inside of it")
+    return data
+
+
+def _read_local(location: str, start: int, size: int | None) -> bytes:
+    try:
+        with Path(location).open("rb") as stream:
+            stream.seek(start)
+            return stream.read() if size is None else stream.read(size)
+    except IsADirectoryError as error:
+        raise ImageRejected("read", "is_a_directory", "a folder with the name of an image") from error
+    except PermissionError as error:
+        raise ImageRejected("read", "permission_denied", "the file may not be read") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageRejected("read", "missing", "the file is gone, or a link to nowhere") from error
+
+
+def _read_remote(url: str, start: int, size: int | None) -> bytes:
+    try:
+        filesystem_, path = filesystem(url)
+    except AlignDetError as error:
+        raise ImageRejected("read", "not_allowed", str(error)) from error
+    for pause in (*_PAUSES, None):
+        try:
+            return _read_once(filesystem_, path, url, start, size)
+        except SourceUnavailableError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | None) -> bytes:
+    try:
+        if size is None and scheme_of(url) in WEB:
+            return _read_web(filesystem_, path)
+        end = None if size is None else start + size
+        data = bytes(filesystem_.cat_file(path, start=start or None, end=end))
+        # A web server may ignore that only a part was asked for.
+        return data[start:end] if size is not None and len(data) > size else data
+    except AlignDetError:
+        raise
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ImageRejected("read", "missing", "there is nothing at its URL") from error
+    except PermissionError as error:
+        raise ImageRejected("read", "permission_denied", "its URL may not be read") from error
+    except Exception as error:  # every backend has exceptions of its own
+        raise _verdict(error, url) from error
+
+
+def _read_web(filesystem_: Any, path: str) -> bytes:
+    # In pieces: a stranger's server may send without end. A size, or fsspec would ask for it and hide the answer.
+    data = bytearray()
+    with filesystem_.open(path, "rb", block_size=0, size=1) as stream:
+        while piece := stream.read(2**20):
+            data += piece
+            if len(data) > MAX_WEB_BYTES:
+                raise ImageRejected("read", "too_large", f"more than {MAX_WEB_BYTES} bytes")
+    return bytes(data)
+
+
+def _verdict(error: Exception, url: str) -> Exception:
+    status = getattr(error, "status", None)
+    if status in _GONE:
+        return ImageRejected("read", "missing", "there is nothing at its URL")
+    if status in _DENIED:
+        return ImageRejected("read", "permission_denied", "its URL may not be read")
+    if isinstance(error, ValueError) and status is None:
+        return ImageRejected("read", "bad_url", "its URL cannot be understood")
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
+        return ImageRejected("read", "refused", f"its server answers {status}")
+    return SourceUnavailableError(f"{url}: {type(error).__name__}: {error}")

@@ -1,0 +1,88 @@
+"""Where a source's images are, and the one function that reads an image by its uri.
+
+What a uri means depends on the kind of source. It alone finds the image, below the root:
+
+    folder              path/below/root.jpg
+    list, coco          path/below/root.jpg, or a URL, or (local lists only) an absolute path
+    webdataset          path/of.tar/<first byte>+<bytes>/name/of/member.jpg
+    parquet, arrow      path/of.parquet/<row>[/name.jpg]
+"""
+
+import re
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from proposals import image_rows
+from proposals.fetch import SourceUnavailableError, fetch
+from proposals.images import ImageRejected
+from proposals.paths import SCHEMES, WEB, scheme_of
+
+Kind = Literal["folder", "list", "coco", "webdataset", "parquet", "arrow"]
+KINDS: tuple[Kind, ...] = ("folder", "list", "coco", "webdataset", "parquet", "arrow")
+_LISTS = ("list", "coco")
+_MEMBER = re.compile(r"^(.+?\.tar)/(\d{1,15})\+(\d{1,12})/.")
+_ROW = re.compile(r"^(.+?\.(?:parquet|arrow))/(\d{1,12})(?:/|$)")
+
+
+class ImageRoot(BaseModel):
+    """kind: of the source. root: folder or URL below which relative uris are. column: of images in tables."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    root: str
+    column: str | None = None
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of one image.
+
+        Raises ImageRejected(stage "read") when it is missing, unreadable or not allowed to be read, and
+        SourceUnavailableError when its place did not answer.
+        """
+        if self.kind == "webdataset":
+            return self._read_member(uri)
+        if self.kind in ("parquet", "arrow"):
+            return self._read_row(uri)
+        try:
+            return fetch(self.locate(uri))
+        except SourceUnavailableError as error:
+            if scheme_of(uri) in WEB:  # one dead host among a list's thousands must not stop the others
+                raise ImageRejected("read", "unreachable", "its server did not answer") from error
+            raise
+
+    def locate(self, uri: str) -> str:
+        """The path or URL of the file that ``uri`` names; raises ImageRejected when it may not be read."""
+        scheme, remote = scheme_of(uri), scheme_of(self.root) is not None
+        if scheme is not None:
+            if self.kind not in _LISTS or scheme not in SCHEMES or "::" in uri:
+                raise ImageRejected("read", "not_allowed", f"a URL of scheme {scheme} is not read")
+            return uri
+        path = PurePosixPath(uri)
+        if path.is_absolute() and (remote or self.kind not in _LISTS):
+            raise ImageRejected("read", "not_allowed", "an absolute path is not read")
+        if path.is_absolute():
+            return uri
+        if ".." in path.parts or not path.parts:
+            raise ImageRejected("read", "not_allowed", "a path that leaves the folder is not read")
+        return f"{self.root.rstrip('/') or '/'}/{uri}" if self.root else uri
+
+    def _read_member(self, uri: str) -> bytes:
+        found = _MEMBER.match(uri)
+        if found is None:
+            raise ImageRejected("read", "broken_container", "the tar cannot be read to its end")
+        return fetch(self.locate(found[1]), int(found[2]), int(found[3]))
+
+    def _read_row(self, uri: str) -> bytes:
+        found = _ROW.match(uri)
+        if found is None or self.column is None:
+            raise ImageRejected(
+                "read", "broken_container", "the table cannot be read, or has no column of images"
+            )
+        data, path = image_rows.read_row(self.locate(found[1]), int(found[2]), self.column)
+        if data is not None:
+            return data
+        if path is None:
+            raise ImageRejected("read", "missing", "its row holds neither bytes nor a path")
+        return fetch(ImageRoot(kind="list", root=self.root).locate(path))

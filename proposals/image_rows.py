@@ -1,0 +1,127 @@
+"""Images in tables: one row of a Parquet or Arrow file, read forward so that neighbours cost nothing."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proposals.errors import AlignDetError
+from proposals.fetch import SourceUnavailableError
+from proposals.images import ImageRejected
+from proposals.paths import filesystem, scheme_of
+
+_BATCH = 16
+
+
+def read_row(location: str, row: int, column: str) -> tuple[bytes | None, str | None]:
+    """(bytes, path) of the image in ``row``, counted from 0: one of them at least is set in a sound file.
+
+    Raises ImageRejected when the file cannot be read or has no such row, SourceUnavailableError when a remote did
+    not answer.
+    """
+    try:
+        return _table(location, column).read(row)
+    except FileNotFoundError as error:
+        raise ImageRejected("read", "missing", "the table that holds it is gone") from error
+    except PermissionError as error:
+        raise ImageRejected("read", "permission_denied", "the table that holds it may not be read") from error
+    except (pa.ArrowException, ValueError, KeyError, AlignDetError) as error:
+        _table.cache_clear()
+        raise ImageRejected("read", "broken_container", "the table that holds it cannot be read") from error
+    except OSError as error:
+        _table.cache_clear()
+        if scheme_of(location) is None:
+            raise ImageRejected(
+                "read", "broken_container", "the table that holds it cannot be read"
+            ) from error
+        raise SourceUnavailableError(f"{location}: {error}") from error
+
+
+def open_binary(location: str) -> BinaryIO:
+    """A seekable stream of a local file (mapped into memory) or an allowed URL."""
+    if scheme_of(location) is None:
+        stream: BinaryIO = pa.memory_map(location)
+        return stream
+    files, path = filesystem(location)
+    opened: BinaryIO = files.open(path, "rb")
+    return opened
+
+
+def image_of(value: Any) -> tuple[bytes | None, str | None]:
+    """(bytes, path) of one cell: binary, a path, or the struct of both that Hugging Face's Image feature is."""
+    if isinstance(value, dict):
+        return value.get("bytes"), value.get("path")
+    return (None, value) if isinstance(value, str) else (value, None)
+
+
+class _Table:
+    """A file at a place in it: asking for rows in ascending order reads it once."""
+
+    def __init__(self, location: str, column: str) -> None:
+        stream = open_binary(location)
+        self._file = _Parquet(stream, column) if location.endswith(".parquet") else _Arrow(stream, column)
+        self._group = -1
+        self._batches: Iterator[pa.Array] = iter(())
+        self._first, self._batch = 0, pa.array([])
+
+    def read(self, row: int) -> tuple[bytes | None, str | None]:
+        group = bisect_right(self._file.starts, row) - 1
+        if group != self._group or row < self._first:
+            self._group, self._first, self._batch = group, self._file.starts[group], pa.array([])
+            self._batches = self._file.batches(group)
+        while row >= self._first + len(self._batch):
+            self._first += len(self._batch)
+            self._batch = pa.array([])
+            following = next(self._batches, None)
+            if following is None:
+                raise ValueError(f"no row {row}")
+            self._batch = following
+        return image_of(self._batch[row - self._first].as_py())
+
+
+class _Parquet:
+    """starts: the first row of each row group."""
+
+    def __init__(self, stream: BinaryIO, column: str) -> None:
+        self._file, self._column = pq.ParquetFile(stream), column
+        metadata = self._file.metadata
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self.starts = [0, *accumulate(rows)]
+
+    def batches(self, group: int) -> Iterator[pa.Array]:
+        if group < len(self.starts) - 1:
+            options = {"row_groups": [group], "columns": [self._column], "use_threads": False}
+            for batch in self._file.iter_batches(batch_size=_BATCH, **options):
+                yield batch.column(0)
+
+
+class _Arrow:
+    def __init__(self, stream: BinaryIO, column: str) -> None:
+        self._stream, self._column = stream, column
+        self.starts = [0]
+
+    def batches(self, group: int) -> Iterator[pa.Array]:
+        for batch in arrow_batches(self._stream):
+            yield batch.column(self._column)
+
+
+def arrow_batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """The batches of an Arrow file in either of its two forms, from its start."""
+    stream.seek(0)
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    if not is_file:
+        yield from pa.ipc.open_stream(stream)
+        return
+    reader = pa.ipc.open_file(stream)
+    for number in range(reader.num_record_batches):
+        yield reader.get_batch(number)
+
+
+@lru_cache(maxsize=2)
+def _table(location: str, column: str) -> _Table:
+    return _Table(location, column)

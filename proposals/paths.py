@@ -1,0 +1,84 @@
+"""Names that may be local paths or URLs: one way to tell them apart and to open them."""
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from proposals.errors import AlignDetError, MissingExtraError
+
+# What a URL may begin with. Never file:, nor anything that runs a program or chains filesystems.
+SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
+WEB = frozenset({"http", "https"})
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+# What pathlib makes of a URL.
+_SQUEEZED = re.compile(r"^(" + "|".join(sorted(SCHEMES)) + r"):/(?!/)")
+_EXTRAS = {"s3": "s3"}
+
+
+def scheme_of(name: str) -> str | None:
+    """The scheme of a URL in lower case, None for a local path."""
+    found = _URL.match(name)
+    return found[1].lower() if found else None
+
+
+def as_path(name: str | Path) -> Path:
+    """``name`` as a `Path`, or, for a URL, as an object that behaves like one (universal-pathlib).
+
+    Raises AlignDetError when the scheme is not allowed, MissingExtraError when its library is not installed.
+    """
+    text = _SQUEEZED.sub(r"\1://", str(name))
+    scheme = scheme_of(text)
+    if scheme is None:
+        return Path(name)
+    require_allowed(text)
+    from upath import UPath
+
+    try:
+        path = UPath(text, **storage_options(scheme))
+        _ = path.fs
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        how = f"pip install 'aligndet[{extra}]'" if extra else f"pip install what it asks for: {error}"
+        raise MissingExtraError(f"{text} needs a library that is not installed: {how}") from error
+    return cast(Path, path)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether ``path``, from `as_path`, is a URL."""
+    return not isinstance(path, Path)
+
+
+def require_allowed(url: str) -> None:
+    """Raise AlignDetError unless ``url`` has an allowed scheme and names one place only."""
+    scheme = scheme_of(url)
+    if scheme not in SCHEMES or "::" in url:
+        raise AlignDetError(
+            f"{url} is not allowed: a URL begins with one of {', '.join(sorted(SCHEMES))} and chains nothing."
+        )
+
+
+def storage_options(scheme: str) -> dict[str, Any]:
+    """What a filesystem is opened with; credentials come from its own environment, never from here."""
+    fresh = {"use_listings_cache": False}  # others write there too, and a job must see it
+    if scheme not in WEB:
+        return fresh
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=300, sock_connect=10, sock_read=30)
+    return {**fresh, "client_kwargs": {"timeout": timeout}}
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of an allowed URL and the path in it; raises as `as_path` does."""
+    path: Any = as_path(url)
+    return path.fs, path.path
+
+
+def local_only(path: Path, verb: str) -> Path:
+    """``path``; raises AlignDetError when it is a URL, telling how to fetch it first."""
+    path = as_path(path)
+    if not is_remote(path):
+        return path
+    url = str(path).rstrip("/")
+    copy = f"aws s3 sync {url} local/" if scheme_of(url) == "s3" else f"fetch {url} to local/"
+    raise AlignDetError(f"`aligndet {verb}` works on a local folder. Download it first: {copy}")
