@@ -1,31 +1,28 @@
 """Which file below a folder an entry of a proposal file means."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from proposals.errors import AlignDetError
 
 
 class ImageFiles:
-    """The files below ``folder``, links left out. Raises AlignDetError when it is no folder."""
+    """The files below ``folder``, links followed as mining does. Raises AlignDetError when it is no folder."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise AlignDetError(f"{folder} is no folder of images. Name it: --images FOLDER")
         self.folder, self._own_name = folder, folder.resolve().name
         self._paths: dict[str, Path] = {}
-        # None where several files have that name or stem.
+        # None where several files, links to one being one, have that name or stem.
         self._names: dict[str, Path | None] = {}
         self._stems: dict[str, Path | None] = {}
-        for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
+        for path in _files(folder):
             uri = _spelled(os.fsencode(path.relative_to(folder).as_posix()))
             self._paths[uri] = path
-            for known, name in (
-                (self._names, PurePosixPath(uri).name),
-                (self._stems, PurePosixPath(uri).stem),
-            ):
-                known[name] = None if name in known else path
+            _note(self._names, PurePosixPath(uri).name, path)
+            _note(self._stems, PurePosixPath(uri).stem, path)
 
     def place(self, entries: Sequence[str]) -> list[tuple[str, Path | None]]:
         """For each entry the uri of its image and the file, None where there is none or several could be meant.
@@ -62,6 +59,23 @@ class ImageFiles:
             if found not in exact:
                 return found, path
         return uri, None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    for inner, folders, files in os.walk(folder, followlinks=True):
+        status = Path(inner).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield from (path for name in sorted(files) if (path := Path(inner, name)).is_file())
+
+
+def _note(known: dict[str, Path | None], name: str, path: Path) -> None:
+    other = known.get(name, path)
+    known[name] = path if other is path or (other is not None and other.samefile(path)) else None
 
 
 def _normal(entry: str) -> str:

@@ -120,6 +120,20 @@ def test_an_entry_does_not_take_the_file_that_another_names_by_path(namesakes, t
     assert verify_dataset(tmp_path / "out", deep=True).problems == ()
 
 
+def test_links_to_images_are_followed_as_in_mining(namesakes, photos, tmp_path):
+    links = tmp_path / "links"
+    (links / "one").mkdir(parents=True)
+    (links / "one" / "dog.jpg").symlink_to(namesakes / "cat.jpg")
+    (links / "two").symlink_to(links / "one")
+    (links / "dog.jpg").symlink_to(namesakes / "cat.jpg")
+    (links / "circle").symlink_to(links)
+    path = _coco(tmp_path / "in", "one/dog.jpg", "dog.jpg", "x/dog.jpg")
+    _convert(path, tmp_path / "out", "--to", "dataset", "--images", links)
+    assert [record.uri for record in open_dataset(tmp_path / "out")] == ["one/dog.jpg", "dog.jpg"]
+    _convert(_coco(tmp_path / "by_name", "x/dog"), tmp_path / "other", "--to", "dataset", "--images", links)
+    assert len(open_dataset(tmp_path / "other")) == 1  # three links, one picture
+
+
 def test_detectron2_without_ids_asks_for_them(mined_dataset, photos, tmp_path):
     names = {
         "images": [{"id": 70 + i, "file_name": r.uri} for i, r in enumerate(open_dataset(mined_dataset))]
