@@ -14,25 +14,26 @@ class ImageFiles:
         if not folder.is_dir():
             raise AlignDetError(f"{folder} is no folder of images. Name it: --images FOLDER")
         self.folder, self._own_name = folder, folder.resolve().name
-        self._paths: dict[str, Path] = {}
-        # None where several files, links to one being one, have that name or stem.
-        self._names: dict[str, Path | None] = {}
-        self._stems: dict[str, Path | None] = {}
+        # By uri, the path below the folder: strings, since a million Path objects take most of a gigabyte.
+        self._paths: dict[str, str] = {}
+        # By name and by stem, the uri: None where several files, links to one being one, have it.
+        self._names: dict[str, str | None] = {}
+        self._stems: dict[str, str | None] = {}
         for path in _files(folder):
-            uri = _spelled(os.fsencode(path.relative_to(folder).as_posix()))
-            self._paths[uri] = path
-            _note(self._names, PurePosixPath(uri).name, path)
-            _note(self._stems, PurePosixPath(uri).stem, path)
+            uri = _spelled(os.fsencode(path))
+            self._paths[uri] = uri if uri == path else path
+            self._note(self._names, PurePosixPath(uri).name, uri)
+            self._note(self._stems, PurePosixPath(uri).stem, uri)
 
-    def place(self, entries: Sequence[str]) -> list[tuple[str, Path | None]]:
-        """For each entry the uri of its image and the file, None where there is none or several could be meant.
+    def place(self, entries: Sequence[str]) -> list[tuple[str, str | None]]:
+        """For each entry the uri of its image and the path below the folder; None: no file, or several, could be meant.
 
         The file at that very path below the folder or beside it (mmdet's names begin with the folder's own), or else
         the only one of that name, or else the only one of that stem (SoCo writes nothing else); of the latter two
         none that another entry names by its path. Raises AlignDetError when two entries mean one image, naming both.
         """
         exact = {uri for entry in entries if (uri := self._exact(_normal(entry))) is not None}
-        placed: list[tuple[str, Path | None]] = []
+        placed: list[tuple[str, str | None]] = []
         meant: dict[str, str] = {}
         for entry in entries:
             uri, path = self._find(_normal(entry), exact)
@@ -47,21 +48,27 @@ class ImageFiles:
 
     def _exact(self, uri: str) -> str | None:
         below = uri.removeprefix(f"{self._own_name}/")
-        return next((path for path in (uri, below) if path in self._paths), None)
+        found = next((name for name in (uri, below) if name in self._paths), None)
+        return self._paths[found] if found is not None and self._paths[found] == found else found
 
-    def _find(self, uri: str, exact: set[str]) -> tuple[str, Path | None]:
+    def _find(self, uri: str, exact: set[str]) -> tuple[str, str | None]:
         if (there := self._exact(uri)) is not None:
             return there, self._paths[there]
         name = PurePosixPath(uri).name
-        path = self._names[name] if name in self._names else self._stems.get(name)
-        if path is not None:
-            found = _spelled(os.fsencode(path.relative_to(self.folder).as_posix()))
-            if found not in exact:
-                return found, path
-        return uri, None
+        found = self._names[name] if name in self._names else self._stems.get(name)
+        if found is None or found in exact:
+            return uri, None
+        return found, self._paths[found]
+
+    def _note(self, known: dict[str, str | None], name: str, uri: str) -> None:
+        other = known.get(name, uri)
+        known[name] = uri if other is uri or (other is not None and self._is_one(other, uri)) else None
+
+    def _is_one(self, one: str, other: str) -> bool:
+        return (self.folder / self._paths[one]).samefile(self.folder / self._paths[other])
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
     for inner, folders, files in os.walk(folder, followlinks=True):
         status = Path(inner).stat()
@@ -70,12 +77,8 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (path for name in sorted(files) if (path := Path(inner, name)).is_file())
-
-
-def _note(known: dict[str, Path | None], name: str, path: Path) -> None:
-    other = known.get(name, path)
-    known[name] = path if other is path or (other is not None and other.samefile(path)) else None
+        below = Path(inner).relative_to(folder)
+        yield from ((below / name).as_posix() for name in sorted(files) if Path(inner, name).is_file())
 
 
 def _normal(entry: str) -> str:

@@ -32,7 +32,7 @@ from proposals.filters import Filtered
 from proposals.images import ImageRejected, decode_bgr
 from proposals.recipe import Recipe
 
-Placed = Sequence[tuple[str, Path | None]]
+Placed = Sequence[tuple[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ def write_dataset(job: Import, root: Path) -> Manifest:
     AlignDetError when ``root`` is not an empty folder, two entries mean one image, or not one can be read; nothing
     is left of it in ``root`` then.
     """
-    files = ImageFiles(job.images)
     names = [image.uri for image in job.source.images()]
-    placed = files.place(names)
+    placed = ImageFiles(job.images).place(names)
     if not any(path for _, path in placed):
         raise AlignDetError(_why_nothing_found(job, names))
     plan = _plan(job, placed)
@@ -106,7 +105,7 @@ def _plan(job: Import, placed: Placed) -> pa.Table:
         "shard": np.arange(len(uris), dtype=np.int32) // job.images_per_shard,
         "key": [layout.key_of(uri) for uri in uris],
         "uri": uris,
-        "size": [path.stat().st_size if path else 0 for _, path in placed],
+        "size": [(job.images / path).stat().st_size if path else 0 for _, path in placed],
     }
     return pa.table(columns, schema=PLAN_SCHEMA)
 
@@ -123,7 +122,7 @@ def _shards(job: Import, root: Path, placed: Placed, fingerprint: str) -> Iterat
         with ShardWriter(root, name) as writer:
             for image, (uri, path) in part:
                 try:
-                    writer.add(_load(image, uri, path))
+                    writer.add(_load(image, uri, None if path is None else job.images / path))
                 except ImageRejected as error:
                     rejected.append(_rejection(uri, error))
             shard = writer.commit()

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from proposals.boxes import Boxes
 from proposals.dataset import ProposalDataset
+from proposals.dataset.clusters import read_clusters
+from proposals.errors import AlignDetError
 from proposals.rows import iterate_rows
 
 CATEGORY = "selective_search"
@@ -43,20 +45,35 @@ class Source(Protocol):
 
 
 class DatasetSource:
-    """The images of a dataset."""
+    """The images of a dataset, with their boxes' clusters where it has them (`aligndet cluster`).
 
-    clustered = False
+    Raises AlignDetError when the clusters are damaged, or more than the 256 that the forms have names for.
+    """
 
     def __init__(self, dataset: ProposalDataset) -> None:
         self._dataset = dataset
+        clusters = read_clusters(dataset.root, dataset.manifest)
+        if clusters is not None and clusters.k > CLUSTERS:
+            raise AlignDetError(
+                f"{dataset.root} has {clusters.k} clusters, only {CLUSTERS} have a name in AlignDet's form. Run: "
+                f"aligndet cluster {dataset.root} --k {CLUSTERS}"
+            )
+        self._ids = None if clusters is None else clusters.ids
+        self.clustered = clusters is not None
 
     def images(self) -> Iterator[ImageBoxes]:
         """Every image, in dataset order, one shard's table in memory."""
+        first = 0
         for rows in iterate_rows(self._dataset):
             for i, uri in enumerate(rows.uris):
                 part = slice(int(rows.offsets[i]), int(rows.offsets[i + 1]))
                 width, height = rows.sizes[i].tolist()
-                yield ImageBoxes(uri, width, height, rows.boxes[part], rows.rank[part])
+                ids = self._cluster_ids(first + part.start, first + part.stop)
+                yield ImageBoxes(uri, width, height, rows.boxes[part], rows.rank[part], ids)
+            first += int(rows.offsets[-1])
+
+    def _cluster_ids(self, first: int, last: int) -> npt.NDArray[np.int64] | None:
+        return None if self._ids is None else self._ids[first:last].astype(np.int64)
 
 
 def fit_float32(values: npt.NDArray[np.float64]) -> bool:
