@@ -2,11 +2,11 @@
 
 import time
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.status_cli import status
 from pipeline.verify_cli import verify
 from proposals.extras import help_epilog, require_extra
 
@@ -26,6 +26,17 @@ class EngineName(StrEnum):
     opencv = "opencv"
 
 
+class SourceKind(StrEnum):
+    """Kinds of sources, as the command line spells them."""
+
+    folder = "folder"
+    list = "list"
+    coco = "coco"
+    webdataset = "webdataset"
+    parquet = "parquet"
+    arrow = "arrow"
+
+
 class RankName(StrEnum):
     """Orders of boxes, as the command line spells them."""
 
@@ -37,11 +48,18 @@ def register(app: typer.Typer) -> None:
     """Add this half's verbs to the one command."""
     app.command(epilog=help_epilog("mine"))(mine)
     app.command()(verify)
+    app.command()(status)
 
 
 def mine(
-    images: Annotated[Path, typer.Argument(help="Folder of images, searched recursively.")],
-    out: Annotated[Path, typer.Argument(help="Dataset folder to write, or to resume.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder, list, COCO json, tars or tables of images: a path, or a URL such as s3://.",
+        ),
+    ],
+    out: Annotated[str, typer.Argument(help="Dataset folder to write, or to resume: a path or a URL.")],
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes, one core each. Default: every core.")
     ] = None,
@@ -80,14 +98,26 @@ def mine(
     image_memory: Annotated[
         float, typer.Option(min=0.05, help="GiB of memory for one image, then it is rejected.")
     ] = 4.0,
+    source_kind: Annotated[
+        SourceKind | None, typer.Option(help="What SOURCE is. Default: by its suffix, or what lies in it.")
+    ] = None,
+    glob: Annotated[
+        str | None,
+        typer.Option(help="In folders and tars: only images whose path matches, as '*/left/*.png'."),
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Of a Parquet or Arrow source.")] = None,
+    image_root: Annotated[
+        str | None,
+        typer.Option(help="Where relative names in a list or COCO json start. Default: its own folder."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Mine object proposals from a folder of unlabeled images.
+    """Mine object proposals from unlabeled images.
 
     Every image gets class-agnostic boxes by selective search. OUT becomes a dataset of plain WebDataset tars and
     Parquet tables. Same images and options give the same bytes, whatever the number of workers; stop it at any
     time and run the same command again to resume. Broken images are listed in rejected.parquet and stop nothing.
-    With more images in the folder since, the same command adds them in new shards and leaves the old ones as they are.
+    With more images in SOURCE since, the same command adds them in new shards and leaves the old ones as they are.
 
     Example: `aligndet mine photos/ mined/ --workers 8`, then `aligndet show mined/ --out sheet.png`.
     """
@@ -97,20 +127,28 @@ def mine(
     from pipeline.job import JobOptions, run_job
     from pipeline.limits import Limits, default_seconds
     from pipeline.progress import LiveProgress, summary
-    from pipeline.sources import FolderSource
+    from pipeline.sources import open_source
+    from proposals.paths import as_path
     from proposals.recipe import Recipe
 
     recipe = Recipe(mode=mode.value, max_side=max_side, filter=filter_name, rank=rank.value, seed=seed)
-    console, start = Console(), time.monotonic()
+    console, start, place = Console(), time.monotonic(), as_path(out)
     with LiveProgress(console, quiet) as progress:
         limits = Limits(image_timeout or default_seconds(recipe, engine.value), int(image_memory * 2**30))
         options = JobOptions(images_per_shard, workers, address, engine.value, limits)
-        outcome = run_job(FolderSource(images.resolve()), out, recipe, options, progress)
+        images = open_source(
+            source,
+            source_kind.value if source_kind else None,
+            glob=glob,
+            column=image_column,
+            image_root=image_root,
+        )
+        outcome = run_job(images, place, recipe, options, progress)
     if quiet:
         return
     if outcome.already_complete:
         console.print(
             f"{out} is complete already, mined from the same images by the same recipe: nothing to do."
         )
-    console.print(summary(outcome, out, time.monotonic() - start))
+    console.print(summary(outcome, place, time.monotonic() - start))
     console.print(f"look at it: aligndet show {out} --out sheet.png", highlight=False, soft_wrap=True)

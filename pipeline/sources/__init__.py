@@ -2,6 +2,15 @@
 
 from pipeline.sources.base import SUFFIXES, Source, SourceEntry, describe
 from pipeline.sources.folder import FolderSource
+from pipeline.sources.opening import open_source
 from proposals.fetch import SourceUnavailableError
 
-__all__ = ["SUFFIXES", "FolderSource", "Source", "SourceEntry", "SourceUnavailableError", "describe"]
+__all__ = [
+    "SUFFIXES",
+    "FolderSource",
+    "Source",
+    "SourceEntry",
+    "SourceUnavailableError",
+    "describe",
+    "open_source",
+]

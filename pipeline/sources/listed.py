@@ -1,0 +1,137 @@
+"""Images named by a text or CSV list, or by the ``images`` of a COCO json."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, ClassVar, TextIO
+
+from pipeline.sources.base import Source, SourceEntry
+from proposals.convert.json_stream import members
+from proposals.errors import AlignDetError
+from proposals.image_roots import ImageRoot, Kind
+from proposals.images import ImageRejected
+from proposals.paths import scheme_of
+
+_COLUMNS = ("uri", "url", "path", "file_name", "filename", "image_path", "image_url", "image", "file")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_LOOKED_AT = 100
+
+
+@dataclass(frozen=True)
+class ListSource(Source):
+    """A line an image: a path below ``root``, a URL, or, in a local list, an absolute path.
+
+    ``path``: of a text file, or of a CSV or TSV file with a header that has one of the columns uri, url, path,
+    file_name, filename, image_path, image_url, image, file; the first of these that is there. The order is that
+    of the list. A line that may not be read is an image that is rejected.
+    """
+
+    kind: ClassVar[Kind] = "list"
+    path: Path
+    root: str
+
+    @property
+    def images(self) -> ImageRoot:
+        """See `Source`."""
+        return ImageRoot(kind=self.kind, root=self.root)
+
+    def entries(self) -> Iterator[SourceEntry]:
+        """See `Source`. Sizes are those of local files, -1 for what is elsewhere; empty lines are no images."""
+        yield from _sized(self.images, self._names(), self.path)
+
+    def _names(self) -> Iterator[str]:
+        with _opened(self.path) as stream:
+            delimiter = _DELIMITERS.get(self.path.suffix.lower())
+            if delimiter is None:
+                yield from (line.rstrip("\r\n") for line in stream)
+            else:
+                yield from _column(stream, delimiter, self.path)
+
+
+@dataclass(frozen=True)
+class CocoSource(Source):
+    """The ``file_name``, else the ``coco_url``, of every entry of ``images`` in a COCO json, in its order."""
+
+    kind: ClassVar[Kind] = "coco"
+    path: Path
+    root: str
+
+    @property
+    def images(self) -> ImageRoot:
+        """See `Source`."""
+        return ImageRoot(kind=self.kind, root=self.root)
+
+    def entries(self) -> Iterator[SourceEntry]:
+        """See `Source`. Sizes as in a list."""
+        yield from _sized(self.images, self._names(), self.path)
+
+    def _names(self) -> Iterator[str]:
+        found = False
+        for name, part in members(self.path):
+            if name == "images":
+                found = True
+                yield from (_file_name(image, self.path) for image in part)
+            elif found:
+                return  # the annotations are nothing to us
+
+
+def _file_name(image: Any, path: Path) -> str:
+    name = (image.get("file_name") or image.get("coco_url")) if isinstance(image, dict) else None
+    if not isinstance(name, str):
+        raise AlignDetError(f"{path}: an entry of images has no file_name: {str(image)[:80]}")
+    return name
+
+
+def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
+    rows = csv.reader(stream, delimiter=delimiter)
+    try:
+        header = [name.strip().lower() for name in next(rows, [])]
+        column = next((header.index(name) for name in _COLUMNS if name in header), None)
+        if column is None:
+            raise AlignDetError(
+                f"{path} has no column of images: its header must have {', '.join(_COLUMNS)}."
+            )
+        yield from (row[column] if len(row) > column else "" for row in rows)
+    except csv.Error as error:
+        raise AlignDetError(f"{path}, line {rows.line_num}, is no CSV: {error}.") from error
+
+
+def _sized(images: ImageRoot, names: Iterable[str], origin: Path) -> Iterator[SourceEntry]:
+    entries = (SourceEntry(name, _size(images, name)) for name in names if name.strip())
+    head = list(islice(entries, _LOOKED_AT))
+    if not head:
+        raise AlignDetError(f"{origin} names no image.")
+    if (
+        all(entry.size < 0 and scheme_of(entry.uri) is None for entry in head)
+        and scheme_of(images.root) is None
+    ):
+        raise AlignDetError(
+            f"none of the first {len(head)} images of {origin} is below {images.root}, the first being "
+            f"{head[0].uri!r}. Say where they are: --image-root FOLDER"
+        )
+    yield from chain(head, entries)
+
+
+def _size(images: ImageRoot, name: str) -> int:
+    try:
+        place = images.locate(name)
+        return Path(place).stat().st_size if scheme_of(place) is None else -1
+    except (ImageRejected, OSError, ValueError):
+        return -1  # reading it gives the reason
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        # What is no UTF-8 names no file that is there: that line is rejected, not the list.
+        with (
+            path.open("rb") as raw,
+            io.TextIOWrapper(raw, "utf-8-sig", "backslashreplace", newline="") as text,
+        ):
+            yield text
+    except OSError as error:
+        raise AlignDetError(f"{path} cannot be read: {error.strerror or error}.") from error

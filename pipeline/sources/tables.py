@@ -1,0 +1,120 @@
+"""Images in the rows of Parquet files, or of Arrow files as `datasets.save_to_disk` writes them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources.base import Source, SourceEntry
+from proposals.errors import AlignDetError
+from proposals.image_roots import ImageRoot, Kind
+from proposals.image_rows import arrow_batches, open_binary
+
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class ParquetSource(Source):
+    """A row an image, file after file. column: binary, or Hugging Face's struct of bytes and path.
+
+    files: paths below ``root``. A file that cannot be read gives one entry, which is rejected.
+    """
+
+    kind: ClassVar[Kind] = "parquet"
+    root: str
+    files: tuple[str, ...]
+    column: str
+
+    @property
+    def images(self) -> ImageRoot:
+        """See `Source`."""
+        return ImageRoot(kind=self.kind, root=self.root, column=self.column)
+
+    def entries(self) -> Iterator[SourceEntry]:
+        """See `Source`. Sizes are not known (-1): the bytes are not read, only the names beside them."""
+        empty = True
+        for file in self.files:
+            for entry in _rows(file, self._names(file)):
+                empty = False
+                yield entry
+        if empty:
+            raise AlignDetError(f"the {len(self.files)} files of {self.root} have no row.")
+
+    def _names(self, file: str) -> Iterator[str | None]:
+        with open_binary(self.images.locate(file)) as stream, pq.ParquetFile(stream) as table:
+            yield from self._table_names(table)
+
+    def _table_names(self, table: pq.ParquetFile) -> Iterator[str | None]:
+        kind = table.schema_arrow.field(self.column).type
+        if not _has_paths(kind):
+            yield from [None] * table.metadata.num_rows
+            return
+        wanted = self.column if pa.types.is_string(kind) else f"{self.column}.path"
+        for batch in table.iter_batches(batch_size=_BATCH, columns=[wanted], use_threads=False):
+            yield from _paths(batch.column(0))
+
+
+@dataclass(frozen=True)
+class ArrowSource(ParquetSource):
+    """As `ParquetSource`, of the Arrow files of a Hugging Face dataset on disk."""
+
+    kind: ClassVar[Kind] = "arrow"
+
+    def _names(self, file: str) -> Iterator[str | None]:
+        with open_binary(self.images.locate(file)) as stream:
+            for batch in arrow_batches(stream):
+                column = batch.column(self.column)
+                yield from _paths(column) if _has_paths(column.type) else [None] * len(column)
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """The only column that can hold images: a struct of bytes and path, else of binary; None without, or with many."""
+    structs = [field.name for field in schema if _is_image(field.type)]
+    binaries = [
+        field.name
+        for field in schema
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
+    ]
+    found = structs or binaries
+    return found[0] if len(found) == 1 else None
+
+
+def read_schema(location: str) -> pa.Schema:
+    """The schema of a Parquet or Arrow file; raises AlignDetError when it is neither."""
+    try:
+        with open_binary(location) as stream:
+            if location.endswith(".parquet"):
+                return pq.read_schema(stream)
+            return next(arrow_batches(stream)).schema
+    except (OSError, ValueError, StopIteration, pa.ArrowException) as error:
+        raise AlignDetError(f"{location} cannot be read as a table: {error}") from error
+
+
+def _rows(file: str, names: Iterator[str | None]) -> Iterator[SourceEntry]:
+    row = 0
+    try:
+        for row, name in enumerate(names):
+            last = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
+            yield SourceEntry(f"{file}/{row}/{last}" if last else f"{file}/{row}", -1)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        yield SourceEntry(file, -1)
+
+
+def _is_image(kind: Any) -> bool:
+    return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} >= {
+        "bytes",
+        "path",
+    }
+
+
+def _has_paths(kind: Any) -> bool:
+    return _is_image(kind) or pa.types.is_string(kind)
+
+
+def _paths(column: Any) -> list[str | None]:
+    if pa.types.is_struct(column.type):
+        column = column.field("path")
+    paths: list[str | None] = column.to_pylist()
+    return paths

@@ -1,0 +1,73 @@
+"""The images inside WebDataset tars, each found by the bytes it has in its tar."""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+from pipeline.sources.base import Source, SourceEntry
+from pipeline.sources.walk import has_image_suffix
+from proposals.errors import AlignDetError
+from proposals.image_roots import ImageRoot, Kind
+from proposals.image_rows import open_binary
+
+
+@dataclass(frozen=True)
+class TarSource(Source):
+    """Every member with the suffix of an image, tar after tar, in the order of its headers; plain tars only.
+
+    tars: paths below ``root``. glob: only members whose name matches. A tar that cannot be read to its end gives
+    what comes before, and one entry more, which is rejected.
+    """
+
+    kind: ClassVar[Kind] = "webdataset"
+    root: str
+    tars: tuple[str, ...]
+    glob: str | None = None
+
+    @property
+    def images(self) -> ImageRoot:
+        """See `Source`."""
+        return ImageRoot(kind=self.kind, root=self.root)
+
+    def entries(self) -> Iterator[SourceEntry]:
+        """See `Source`. Listing reads headers: of a remote tar, about all of it when its images are small."""
+        empty = True
+        for tar in self.tars:
+            for entry in self._members(tar):
+                empty = False
+                yield entry
+        if empty:
+            raise AlignDetError(f"the {len(self.tars)} tars of {self.root or Path.cwd()} hold no image.")
+
+    def _members(self, tar: str) -> Iterator[SourceEntry]:
+        try:
+            with (
+                open_binary(self.images.locate(tar)) as stream,
+                tarfile.open(fileobj=stream, mode="r:") as archive,
+            ):
+                for member in _headers(archive):
+                    if member.isreg() and not member.issparse() and self._wants(member.name):
+                        place = f"{member.offset_data}+{member.size}"
+                        yield SourceEntry(f"{tar}/{place}/{member.name.lstrip('/')}", member.size)
+                _require_end(stream, archive.offset)
+        except (OSError, tarfile.TarError, EOFError, ValueError):
+            yield SourceEntry(tar, -1)
+
+    def _wants(self, name: str) -> bool:
+        return has_image_suffix(name) and (self.glob is None or fnmatchcase(name, self.glob))
+
+
+def _headers(archive: Any) -> Iterator[tarfile.TarInfo]:
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # or tarfile would hold every one
+        yield member
+
+
+def _require_end(stream: BinaryIO, end: int) -> None:
+    # At a damaged header tarfile stops as if that were the end.
+    stream.seek(end)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it goes on with something that is no member")

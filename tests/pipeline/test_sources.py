@@ -1,0 +1,255 @@
+"""Every kind of source: what it lists, in which order, and that it reads the bytes that are there."""
+
+import functools
+import http.server
+import io
+import json
+import pickle
+import tarfile
+import threading
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.sources import FolderSource, SourceEntry, SourceUnavailableError, open_source
+from pipeline.sources.runs import sorted_pairs
+from proposals.errors import AlignDetError
+from proposals.image_roots import ImageRoot
+from proposals.images import ImageRejected
+from proposals.paths import as_path
+
+_COLORS = {"a.jpg": b"first", "b/c.png": b"second one", "z.webp": b"3"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, data in _COLORS.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(data)
+    return tmp_path / "in"
+
+
+def _content(source):
+    """(uri, size, bytes) of every entry, read by a copy that travelled as it would to a worker."""
+    copy = pickle.loads(pickle.dumps(source))
+    return [(entry.uri, entry.size, copy.read(entry.uri)) for entry in source.entries()]
+
+
+def _reason(source, uri):
+    with pytest.raises(ImageRejected) as caught:
+        source.read(uri)
+    return caught.value.reason
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.startswith("/busy"):
+            self.send_error(503)
+        elif self.path.startswith("/private"):
+            self.send_error(403)
+        else:
+            super().do_GET()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(folder):
+    """The URL of a web server on loopback that serves ``folder``."""
+    handler = functools.partial(_Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _copy_to_url(folder, name):
+    root = as_path(f"memory://{name}")
+    for path in folder.rglob("*.*"):
+        (root / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
+    return str(root)
+
+
+def test_a_folder_at_a_url_lists_what_the_local_one_lists(folder):
+    url = _copy_to_url(folder, "same-list")
+    there, here = open_source(url), FolderSource(folder)
+    assert _content(there) == _content(here) == [(uri, len(data), data) for uri, data in _COLORS.items()]
+    assert [uri for uri, _, _ in _content(open_source(url, glob="b/*"))] == ["b/c.png"]
+    assert _reason(there, "gone.jpg") == "missing"
+
+
+def test_order_is_that_of_whole_paths(tmp_path):
+    names = ["a-b/x.jpg", "a.jpg", "a/x.jpg", "a/y/z.jpg", "a0.jpg", "é.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [entry.uri for entry in FolderSource(tmp_path).entries()] == sorted(names)
+
+
+def test_names_are_sorted_in_runs_that_fit_in_memory():
+    pairs = [(f"{(7919 * i) % 1000:03d}\n", f"\udcff{i}") for i in range(1000)]
+    assert list(sorted_pairs(iter(pairs), run=64)) == sorted(pairs)
+
+
+def test_a_text_list_keeps_its_order_and_every_line(folder):
+    absolute = str(folder / "a.jpg").encode()
+    (folder.parent / "list.txt").write_bytes(b"z.webp\r\n\n" + absolute + b"\nb/../a.jpg\n\xff.jpg\n")
+    source = open_source(str(folder.parent / "list.txt"), image_root=str(folder))
+    uris = ["z.webp", str(folder / "a.jpg"), "b/../a.jpg", "\\xff.jpg"]
+    assert list(source.entries()) == [
+        SourceEntry(uri, size) for uri, size in zip(uris, (1, 5, -1, -1), strict=True)
+    ]
+    assert [source.read(uri) for uri in uris[:2]] == [b"3", b"first"]
+    assert [_reason(source, uri) for uri in uris[2:]] == ["not_allowed", "missing"]
+
+
+def test_a_csv_list_names_its_column(folder):
+    (folder / "list.csv").write_text('id,file_name\n1,"a.jpg"\n2,b/c.png\n')
+    assert [uri for uri, _, _ in _content(open_source(str(folder / "list.csv")))] == ["a.jpg", "b/c.png"]
+    (folder / "bad.csv").write_text("id,what\n1,a.jpg\n")
+    with pytest.raises(AlignDetError, match="no column of images"):
+        list(open_source(str(folder / "bad.csv")).entries())
+
+
+def test_a_coco_json_names_images_below_another_folder(folder):
+    content = {
+        "info": {},
+        "images": [{"id": 1, "file_name": "z.webp"}, {"id": 2, "file_name": "a.jpg"}],
+        "annotations": [],
+    }
+    (folder.parent / "instances.json").write_text(json.dumps(content))
+    path = str(folder.parent / "instances.json")
+    assert [uri for uri, _, _ in _content(open_source(path, image_root=str(folder)))] == ["z.webp", "a.jpg"]
+    with pytest.raises(AlignDetError, match="--image-root"):
+        list(open_source(path).entries())
+
+
+def test_a_list_from_a_web_server_reads_relative_names_and_urls(folder, web):
+    (folder / "list.txt").write_text(
+        f"a.jpg\n{web}/z.webp\n{web}/gone.jpg\n{web}/private.jpg\n{web}/busy.jpg\n"
+    )
+    source = open_source(f"{web}/list.txt")
+    first, second, *others = [entry.uri for entry in source.entries()]
+    assert [source.read(first), source.read(second)] == [b"first", b"3"]
+    assert [_reason(source, uri) for uri in others] == ["missing", "permission_denied", "unreachable"]
+    assert _reason(source, "http://127.0.0.1:9/x.jpg") == "unreachable"
+
+
+def test_what_is_below_one_root_is_tried_again_when_its_server_is_busy(web):
+    with pytest.raises(SourceUnavailableError, match="503"):
+        ImageRoot(kind="folder", root=web).read("busy.jpg")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["file:///etc/hostname", "/etc/hostname", "../hostname", "a/../../b", "pipe:cat /etc/hostname", "local:///etc/hostname",
+     "simplecache::file:///etc/hostname", "s3://b/x::file:///etc/hostname", "FILE:///etc/hostname"],
+)  # fmt: skip
+def test_a_list_from_elsewhere_cannot_name_local_files(uri):
+    root = as_path("memory://lists")
+    (root / "list.txt").write_bytes(f"{uri}\n".encode())
+    source = open_source(str(root / "list.txt"))
+    assert [entry.uri for entry in source.entries()] == [uri]
+    assert _reason(source, uri) in ("not_allowed", "missing")
+    assert _reason(ImageRoot(kind="folder", root="memory://lists"), uri) in ("not_allowed", "missing")
+
+
+def _tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_tars_give_their_images_by_the_bytes_they_are_at(tmp_path):
+    _tar(tmp_path / "x-1.tar", [("0.jpg", b"one"), ("0.json", b"{}"), ("sub/1.left.png", b"two")])
+    _tar(tmp_path / "x-0.tar", [("0.jpg", b"zero")])
+    source = open_source(str(tmp_path))
+    found = _content(source)
+    assert [(size, data) for _, size, data in found] == [(4, b"zero"), (3, b"one"), (3, b"two")]
+    assert [uri for uri, _, _ in found] == [
+        "x-0.tar/512+4/0.jpg",
+        "x-1.tar/512+3/0.jpg",
+        "x-1.tar/2560+3/sub/1.left.png",
+    ]
+    assert _content(open_source(f"{tmp_path}/x-{{0..1}}.tar")) == found
+    remote = open_source(_copy_to_url(tmp_path, "tars"))
+    assert _content(remote) == found
+    assert [uri for uri, _, _ in _content(open_source(str(tmp_path), glob="sub/*"))] == [
+        "x-1.tar/2560+3/sub/1.left.png"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["cut in a member", "a broken header", "cut before the end mark"])
+def test_a_damaged_tar_gives_what_comes_before_and_one_refusal(tmp_path, damage):
+    _tar(tmp_path / "x.tar", [("0.jpg", b"one"), ("1.jpg", b"two" * 400)])
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    if damage == "a broken header":
+        data[1024:1030] = b"broken"
+    (tmp_path / "x.tar").write_bytes(
+        data[:1800] if "member" in damage else data[:3072] if "mark" in damage else data
+    )
+    source = open_source(str(tmp_path))
+    listed = [entry.uri for entry in source.entries()]
+    assert listed[0] == "x.tar/512+3/0.jpg"
+    assert listed[-1] == "x.tar"
+    assert _reason(source, "x.tar") == "broken_container"
+    if damage == "cut in a member":
+        assert _reason(source, listed[1]) == "container_cut"
+
+
+def test_rows_of_parquet_are_images(tmp_path):
+    rows = [{"bytes": f"image {i}".encode(), "path": f"deep/{i}.jpg" if i != 2 else None} for i in range(90)]
+    table = pa.table({"image": rows, "label": list(range(90))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=40)
+    pq.write_table(pa.table({"raw": [b"x", b"y"]}), tmp_path / "b.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    found = _content(source)
+    assert [data for _, _, data in found] == [row["bytes"] for row in rows]
+    assert [uri for uri, _, _ in found[1:3]] == ["a.parquet/1/1.jpg", "a.parquet/2"]
+    assert [source.read(found[i][0]) for i in (89, 3, 41, 40)] == [rows[i]["bytes"] for i in (89, 3, 41, 40)]
+    assert [data for _, _, data in _content(open_source(str(tmp_path / "b.parquet")))] == [b"x", b"y"]
+    assert _reason(source, "a.parquet/90") == "broken_container"
+    assert _content(open_source(_copy_to_url(tmp_path, "rows") + "/a.parquet")) == found
+
+
+def test_a_broken_table_is_one_refusal(tmp_path):
+    pq.write_table(pa.table({"raw": [b"x"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 broken")
+    source = open_source(str(tmp_path))
+    assert [entry.uri for entry in source.entries()] == ["a.parquet/0", "b.parquet"]
+    assert _reason(source, "b.parquet") == "broken_container"
+
+
+def test_a_hugging_face_dataset_on_disk_is_a_source(photos, tmp_path):
+    files = sorted(photos.glob("*.jpg"))[:3]
+    rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in files]}
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    found = _content(open_source(str(tmp_path / "saved")))
+    assert [data for _, _, data in found] == [path.read_bytes() for path in files]
+    assert [uri.split("/")[1:] for uri, _, _ in found] == [
+        [str(i), path.name] for i, path in enumerate(files)
+    ]
+
+
+def test_what_cannot_be_guessed_is_asked_for(tmp_path):
+    _tar(tmp_path / "x.tar", [("0.jpg", b"one")])
+    pq.write_table(pa.table({"one": [b"x"], "two": [b"y"]}), tmp_path / "a.parquet")
+    for name, message in {
+        str(tmp_path): "--source-kind",
+        str(tmp_path / "a.parquet"): "--image-column",
+        str(tmp_path / "gone"): "neither a folder nor a file",
+        str(tmp_path / "gone.txt"): "no file",
+        "http://127.0.0.1:9/folder": "cannot be listed",
+        "ftp://x/y": "not allowed",
+        "file:///etc": "not allowed",
+    }.items():
+        with pytest.raises(AlignDetError, match=message):
+            list(open_source(name).entries())
+    assert len(_content(open_source(str(tmp_path), "webdataset"))) == 1
+    assert _content(open_source(str(tmp_path / "a.parquet"), column="two"))[0][2] == b"y"
