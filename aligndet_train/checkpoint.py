@@ -1,11 +1,13 @@
 """Checkpoints: written whole or not at all, the previous one kept, loadable with ``weights_only=True``.
 
-Everything random in a step is seeded by the step, so a checkpoint is weights, optimiser state and one integer.
+Everything random in a step is seeded by the step, so a checkpoint is weights, optimiser state, the step, and the three
+integers of the stream (StreamState).
 """
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,27 @@ from proposals.errors import AlignDetError
 FORMAT = 1
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
+_TUPLE = "(tuple)"
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: Optimizer, step: int, identity: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    identity: dict[str, Any],
+    stream: Sequence[int] = (),
 ) -> Path:
     """Write ``folder/last.pth`` atomically; what was there becomes ``previous.pth``.
 
     step: steps done. identity: plain data saying what run this is (config, dataset); compared on resume.
+    stream: a StreamState, where the order of samples goes on.
     """
     state = {
         "format": FORMAT,
         "step": step,
-        "identity": json.dumps(identity, sort_keys=True),
+        "stream": list(stream),
+        "identity": encoded(identity),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -58,7 +68,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours onto the CPU: {"step", "identity" (decoded), "model", "optimizer"}.
+    """Read a checkpoint of ours onto the CPU: {"step", "stream", "identity" (decoded), "model", "optimizer"}.
 
     Raises AlignDetError for a missing, damaged or foreign file, and for one holding pickled code.
     """
@@ -73,8 +83,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise AlignDetError(f"{path} is not an aligndet pretraining checkpoint of format {FORMAT}")
-    state["identity"] = json.loads(state["identity"])
+    state["identity"] = decoded(state["identity"])
     return dict(state)
+
+
+def encoded(identity: dict[str, Any]) -> str:
+    """JSON that keeps tuples apart from lists: some mmdet classes accept only one of them."""
+    return json.dumps(_tagged(identity), sort_keys=True)
+
+
+def decoded(text: str) -> dict[str, Any]:
+    """What ``encoded`` was given."""
+    return dict(json.loads(text, object_hook=lambda d: tuple(d[_TUPLE]) if d.keys() == {_TUPLE} else d))
+
+
+def _tagged(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tagged(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_tagged(item) for item in value]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    return value
 
 
 def identity_difference(saved: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:

@@ -85,12 +85,15 @@ class ThroughputHook(Hook):
 
 
 class CheckpointHook(Hook):
-    """Write last.pth every ``interval`` steps and when training ends or is interrupted, from the main process."""
+    """Write last.pth every ``interval`` steps and when training ends or is interrupted, from the main process.
+
+    start: the step this process began at.
+    """
 
     priority = "VERY_LOW"
 
-    def __init__(self, folder: Path, interval: int, identity: dict[str, Any]) -> None:
-        self.folder, self.interval, self.identity = folder, interval, identity
+    def __init__(self, folder: Path, interval: int, identity: dict[str, Any], start: int) -> None:
+        self.folder, self.interval, self.identity, self.start = folder, interval, identity, start
         self._saved = -1
 
     def after_train_iter(
@@ -107,5 +110,7 @@ class CheckpointHook(Hook):
     def _save(self, runner: Runner, done: int) -> None:
         if is_main_process() and done != self._saved:
             optimizer = runner.optim_wrapper.optimizer
-            save_checkpoint(self.folder, _pretrainer(runner), optimizer, done, self.identity)
+            sampler = runner.train_dataloader.batch_sampler
+            stream = sampler.state_after(done - self.start)
+            save_checkpoint(self.folder, _pretrainer(runner), optimizer, done, self.identity, stream)
             self._saved = done

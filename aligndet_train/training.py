@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import signal
 import threading
@@ -22,12 +21,12 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
-from aligndet_train.checkpoint import LAST, identity_difference, load_checkpoint
+from aligndet_train.checkpoint import LAST, decoded, encoded, identity_difference, load_checkpoint
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, StepHook, ThroughputHook
 from aligndet_train.schedules import Schedule, half_cosine, warmup_multistep
-from aligndet_train.stream import ProposalStream, Sample, StepSampler
+from aligndet_train.stream import ProposalStream, Sample, StepSampler, StreamState
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.dataset.clusters import read_cluster_record, read_clusters
 from proposals.errors import AlignDetError
@@ -187,6 +186,11 @@ class Plan:
         """Steps already done."""
         return int(self.saved["step"]) if self.saved else 0
 
+    @property
+    def stream(self) -> StreamState | None:
+        """Where the order of samples goes on; None: at its beginning."""
+        return StreamState(*self.saved["stream"]) if self.saved else None
+
 
 def _plan(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: RunOptions) -> Plan:
     try:
@@ -224,7 +228,7 @@ def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: 
             "manifest": hashlib.sha256(dataset.manifest.model_dump_json().encode()).hexdigest(),
         },
     }
-    return dict(json.loads(json.dumps(identity)))
+    return decoded(encoded(identity))
 
 
 def build_optimizer(
@@ -241,15 +245,19 @@ def build_optimizer(
 
 
 def build_loader(
-    dataset: ProposalDataset, config: PretrainConfig, *, steps: int, start_step: int, workers: int
+    dataset: ProposalDataset,
+    config: PretrainConfig,
+    *,
+    steps: int,
+    workers: int,
+    start: StreamState | None = None,
 ) -> "DataLoader[Sample]":
-    """Batches (lists of samples) of this rank from ``start_step`` on."""
+    """``steps`` batches (lists of samples) of this rank, from ``start`` on; None: from the beginning."""
     sampler = StepSampler(
         dataset.shard_sizes.tolist(),
-        seed=config.seed,
+        start=start or StreamState(config.seed, 0, 0),
         batch_size=config.batch_size,
         steps=steps,
-        start_step=start_step,
         rank=get_rank(),
         world_size=get_world_size(),
         window=config.shard_window,
@@ -305,7 +313,7 @@ def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optim
         model=model,
         work_dir=str(plan.work_dir),
         train_dataloader=build_loader(
-            plan.dataset, config, steps=plan.steps, start_step=plan.start, workers=options.workers
+            plan.dataset, config, steps=plan.steps - plan.start, workers=options.workers, start=plan.stream
         ),
         train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
         optim_wrapper=_wrapped(optimizer, config, options.amp),
@@ -319,7 +327,7 @@ def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optim
             AnnounceHook(_summary(plan, model, optimizer)),
             ThroughputHook(config.batch_size * get_world_size()),
             StepHook(config.seed, *_schedules(config, plan.steps)),
-            CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity),
+            CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
         ],
         log_processor={"by_epoch": False, "window_size": options.log_interval},
         # mmengine's own INFO is pages of environment and hook lists; ours begins with AnnounceHook.

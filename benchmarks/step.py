@@ -37,7 +37,7 @@ def measure(run: RunConfig, data: Path, steps: int, workers: int, amp: bool) -> 
         optimizer=optimizer, clip_grad=run.pretrain.clip_grad and {"max_norm": run.pretrain.clip_grad}
     )
     factors = warmup_multistep(steps, warmup=steps // 5, warmup_ratio=1e-3, milestones=(), gamma=0.1)
-    batches = iter(build_loader(open_dataset(data), run.pretrain, steps=steps, start_step=0, workers=workers))
+    batches = iter(build_loader(open_dataset(data), run.pretrain, steps=steps, workers=workers))
     waited, logs = 0.0, []
     for step in range(steps):
         if step == min(WARMUP, steps - 1):

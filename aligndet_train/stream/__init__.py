@@ -1,7 +1,7 @@
 """Reading a proposal dataset sample by sample, in an order that is a function of (dataset, seed, epoch)."""
 
 from aligndet_train.stream.dataset import ProposalStream, Sample
-from aligndet_train.stream.order import epoch_order
-from aligndet_train.stream.sampler import StepSampler
+from aligndet_train.stream.order import EpochOrder
+from aligndet_train.stream.sampler import StepSampler, StreamState
 
-__all__ = ["ProposalStream", "Sample", "StepSampler", "epoch_order"]
+__all__ = ["EpochOrder", "ProposalStream", "Sample", "StepSampler", "StreamState"]

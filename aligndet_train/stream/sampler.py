@@ -1,27 +1,34 @@
-"""Which samples make step s on rank r: a slice of the one global order.
+"""Which samples make a step on a rank: a slice of the one global order.
 
-Step s of the run takes positions [s G, (s+1) G) of the endless sequence epoch 0, epoch 1, ... (G images in the
-global batch), and rank r the r-th of its equal parts. So another number of ranks sees the same global batches,
-and resuming needs only the step.
+The endless sequence epoch 0, epoch 1, ... is cut into global batches of G images, and rank r takes the r-th of a
+batch's equal parts. So another number of ranks sees the same global batches, every rank makes the same number of
+steps whatever the remainder (an epoch may end inside a batch), and where to go on is three integers.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from torch.utils.data import Sampler
 
-from aligndet_train.stream.order import epoch_order
+from aligndet_train.stream.order import EpochOrder
 from proposals.errors import AlignDetError
 
 Position = tuple[int, int]
 
 
+class StreamState(NamedTuple):
+    """Where the order is to be gone on with: ``position`` images of ``epoch`` are done. Enough to resume exactly."""
+
+    seed: int
+    epoch: int
+    position: int
+
+
 class StepSampler(Sampler[list[Position]]):
     """Batch sampler that yields, for each step, this rank's list of (epoch, dataset index).
 
-    shard_sizes, seed, window: see epoch_order. batch_size: images per step on one rank.
-    steps: total steps of the run; start_step: the first one to yield.
+    shard_sizes, window: see EpochOrder. start: the state to go on from, see ``state_after``.
+    batch_size: images per step on one rank. steps: how many to yield.
     Raises AlignDetError for an empty dataset.
     """
 
@@ -29,10 +36,9 @@ class StepSampler(Sampler[list[Position]]):
         self,
         shard_sizes: Sequence[int],
         *,
-        seed: int,
+        start: StreamState,
         batch_size: int,
         steps: int,
-        start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
         window: int = 8,
@@ -41,24 +47,31 @@ class StepSampler(Sampler[list[Position]]):
         self.samples = sum(self.shard_sizes)
         if self.samples == 0:
             raise AlignDetError("the dataset has no image: mine some first (`aligndet mine IMAGES OUT`)")
-        self.seed, self.window = seed, window
+        self.start, self.window, self.steps = start, window, steps
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.steps, self.start_step = steps, start_step
-        self._cached: tuple[int, npt.NDArray[np.int64]] | None = None
+        self._cached: tuple[int, EpochOrder] | None = None
 
     def __len__(self) -> int:
-        return self.steps - self.start_step
+        return self.steps
 
     def __iter__(self) -> Iterator[list[Position]]:
-        for step in range(self.start_step, self.steps):
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield [self._at(position) for position in range(first, first + self.batch_size)]
+        for step in range(self.steps):
+            first = self._images_before(step) + self.rank * self.batch_size
+            yield [self._at(image) for image in range(first, first + self.batch_size)]
 
-    def _at(self, position: int) -> Position:
-        epoch, offset = divmod(position, self.samples)
-        return epoch, int(self._order(epoch)[offset])
+    def state_after(self, steps: int) -> StreamState:
+        """The state when ``steps`` steps from ``start`` on are done: the same on every rank."""
+        return StreamState(self.start.seed, *divmod(self._images_before(steps), self.samples))
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _images_before(self, step: int) -> int:
+        done = self.start.epoch * self.samples + self.start.position
+        return done + step * self.world_size * self.batch_size
+
+    def _at(self, image: int) -> Position:
+        epoch, position = divmod(image, self.samples)
+        return epoch, self._order(epoch)[position]
+
+    def _order(self, epoch: int) -> EpochOrder:
         if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, epoch_order(self.shard_sizes, self.seed, epoch, self.window))
+            self._cached = (epoch, EpochOrder(self.shard_sizes, self.start.seed, epoch, self.window))
         return self._cached[1]

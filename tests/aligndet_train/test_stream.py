@@ -1,75 +1,120 @@
 """The order of samples: every image once an epoch, the same global batches for any number of ranks."""
 
-from itertools import chain, islice
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
 
-from aligndet_train.stream import ProposalStream, StepSampler, epoch_order
+from aligndet_train.stream import EpochOrder, ProposalStream, StepSampler, StreamState
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda s: sum(s) > 0)
+GLOBAL_BATCH = 8
+RANKS = (1, 2, 4, 8)
+BEGIN = StreamState(3, 0, 0)
+
+
+def ordered(sizes, seed, epoch, window=8):
+    order = EpochOrder(sizes, seed, epoch, window)
+    return [order[position] for position in range(len(order))]
+
+
+def split(images, shards):
+    """``shards`` sizes that add up to ``images``; some are 0 when there are more shards than images."""
+    return [images // shards + (shard < images % shards) for shard in range(shards)]
+
+
+def rank_batches(sizes, steps, ranks, start=BEGIN, workers=0):
+    """Global batches, put together from what every rank's DataLoader hands out; and the state they end in."""
+    parts = []
+    for rank in range(ranks):
+        sampler = StepSampler(
+            sizes, start=start, batch_size=GLOBAL_BATCH // ranks, steps=steps, rank=rank, world_size=ranks
+        )
+        loader = DataLoader(Echo(), batch_sampler=sampler, num_workers=workers, collate_fn=list)
+        parts.append(list(loader))
+        assert len(parts[-1]) == len(sampler) == steps
+    return [list(chain.from_iterable(step)) for step in zip(*parts, strict=True)], sampler.state_after(steps)
+
+
+class Echo(Dataset):
+    """Hands out what it is asked for."""
+
+    def __getitem__(self, position):
+        return position
 
 
 @given(sizes=sizes, seed=st.integers(0, 99), epoch=st.integers(0, 5), window=st.integers(1, 5))
 def test_order_is_a_permutation_and_a_pure_function(sizes, seed, epoch, window):
-    order = epoch_order(sizes, seed, epoch, window)
+    order = ordered(sizes, seed, epoch, window)
     assert sorted(order) == list(range(sum(sizes)))
-    assert np.array_equal(order, epoch_order(sizes, seed, epoch, window))
+    assert [EpochOrder(sizes, seed, epoch, window)[p] for p in reversed(range(len(order)))] == order[::-1]
+    with pytest.raises(IndexError):
+        EpochOrder(sizes, seed, epoch, window)[len(order)]
 
 
 def test_order_changes_with_epoch_and_seed():
-    orders = {tuple(epoch_order([50, 50], seed, epoch)) for seed in range(3) for epoch in range(3)}
+    orders = {tuple(ordered([50, 50], seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
 
 
 def test_a_window_opens_few_shards_at_a_time():
-    order = epoch_order([10] * 12, seed=0, epoch=0, window=3)
+    order = ordered([10] * 12, seed=0, epoch=0, window=3)
     for first in range(0, 120, 30):
         assert len({index // 10 for index in order[first : first + 30]}) == 3
 
 
-@settings(max_examples=60)
-@given(sizes=sizes, per_rank=st.integers(1, 3), steps=st.integers(1, 12), start=st.integers(0, 12))
-def test_ranks_slice_the_same_global_batches_and_resume_is_a_suffix(sizes, per_rank, steps, start):
-    start = min(start, steps)
-
-    def batches(world, start_step):
-        ranks = [
-            StepSampler(
-                sizes,
-                seed=1,
-                batch_size=per_rank * 4 // world,
-                steps=steps,
-                start_step=start_step,
-                rank=r,
-                world_size=world,
-            )
-            for r in range(world)
-        ]
-        return [list(chain.from_iterable(parts)) for parts in zip(*ranks, strict=True)]
-
-    one = batches(1, 0)
-    assert batches(2, 0) == batches(4, 0) == one
-    assert batches(2, start) == one[start:]
-
-
-@given(sizes=sizes, batch=st.integers(1, 4))
-def test_every_image_once_an_epoch(sizes, batch):
-    total = sum(sizes)
-    sampler = StepSampler(sizes, seed=0, batch_size=batch, steps=2 * total)
-    seen = list(islice(chain.from_iterable(sampler), 2 * total))
+@pytest.mark.parametrize("shards", [1, 3, 40])
+@pytest.mark.parametrize("images", [1, 7, 1000])
+def test_every_image_once_an_epoch_in_the_same_global_batches_for_any_ranks(images, shards):
+    sizes, steps = split(images, shards), 2 * images // GLOBAL_BATCH + 1
+    one, _ = rank_batches(sizes, steps, ranks=1)
+    seen = list(chain.from_iterable(one))
     for epoch in (0, 1):
-        assert sorted(index for e, index in seen if e == epoch) == list(range(total))
+        assert sorted(i for e, i in seen[: 2 * images] if e == epoch) == list(range(images))
+    assert all(rank_batches(sizes, steps, ranks)[0] == one for ranks in RANKS)
+
+
+@pytest.mark.parametrize("shards", [1, 3, 40])
+@pytest.mark.parametrize("images", [1, 7, 1000])
+def test_stopped_at_any_step_and_resumed_on_other_ranks_the_order_goes_on(images, shards):
+    sizes, steps = split(images, shards), min(2 * images // GLOBAL_BATCH + 3, 30)
+    # Begin shortly before the epoch's end, so that every run crosses it.
+    begin = StreamState(3, 4, max(0, images - 10 * GLOBAL_BATCH - 3))
+    whole, _ = rank_batches(sizes, steps, ranks=1, start=begin)
+    assert {epoch for epoch, _ in chain.from_iterable(whole)} >= {4, 5}
+    for stop, before, after in [(s, RANKS[s % 4], RANKS[(s * 7 + 1) % 4]) for s in range(steps + 1)]:
+        first, state = rank_batches(sizes, stop, before, begin)
+        second, _ = rank_batches(sizes, steps - stop, after, state)
+        assert first + second == whole
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("images", [1, 7, 1000])
+def test_workers_change_nothing(images, workers):
+    sizes, start = split(images, 3), StreamState(3, 1, images // 2)
+    assert rank_batches(sizes, 9, 2, start, workers) == rank_batches(sizes, 9, 2, start)
+
+
+@given(sizes=sizes, steps=st.integers(0, 30), images=st.integers(1, 5))
+def test_the_state_after_some_steps_is_the_state_after_the_rest(sizes, steps, images):
+    def after(start, count):
+        return StepSampler(sizes, start=start, batch_size=images, steps=count).state_after(count)
+
+    begin = StreamState(0, 0, 0)
+    halfway = after(begin, steps // 2)
+    assert 0 <= halfway.position < sum(sizes)
+    assert after(halfway, steps - steps // 2) == after(begin, steps)
 
 
 def test_empty_dataset_is_refused():
     with pytest.raises(AlignDetError, match="no image"):
-        StepSampler([0], seed=0, batch_size=1, steps=1)
+        StepSampler([0], start=StreamState(0, 0, 0), batch_size=1, steps=1)
 
 
 def test_sample_holds_the_image_and_its_best_boxes(mined_dataset):
