@@ -1,30 +1,25 @@
-"""The driver: shard tasks onto Ray, a bounded number at a time, and what comes back."""
+"""A job from end to end: list the source, begin or resume, mine what is pending, commit."""
 
-import os
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlsplit
 
+from pipeline.driver import Driven, Observer, Where, count_of, drive
+from pipeline.heartbeat import Heartbeat
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
-from pipeline.shard_task import Count, Work, mine_shard
+from pipeline.shard_task import Count, Work
+from pipeline.signals import Drain, Interrupted
 from pipeline.sources import Source, describe
 from pipeline.workspace import Workspace, begin, commit
+from proposals.dataset import layout
+from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import CommitRecord, Manifest, library_versions
+from proposals.dataset.manifest import CommitRecord, Manifest, library_versions, read_record
 from proposals.errors import AlignDetError
 from proposals.opencv import require_ximgproc
 from proposals.recipe import Recipe
 from proposals.selective_search.types import Engine
-
-_POLL_SECONDS = 0.25
-_CRASH_RETRIES = 2
-# Tasks carry names and counts, never pixels: Ray's smallest store is plenty, also where /dev/shm is small.
-_OBJECT_STORE_BYTES = 96 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -39,16 +34,6 @@ class JobOptions:
     address: str | None = None
     engine: Engine = "fast"
     limits: Limits = field(default_factory=Limits)
-
-
-class Observer(Protocol):
-    """Who watches a job: the progress bar, or nobody."""
-
-    def start(self, images: int, resumed: Count) -> None:
-        """The job has ``images`` images; ``resumed`` of them were done by an earlier run."""
-
-    def update(self, count: Count) -> None:
-        """So much is done by now, resumed shards included."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +54,16 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
     after their retries (named with their reasons; the others are kept and a rerun resumes).
     """
     require_ximgproc()
+    with Drain() as drain:
+        try:
+            return _run(source, out, recipe, options, observer, drain)
+        except (KeyboardInterrupt, Interrupted) as error:
+            raise _interrupted(out, getattr(error, "exit_code", 130)) from None
+
+
+def _run(
+    source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer, drain: Drain
+) -> Outcome:
     entries = list(source.entries())
     identity = JobIdentity(
         recipe=recipe,
@@ -82,168 +77,52 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
     work = Work(source, workspace.out, recipe, identity.fingerprint(), options.engine, options.limits)
     resumed = sum((count_of(record) for record in workspace.done.values()), Count())
     observer.start(len(entries), resumed)
-    fresh = _mine_pending(workspace, work, options, observer, resumed) if workspace.pending else {}
-    records = {**workspace.done, **fresh}
-    mined = sum((count_of(record) for record in fresh.values()), Count())
-    return Outcome(commit(workspace, records), records, mined, _cost(fresh))
-
-
-def count_of(record: CommitRecord) -> Count:
-    """The counts of a finished shard."""
-    return Count(record.shard.images, record.shard.proposals, len(record.rejected))
-
-
-def _mine_pending(
-    workspace: Workspace, work: Work, options: JobOptions, observer: Observer, resumed: Count
-) -> dict[str, CommitRecord]:
-    records: dict[str, CommitRecord] = {}
-    try:
-        with _cluster(options) as workers:
-            crew = _Crew(work, workers)
-            failures = crew.run(
-                list(workspace.pending), records, lambda count: observer.update(resumed + count)
-            )
-    except KeyboardInterrupt:
-        done = len(workspace.done) + len(records)
-        raise _interrupted(workspace, done) from None
-    if failures:
-        lines = "".join(f"\n  shard {name}: {reason}" for name, reason in sorted(failures.items()))
-        raise AlignDetError(
-            f"{len(failures)} of {len(workspace.pending)} shards failed:{lines}\n"
-            f"The others are kept. Fix the cause and run the same command again to resume."
-        )
-    return records
-
-
-class _Crew:
-    """Ray tasks in flight, at most two per worker, so that a plan of any length costs the driver the same."""
-
-    def __init__(self, work: Work, workers: int) -> None:
-        self._ray = ray = _import_ray()
-        self._limit = 2 * workers
-        self._work = ray.put(work)
-        self._tally = ray.remote(num_cpus=0)(_Tally).remote()
-        retries = {"max_retries": _CRASH_RETRIES, "retry_exceptions": [OSError]}
-        self._remote = ray.remote(num_cpus=1, **retries)(_remote_shard)
-        self._flying: dict[Any, str] = {}
-        self._failures: dict[str, str] = {}
-
-    def run(
-        self, pending: list[ShardTask], records: dict[str, CommitRecord], update: Callable[[Count], None]
-    ) -> dict[str, str]:
-        """Run all tasks; fills ``records`` and returns the failed shards with their reasons."""
-        queue = iter(pending)
-        self._launch(queue, self._limit)
-        while self._flying:
-            ready, _ = self._ray.wait(list(self._flying), num_returns=1, timeout=_POLL_SECONDS)
-            for reference in ready:
-                self._collect(reference, records)
-            self._launch(queue, len(ready))
-            update(self._count(records))
-        return self._failures
-
-    def _launch(self, queue: Iterator[ShardTask], room: int) -> None:
-        for _, task in zip(range(room), queue, strict=False):
-            self._flying[self._remote.remote(task, self._work, self._tally)] = task.name
-
-    def _collect(self, reference: Any, records: dict[str, CommitRecord]) -> None:
-        name = self._flying.pop(reference)
+    driven = Driven()
+    if workspace.pending:
+        heartbeat = Heartbeat(workspace.out, resumed)
         try:
-            records[name] = CommitRecord.model_validate_json(self._ray.get(reference))
-        except self._ray.exceptions.RayTaskError as error:
-            self._failures[name] = f"{type(error.cause).__name__}: {error.cause}"
-        except self._ray.exceptions.RayError as error:
-            self._failures[name] = f"its worker died {_CRASH_RETRIES + 1} times ({type(error).__name__})"
-
-    def _count(self, records: dict[str, CommitRecord]) -> Count:
-        live: dict[str, Count] = self._ray.get(self._tally.snapshot.remote())
-        flying = sum((live[name] for name in self._flying.values() if name in live), Count())
-        return sum((count_of(record) for record in records.values()), flying)
+            where = Where(options.address, options.workers)
+            confirm = partial(proven, workspace.out, work.job)
+            driven = drive(workspace.pending, work, where, drain, (observer, heartbeat), resumed, confirm)
+        finally:
+            heartbeat.stop()
+    _require_all(workspace, driven, drain)
+    records = {**workspace.done, **driven.records}
+    return Outcome(commit(workspace, records), records, driven.count, _cost(driven.records))
 
 
-class _Tally:
-    """Ray actor: how far each running shard is. A retried shard overwrites its count, so nothing counts twice."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, Count] = {}
-
-    def report(self, name: str, count: Count) -> None:
-        self._counts[name] = count
-
-    def snapshot(self) -> dict[str, Count]:
-        return self._counts
+def proven(out: Path, job: str, task: ShardTask) -> CommitRecord | None:
+    """The commit record of ``task`` if it is of this ``job`` and its files have the content it declares."""
+    try:
+        record = read_record(layout.record_path(out, task.name))
+    except AlignDetError:
+        return None
+    faults = [fault for entry in record.shard.files for fault in file_faults(out, entry, content=True)]
+    return record if record.job == job and not faults else None
 
 
-def _remote_shard(task: ShardTask, work: Work, tally: Any) -> str:
-    import time
-
-    import cv2
-
-    cv2.setNumThreads(1)
-    last = 0.0
-
-    def report(count: Count) -> None:
-        nonlocal last
-        if time.monotonic() - last > _POLL_SECONDS:
-            last = time.monotonic()
-            tally.report.remote(task.name, count)
-
-    return mine_shard(task, work, report).model_dump_json()
-
-
-def _import_ray() -> Any:
-    # Ray reads this on import; mining must not report anything to anyone.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    return ray
-
-
-@contextmanager
-def _cluster(options: JobOptions) -> Iterator[int]:
-    """An embedded Ray on this machine, or the cluster at ``options.address``; yields the number of workers."""
-    ray = _import_ray()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if options.address is not None:
-        _require_listener(options.address)
-        try:
-            ray.init(address=options.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise AlignDetError(f"no Ray cluster answers at {options.address}: {error}") from error
-    else:
-        ray.init(
-            num_cpus=options.workers or len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            address="local",
-            **quiet,
+def _require_all(workspace: Workspace, driven: Driven, drain: Drain) -> None:
+    missing = len(workspace.pending) - len(driven.records)
+    if missing and drain.number is not None:
+        raise _interrupted(workspace.out, 128 + drain.number)
+    if missing:
+        lines = "".join(f"\n  shard {name}: {reason}" for name, reason in sorted(driven.failures.items()))
+        tried = len(driven.failures)
+        untried = (
+            f"\n{missing - tried} more were not tried after so many failures." if missing > tried else ""
         )
-    try:
-        yield options.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    finally:
-        ray.shutdown()
-
-
-def _require_listener(address: str) -> None:
-    # Ray itself waits for minutes at an address where nothing listens.
-    where = urlsplit(f"//{address.removeprefix('ray://')}")
-    if address in ("auto", "local") or where.hostname is None or where.port is None:
-        return
-    try:
-        socket.create_connection((where.hostname, where.port), timeout=5).close()
-    except OSError as error:
         raise AlignDetError(
-            f"no Ray cluster answers at {address}: {error}. Start one: ray start --head"
-        ) from error
+            f"{tried} of {len(workspace.pending)} shards failed:{lines}{untried}\n"
+            "The others are kept. Fix the cause and run the same command again to resume."
+        )
 
 
-def _interrupted(workspace: Workspace, done: int) -> AlignDetError:
-    total = len(workspace.done) + len(workspace.pending)
+def _interrupted(out: Path, exit_code: int) -> AlignDetError:
+    done = sum(1 for _ in (out / layout.SHARDS).glob("*.json"))
     error = AlignDetError(
-        f"interrupted: {done} of {total} shards are done in {workspace.out}. Run the same command again to resume."
+        f"interrupted: {done} shards are done in {out}. Run the same command again to resume."
     )
-    error.exit_code = 130
+    error.exit_code = exit_code
     return error
 
 

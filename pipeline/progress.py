@@ -52,7 +52,7 @@ class LiveProgress:
         self._bar.__exit__(kind, error, trace)
 
     def start(self, images: int, resumed: Count) -> None:
-        """See pipeline.job.Observer."""
+        """See pipeline.driver.Observer."""
         self._images, self._resumed = images, resumed
         self._started = time.monotonic()
         done = resumed.images + resumed.rejected
@@ -61,13 +61,18 @@ class LiveProgress:
             self._console.print(f"resuming: {done} of {images} images are done")
 
     def update(self, count: Count) -> None:
-        """See pipeline.job.Observer."""
+        """See pipeline.driver.Observer."""
         done, figures = count.images + count.rejected, self._figures(count)
         self._bar.update(self._task, completed=done, figures=figures)
         now = time.monotonic()
         if not self._quiet and not self._console.is_terminal and now - self._spoken > _PLAIN_SECONDS:
             self._spoken = now
             self._console.print(f"{done}/{self._images} images, {figures}")
+
+    def say(self, sentence: str) -> None:
+        """See pipeline.driver.Observer."""
+        if not self._quiet:
+            self._console.print(sentence, highlight=False, soft_wrap=True, markup=False)
 
     def _figures(self, count: Count) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-6)

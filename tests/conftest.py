@@ -11,6 +11,7 @@ import pytest
 import skimage.data
 import sklearn.datasets
 
+from pipeline.image_task import Refusal
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource, describe
@@ -59,7 +60,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mine_folder() -> Callable[..., Path]:
     """``mine_folder(images, out, recipe=..., images_per_shard=3)``: the whole job in this process, without Ray."""
 
-    def mine(images: Path, out: Path, recipe: Recipe | None = None, images_per_shard: int = 3) -> Path:
+    def mine(
+        images: Path,
+        out: Path,
+        recipe: Recipe | None = None,
+        images_per_shard: int = 3,
+        quarantine: dict[str, Refusal] | None = None,
+    ) -> Path:
         source, recipe = FolderSource(images), recipe or Recipe()
         entries = list(source.entries())
         identity = JobIdentity(
@@ -71,7 +78,7 @@ def mine_folder() -> Callable[..., Path]:
         workspace = begin(out, make_plan(entries, images_per_shard), identity)
         work = Work(source, out, recipe, identity.fingerprint())
         if workspace.finished is None:
-            fresh = {task.name: mine_shard(task, work) for task in workspace.pending}
+            fresh = {task.name: mine_shard(task, work, quarantine=quarantine) for task in workspace.pending}
             commit(workspace, {**workspace.done, **fresh})
         return out
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.planted_faults import VARIABLE
+
 
 def _command(images: Path, out: Path, *options: str) -> list[str]:
     program = "from proposals.cli import main; main()"
@@ -22,8 +25,9 @@ def _command(images: Path, out: Path, *options: str) -> list[str]:
 class Mining:
     """`aligndet mine` in a process group of its own."""
 
-    def __init__(self, images: Path, out: Path, *options: str) -> None:
+    def __init__(self, images: Path, out: Path, *options: str, faults: dict[str, str] | None = None) -> None:
         self.out = out
+        planted = {VARIABLE: json.dumps(faults)} if faults else {}
         # A file, not a pipe: some of Ray's helpers outlive a killed driver for a while and would hold a pipe open.
         self._printed = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -31,6 +35,7 @@ class Mining:
             stdout=self._printed,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **planted},
         )
 
     def wait(self) -> tuple[int, str]:
@@ -52,6 +57,10 @@ class Mining:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._printed.close()
+
+    def wait_for_words(self, words: str) -> None:
+        """Return as soon as it printed ``words``."""
+        self._until(lambda: words in self.printed())
 
     def wait_for_shards(self, count: int) -> None:
         """Return as soon as ``count`` commit records exist."""
@@ -89,17 +98,17 @@ def _shard_workers(driver: int) -> list[int]:
     return [
         pid
         for pid, (session, title) in _processes().items()
-        if session == driver and "ray::_remote_shard" in title
+        if session == driver and "ray::_remote_attempt" in title
     ]
 
 
 @pytest.fixture
 def start() -> Callable[..., Mining]:
-    """``start(images, out, *options)``: a running `aligndet mine`, killed at the end if it still runs."""
+    """``start(images, out, *options, faults=...)``: a running `aligndet mine`, killed at the end if it still runs."""
     running: list[Mining] = []
 
-    def launch(images: Path, out: Path, *options: str) -> Mining:
-        running.append(Mining(images, out, *options))
+    def launch(images: Path, out: Path, *options: str, faults: dict[str, str] | None = None) -> Mining:
+        running.append(Mining(images, out, *options, faults=faults))
         return running[-1]
 
     yield launch

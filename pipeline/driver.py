@@ -1,0 +1,89 @@
+"""Runs pending shards on Ray and tells those who watch: the terminal, `aligndet status`, Prometheus."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.cluster import connected
+from pipeline.heartbeat import Heartbeat
+from pipeline.plan import ShardTask
+from pipeline.ray_executor import RayExecutor
+from pipeline.scheduler import Callbacks, Scheduler
+from pipeline.shard_task import Count, Work
+from pipeline.signals import Drain
+from proposals.dataset.manifest import CommitRecord
+
+
+class Observer(Protocol):
+    """Who watches a job: the progress bar, or nobody."""
+
+    def start(self, images: int, resumed: Count) -> None:
+        """The job has ``images`` images; ``resumed`` of them were done by an earlier run."""
+
+    def update(self, count: Count) -> None:
+        """So much is done by now, resumed shards included."""
+
+    def say(self, sentence: str) -> None:
+        """Something happened that a person may want to know."""
+
+
+@dataclass
+class Driven:
+    """What one run did. records: of the shards it mined. failures: shards it could not mine, with reasons."""
+
+    records: dict[str, CommitRecord] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    count: Count = field(default_factory=Count)
+
+
+@dataclass(frozen=True)
+class Where:
+    """address of a Ray cluster (None: a private one), and how many attempts at once (None: as many as cores)."""
+
+    address: str | None
+    workers: int | None
+
+
+Confirm = Callable[[ShardTask], CommitRecord | None]
+
+
+def drive(
+    tasks: Iterable[ShardTask],
+    work: Work,
+    where: Where,
+    drain: Drain,
+    watchers: tuple[Observer, Heartbeat],
+    resumed: Count,
+    confirm: Confirm,
+) -> Driven:
+    """Mine ``tasks``. Returns early, with what flew still finished, when ``drain`` was requested."""
+    observer, heartbeat = watchers
+    driven = Driven()
+    with connected(where.address, where.workers):
+        from pipeline.metrics import Metrics
+
+        executor, metrics = RayExecutor(work, where.workers), Metrics()
+
+        def record(task: ShardTask, done: CommitRecord) -> None:
+            driven.records[task.name] = done
+            driven.count += count_of(done)
+            metrics.add(done)
+
+        def tick() -> None:
+            observer.update(resumed + driven.count + executor.live())
+            heartbeat.beat(resumed + driven.count + executor.live(), scheduler)
+
+        scheduler = Scheduler(executor, Callbacks(record, observer.say, tick, confirm))
+        drain.allow(lambda: observer.say(_draining(len(scheduler.running))))
+        scheduler.run(iter(tasks), drain.requested)
+    driven.failures = scheduler.failures
+    return driven
+
+
+def count_of(record: CommitRecord) -> Count:
+    """The counts of a finished shard."""
+    return Count(record.shard.images, record.shard.proposals, len(record.rejected))
+
+
+def _draining(running: int) -> str:
+    return f"stopping: {running} shards in flight finish first, no new one starts; once more to stop at once"

@@ -1,0 +1,84 @@
+"""The driver's sign of life: a small file beside the dataset, gone when the job is. Not part of the dataset."""
+
+import json
+import os
+import socket
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.shard_task import Count
+from proposals.dataset.files import write_atomically
+from proposals.dataset.layout import TEMPORARY_MARK
+
+if TYPE_CHECKING:
+    from pipeline.scheduler import Scheduler
+
+# Readers of a dataset ignore every name with this mark, and `mine` removes what a killed run left.
+NAME = f"progress{TEMPORARY_MARK}job.json"
+BEAT_SECONDS = 2.0
+_NAMED = 1000
+_PACE_BEATS = 60  # images per second are those of the last two minutes
+
+
+class Heartbeat:
+    """Writes the file every two seconds. Losing a beat harms nobody, so a full disk or a lost server is no error."""
+
+    def __init__(self, out: Path, resumed: Count) -> None:
+        self._path, self._last = out / NAME, 0.0
+        self._started = time.time()
+        self._pace: deque[tuple[float, int]] = deque([(time.monotonic(), _done(resumed))], maxlen=_PACE_BEATS)
+
+    def beat(self, count: Count, scheduler: "Scheduler") -> None:
+        """Write what is done by now, unless that was just written."""
+        if time.monotonic() - self._last < BEAT_SECONDS:
+            return
+        self._last = time.monotonic()
+        self._pace.append((self._last, _done(count)))
+        content = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": self._started,
+            "updated": time.time(),
+            "images": count.images,
+            "proposals": count.proposals,
+            "rejected": count.rejected,
+            "rate": self._rate(),
+            "running": [task.name for task in scheduler.running[:_NAMED]],
+            "in_flight": len(scheduler.running),
+            "failed": dict(list(scheduler.failures.items())[:_NAMED]),
+            "retries": scheduler.retries,
+            "reissued": scheduler.reissued,
+        }
+        self._write(content)
+
+    def _rate(self) -> float:
+        (since, before), (now, done) = self._pace[0], self._pace[-1]
+        return (done - before) / max(now - since, 1e-6)
+
+    def stop(self) -> None:
+        """Remove the file."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+    def _write(self, content: dict[str, Any]) -> None:
+        try:
+            write_atomically(self._path, json.dumps(content).encode())
+        except OSError:
+            return
+
+
+def _done(count: Count) -> int:
+    return count.images + count.rejected
+
+
+def read_heartbeat(out: Path) -> dict[str, Any] | None:
+    """The last beat of the driver that mines into ``out``; None when there is none, or it cannot be read."""
+    try:
+        content = json.loads((out / NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,139 @@
+"""What a job has done and does now, from marker files alone: plan, commit records, the driver's last beat."""
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from pipeline.heartbeat import BEAT_SECONDS, read_heartbeat
+from proposals.dataset import layout
+from proposals.dataset.assemble import read_identity
+from proposals.dataset.manifest import CommitRecord, read_record
+from proposals.errors import AlignDetError
+
+State = Literal["finished", "running", "stopped"]
+# A driver that pauses longer than this is taken for dead.
+_SILENCE_SECONDS = 15 * BEAT_SECONDS
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Counts of images and shards by now. images: with boxes; planned: of the source, rejected ones included.
+
+    running: names of shards in flight. failed: shards that this run gave up, with reasons. rate: images per second
+    of late, None unless running; eta: seconds left at that rate. stages: core seconds by stage, over all shards.
+    """
+
+    state: State
+    planned: int
+    shards: int
+    shards_done: int = 0
+    images: int = 0
+    proposals: int = 0
+    rejected: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    running: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    rate: float | None = None
+    eta: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def slowest_stage(self) -> str | None:
+        """The stage that took most core time; None before the first shard is done."""
+        return max(self.stages, key=lambda stage: self.stages[stage], default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return {**asdict(self), "slowest_stage": self.slowest_stage}
+
+
+class StatusReader:
+    """Looks at one folder again and again; a commit record is read once.
+
+    Raises AlignDetError when the folder holds no job.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._known: set[str] = set()
+        self._shards_done = self._images = self._proposals = 0
+        self._reasons: Counter[str] = Counter()
+        self._stages: Counter[str] = Counter()
+
+    def read(self) -> JobStatus:
+        """The status now."""
+        plan = self._plan()
+        planned, shards = read_identity(plan).source.images, _shard_count(plan)
+        self._read_records()
+        status = JobStatus(
+            state="stopped",
+            planned=planned,
+            shards=shards,
+            shards_done=self._shards_done,
+            images=self._images,
+            proposals=self._proposals,
+            rejected=self._reasons.total(),
+            reasons=dict(self._reasons.most_common()),
+            stages=dict(self._stages.most_common()),
+        )
+        if (self._out / layout.MANIFEST).is_file() and plan.name == layout.PLAN:
+            return _replaced(status, state="finished")
+        return _with_beat(status, read_heartbeat(self._out))
+
+    def _plan(self) -> Path:
+        for name in (layout.APPEND, layout.PLAN):
+            if (self._out / name).is_file():
+                return self._out / name
+        raise AlignDetError(f"{self._out} holds no mining job. Start one: aligndet mine IMAGES {self._out}")
+
+    def _read_records(self) -> None:
+        for path in (self._out / layout.SHARDS).glob("*.json"):
+            if path.name in self._known:
+                continue
+            try:
+                self._count(read_record(path))
+            except AlignDetError:
+                continue  # damaged, or removed meanwhile: the job mines it again
+            self._known.add(path.name)
+
+    def _count(self, record: CommitRecord) -> None:
+        self._shards_done += 1
+        self._images += record.shard.images
+        self._proposals += record.shard.proposals
+        self._reasons.update(row.reason for row in record.rejected)
+        for stage, seconds in record.timing.items():
+            if stage != "total":
+                self._stages[stage] += seconds  # type: ignore[assignment]
+
+
+def _shard_count(plan: Path) -> int:
+    with pq.ParquetFile(plan) as file:
+        shards = file.read(columns=["shard"]).column("shard")
+    return int(shards[-1].as_py()) + 1 if len(shards) else 0
+
+
+def _with_beat(status: JobStatus, beat: dict[str, Any] | None) -> JobStatus:
+    if beat is None or time.time() - float(beat.get("updated", 0)) > _SILENCE_SECONDS:
+        return status
+    images, rejected = int(beat["images"]), int(beat["rejected"])
+    rate = float(beat["rate"]) or None
+    left = status.planned - images - rejected
+    return _replaced(
+        status,
+        state="running",
+        images=images,
+        proposals=int(beat["proposals"]),
+        rejected=rejected,
+        running=tuple(beat["running"]),
+        failed=dict(beat["failed"]),
+        rate=rate,
+        eta=left / rate if rate else None,
+    )
+
+
+def _replaced(status: JobStatus, **values: Any) -> JobStatus:
+    return JobStatus(**{**asdict(status), **values})

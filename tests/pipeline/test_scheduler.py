@@ -1,0 +1,240 @@
+"""The scheduler's promises, on a cluster in virtual time whose workers die as the test wants."""
+
+import errno
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.executor import End, Fault
+from pipeline.faults import fault_of
+from pipeline.hunt import Hunt
+from pipeline.plan import ShardTask
+from pipeline.scheduler import Callbacks, Policy, Scheduler
+from pipeline.simulated_executor import SimulatedExecutor
+from pipeline.sources import SourceUnavailableError
+from proposals.dataset.manifest import CommitRecord, Rejection, ShardEntry
+
+
+def _tasks(shards, size):
+    for number in range(shards):
+        names = tuple(f"{number}-{place}" for place in range(size))
+        yield ShardTask(f"{number:05d}", names, names)
+
+
+def _record(attempt):
+    refused = [
+        Rejection(key=key, uri=key, **vars(refusal)) for key, refusal in sorted(attempt.quarantine.items())
+    ]
+    shard = ShardEntry(name=attempt.task.name, images=0, proposals=0, statuses={}, tar=None, parquet=None)
+    return CommitRecord(job="", shard=shard, rejected=tuple(refused), timing={"total": 1.0}, versions={})
+
+
+class _World:
+    """Workers that die of ``deadly`` images, lose ``luck`` of their attempts, and need a second an image."""
+
+    def __init__(self, deadly=(), fault=Fault.worker, luck=0.0, seed=0, slow=lambda attempt: 1.0):
+        self.deadly, self.fault, self.luck, self.slow = set(deadly), fault, luck, slow
+        self.random = random.Random(seed)
+        self.attempts = []
+
+    def __call__(self, attempt):
+        self.attempts.append(attempt)
+        seconds = len(attempt.task) * self.slow(attempt)
+        if self.deadly & (set(attempt.task.keys) - set(attempt.quarantine)):
+            return seconds / 2, End(attempt.number, fault=self.fault, reason="it died")
+        if self.random.random() < self.luck:
+            return seconds / 2, End(
+                attempt.number, fault=self.random.choice(list(Fault)[1:]), reason="bad luck"
+            )
+        return seconds, End(attempt.number, record=None if attempt.probe else _record(attempt))
+
+
+def _run(world, shards=20, size=8, slots=4, stop=lambda: False, policy=None, confirm=None):
+    executor, records, events = SimulatedExecutor(slots, world), {}, []
+
+    def record(task, done):
+        assert task.name not in records, "a shard must be reported once"
+        records[task.name] = done
+
+    callbacks = Callbacks(record, events.append, confirm=confirm)
+    scheduler = Scheduler(executor, callbacks, policy)
+    scheduler.run(_tasks(shards, size), stop)
+    return scheduler, executor, records, events
+
+
+def _quarantined(records):
+    return {row.key: row.reason for record in records.values() for row in record.rejected}
+
+
+def test_every_shard_is_mined_once_and_few_are_in_flight():
+    world = _World()
+    scheduler, executor, records, _ = _run(world, shards=500, slots=4)
+    assert len(records) == len(world.attempts) == 500
+    assert executor.most_in_flight == 8
+    assert (scheduler.failures, scheduler.retries) == ({}, 0)
+
+
+@given(
+    shards=st.integers(1, 12),
+    size=st.integers(1, 9),
+    slots=st.integers(1, 5),
+    luck=st.floats(0, 0.3),
+    seed=st.integers(0, 1000),
+)
+def test_workers_and_machines_that_die_by_chance_cost_no_shard_and_no_image(shards, size, slots, luck, seed):
+    scheduler, _, records, _ = _run(_World(luck=luck, seed=seed), shards, size, slots)
+    # An image is only condemned by failing alone three times: rare, and never silent.
+    assert len(records) + len(scheduler.failures) == shards
+    if luck < 0.05:
+        assert not scheduler.failures
+        assert not _quarantined(records)
+
+
+@given(deadly=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 6)), max_size=5), slots=st.integers(1, 6))
+def test_exactly_the_images_that_kill_their_worker_are_quarantined(deadly, slots):
+    names = {f"{shard}-{place}" for shard, place in deadly}
+    scheduler, _, records, _ = _run(_World(names), shards=4, size=8, slots=slots)
+    assert not scheduler.failures
+    assert len(records) == 4
+    assert _quarantined(records) == dict.fromkeys(names, "worker_died")
+
+
+def test_a_shard_of_one_deadly_image_is_done_without_it():
+    scheduler, _, records, events = _run(_World({"2-0"}), shards=4, size=1)
+    assert not scheduler.failures
+    assert _quarantined(records) == {"2-0": "worker_died"}
+    assert any("image 2-0 is quarantined" in event for event in events)
+
+
+def test_an_image_that_the_source_never_gives_is_refused_and_a_lost_source_is_no_fault_of_images():
+    scheduler, _, records, _ = _run(_World({"2-3"}, Fault.source))
+    assert not scheduler.failures
+    assert _quarantined(records) == {"2-3": "unreadable"}
+    everything = {f"{shard}-{place}" for shard in range(3) for place in range(8)}
+    scheduler, _, records, _ = _run(_World(everything, Fault.source), shards=3)
+    assert scheduler.failures == {f"0000{number}": "it died" for number in range(3)}
+    assert not records
+
+
+def test_an_application_fault_is_not_tried_again_and_the_rest_is_mined():
+    world = _World({"2-3"}, Fault.failed)
+    scheduler, _, records, _ = _run(world)
+    assert scheduler.failures == {"00002": "it died"}
+    assert (len(records), len(world.attempts)) == (19, 20)
+
+
+def test_throttling_is_waited_out_with_growing_pauses_and_given_up_in_the_end():
+    world = _World({"0-0"}, Fault.busy)
+    scheduler, executor, _, _ = _run(world, shards=1, size=1)
+    assert len(world.attempts) == Policy().busy_attempts
+    assert executor.now() > sum(min(2**n, 60) for n in range(Policy().busy_attempts - 1))
+    assert scheduler.failures == {"00000": "it died"}
+
+
+def test_when_shard_after_shard_fails_the_rest_is_not_tried():
+    deadly = {f"{shard}-0" for shard in range(1000)}
+    scheduler, _, _, _ = _run(_World(deadly, Fault.failed), shards=1000)
+    assert Policy().failures_in_a_row <= len(scheduler.failures) < 40
+
+
+def test_a_machine_that_goes_away_twenty_times_costs_attempts_only():
+    losses = {"left": 20}
+
+    def behaviour(attempt):
+        if attempt.task.name == "00001" and losses["left"]:
+            losses["left"] -= 1
+            return 1.0, End(attempt.number, fault=Fault.node, reason="gone")
+        return 8.0, End(attempt.number, record=None if attempt.probe else _record(attempt))
+
+    scheduler, _, records, _ = _run(behaviour, shards=3)
+    assert (len(records), scheduler.failures, _quarantined(records)) == (3, {}, {})
+
+
+def test_a_request_to_stop_lets_what_flies_finish_and_starts_nothing():
+    world, asked = _World(), []
+    _, executor, records, _ = _run(world, stop=lambda: len(asked) > 40 or asked.append(None))
+    assert len(records) == len(world.attempts)
+    assert executor.most_in_flight <= len(records) < 20
+
+
+def test_a_straggler_is_issued_again_when_nothing_else_is_left():
+    first = set()
+
+    def slow(attempt):
+        hangs = attempt.task.name == "00019" and not first
+        first.update({attempt.number} if hangs else ())
+        return 10_000.0 if hangs else 1.0
+
+    world, confirmed = _World(slow=slow), []
+
+    def confirm(task):
+        confirmed.append(task.name)
+        return _record(world.attempts[-1])
+
+    scheduler, executor, records, _ = _run(world, confirm=confirm)
+    assert len(records) == 20
+    assert scheduler.reissued == 1
+    assert executor.now() < 1000
+    assert len(world.attempts) == 21
+
+
+def test_a_twice_written_shard_that_is_not_intact_is_mined_again():
+    first = set()
+
+    def slow(attempt):
+        late = attempt.task.name == "00019" and not first
+        first.update({attempt.number} if late else ())
+        return 50.0 if late else 1.0
+
+    world, asked = _World(slow=slow), []
+
+    def confirm(task):
+        asked.append(task.name)
+        return None if len(asked) == 1 else _record(world.attempts[-1])
+
+    policy = Policy(loser_seconds=10_000.0)
+
+    class NeverCancels(SimulatedExecutor):
+        def cancel(self, number):
+            pass
+
+    executor, records = NeverCancels(4, world), {}
+    callbacks = Callbacks(lambda task, record: records.update({task.name: record}), confirm=confirm)
+    Scheduler(executor, callbacks, policy).run(_tasks(20, 8))
+    assert asked == ["00019"]
+    assert len(records) == 20
+    assert [a.task.name for a in world.attempts].count("00019") == 3
+
+
+@given(st.integers(1, 70), st.data())
+def test_a_hunt_finds_all_and_only_the_guilty(size, data):
+    guilty = data.draw(st.sets(st.integers(0, size - 1), max_size=4))
+    hunt, probes = Hunt(size), 0
+    while not hunt.is_over:
+        span = hunt.spans()[0]
+        probes += 1
+        (hunt.failed if guilty & set(range(*span)) else hunt.passed)(span)
+    assert set(hunt.guilty) == guilty
+    assert probes <= 2 + 4 * max(1, len(guilty)) * (size.bit_length() + 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (ConnectionResetError(), Fault.busy),
+        (TimeoutError(), Fault.busy),
+        (OSError(errno.EIO, "x"), Fault.busy),
+        (OSError(errno.ENOSPC, "x"), Fault.failed),
+        (PermissionError(errno.EACCES, "x"), Fault.failed),
+        (IsADirectoryError(), Fault.failed),
+        (SourceUnavailableError("cut off"), Fault.source),
+        (ChildProcessError("killed"), Fault.worker),
+        (MemoryError(), Fault.worker),
+        (ValueError("ours"), Fault.failed),
+        (type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})(), Fault.busy),
+    ],
+)
+def test_faults_of_the_machine_are_told_from_those_of_the_application(error, fault):
+    assert fault_of(error) is fault
