@@ -53,6 +53,9 @@ class BoxDomainPretrainer(BaseModel):
         adapter.convert(student, config.embed_dims)
         self.student = student
         self.student.backbone.requires_grad_(False)
+        for name, parameter in self.student.named_parameters():
+            if name.startswith(adapter.untrained):
+                parameter.requires_grad_(False)
         self.teacher = make_teacher(student)
 
     def init_weights(self) -> None:
@@ -84,7 +87,7 @@ class BoxDomainPretrainer(BaseModel):
         update_teacher(self.teacher, self.student, momentum)
 
     def _regression_losses(self, stock: Losses) -> Losses:
-        kept = {name: value for name, value in stock.items() if name not in self.adapter.dropped_losses}
+        kept = {name: value for name, value in stock.items() if self.adapter.keeps(name)}
         return {name: _scaled(value, self.config.regression_weight) for name, value in kept.items()}
 
     def _contrast(self, queries: Stages, keys: Stages) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tupl
     model = checkpoint["identity"]["stock_model"]
     adapter = adapter_for(model["type"], head_type(model))
     stock: State = build_detector(model).state_dict()
-    left_out = adapter.embedding_layers + (() if keep_predictors else adapter.predictors)
+    left_out = adapter.embedding_layers + adapter.untrained + (() if keep_predictors else adapter.predictors)
     exported: State = {}
     for name, value in checkpoint["model"].items():
         stock_name = name.removeprefix("student.")

@@ -32,7 +32,8 @@ class InputSpec:
             std=tuple(data_preprocessor.get("std") or (1.0, 1.0, 1.0)),
             # mmdet's loader gives BGR, so either name means: swap.
             bgr_to_rgb=any(data_preprocessor.get(name, False) for name in ("bgr_to_rgb", "rgb_to_bgr")),
-            pad_size_divisor=int(data_preprocessor.get("pad_size_divisor", 1)),
+            # Stock pipelines that leave it out crop to a fixed size, a multiple of 32; the release pads to that.
+            pad_size_divisor=int(data_preprocessor.get("pad_size_divisor", 32)),
         )
 
 

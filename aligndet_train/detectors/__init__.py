@@ -1,11 +1,30 @@
 """Turning a stock mmdet detector into a pretraining model: one adapter per family, one file per adapter."""
 
 from aligndet_train.detectors.adapter import BACKGROUND, FamilyAdapter
-from aligndet_train.detectors.point import FCOSAdapter
+from aligndet_train.detectors.aligned import RTMDetAdapter, TOODAdapter, YOLOXAdapter
+from aligndet_train.detectors.anchor import (
+    ATSSAdapter,
+    DDODAdapter,
+    GFLAdapter,
+    RetinaNetAdapter,
+    SSDAdapter,
+    YOLOFAdapter,
+)
+from aligndet_train.detectors.cascade import CascadeRCNNAdapter
+from aligndet_train.detectors.point import FCOSAdapter, FoveaBoxAdapter, RepPointsAdapter, VFNetAdapter
+from aligndet_train.detectors.query import QueryAdapter
+from aligndet_train.detectors.sparse_rcnn import SparseRCNNAdapter
 from aligndet_train.detectors.two_stage import FasterRCNNAdapter
+from aligndet_train.detectors.unsupported import reason
 from proposals.errors import AlignDetError
 
-ADAPTERS: tuple[type[FamilyAdapter], ...] = (FCOSAdapter, FasterRCNNAdapter)
+ADAPTERS: tuple[type[FamilyAdapter], ...] = (
+    FCOSAdapter, FoveaBoxAdapter, RepPointsAdapter, VFNetAdapter,
+    RetinaNetAdapter, ATSSAdapter, DDODAdapter, GFLAdapter, SSDAdapter, YOLOFAdapter,
+    TOODAdapter, RTMDetAdapter, YOLOXAdapter,
+    FasterRCNNAdapter, CascadeRCNNAdapter, SparseRCNNAdapter,
+    QueryAdapter,
+)  # fmt: skip
 
 __all__ = ["ADAPTERS", "BACKGROUND", "FamilyAdapter", "adapter_for"]
 
@@ -19,6 +38,9 @@ def adapter_for(detector_type: str, head_type: str) -> FamilyAdapter:
     for adapter in ADAPTERS:
         if adapter.matches(detector_type, head_type):
             return adapter()
+    why = reason(detector_type, head_type)
+    if why is not None:
+        raise AlignDetError(f"{detector_type} with {head_type} cannot be pretrained: {why}")
     known = "; ".join(f"{a.family}: {', '.join(a.head_types)}" for a in ADAPTERS)
     raise AlignDetError(
         f"no adapter for the head {head_type} of {detector_type}. Supported heads: {known}. A new family is one file "

@@ -4,6 +4,9 @@ Every mmdet head ends its target assignment in one call: ``loss_cls(predictions,
 proposals' ids as labels and an embedding layer as class predictor, put an EmbeddingTap in the place of
 ``loss_cls``, and that call hands over exactly (embedding, assigned id) of every predicted box: the detector's own
 assigner, samplers and box losses run untouched.
+
+Where a head also asks class scores for something else (an assigner's cost, a box loss's weight), it must get the
+same score for every box, because a proposal has no class: see neutral.py.
 """
 
 from abc import ABC, abstractmethod
@@ -52,18 +55,48 @@ class EmbeddingTap(BaseModule):
         super().__init__()
         self.weight = weight
         self._readings: list[Reading] = []
+        self._held: list[Tensor] = []
+        self._expected: list[Tensor] = []
 
-    def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None, **_: Any) -> Tensor:
-        """Keep ``pred`` [N, D] and ``target`` [N]; rows of weight 0 were ignored by the assigner and are left out."""
+    def hold(self, embeddings: Tensor) -> None:
+        """``embeddings`` [N, D] stand for the scores of the next call that no held ones stand for yet."""
+        self._held.append(embeddings)
+
+    def expect(self, ids: Tensor) -> None:
+        """``ids`` [N] are, after those expected already, what the next call's rows were assigned."""
+        self._expected.append(ids)
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor | tuple[Tensor, Tensor],
+        weight: Tensor | list[Tensor] | None = None,
+        reduction_override: str | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Keep ``pred`` [N, D] and ``target`` [N]; rows of weight 0 were ignored by the assigner and are left out.
+
+        Of a pair of targets the first are the ids. A call that asks for the loss of every row ranks boxes before
+        they are assigned: it gets zeros [N, 1], and nothing is kept.
+        """
+        if reduction_override == "none":
+            return pred.new_zeros((len(pred), 1))
+        embeddings = self._held.pop(0) if self._held else pred
+        ids = target[0] if isinstance(target, tuple) else target
+        if self._expected:
+            ids, self._expected = torch.cat(self._expected), []
+        if isinstance(weight, list):
+            weight = torch.cat([level.reshape(-1) for level in weight])
         if weight is not None:
             used = weight > 0
-            pred, target = pred[used], target[used]
-        self._readings.append(Reading(pred, target))
+            embeddings, ids = embeddings[used], ids[used]
+        self._readings.append(Reading(embeddings, ids, self.weight))
         return pred[:0].sum()
 
     def drain(self) -> list[Reading]:
         """The readings since the last call, in call order."""
         readings, self._readings = self._readings, []
+        self._held, self._expected = [], []
         return readings
 
     def read(self) -> Reading | None:
@@ -86,11 +119,16 @@ class FamilyAdapter(ABC):
     defaults: ClassVar[dict[str, Any]]
     """PretrainConfig fields of the release for this family (METHOD section 6)."""
     dropped_losses: ClassVar[frozenset[str]]
-    """Names of stock losses and figures that mean nothing once labels are ids; all others stay."""
+    """Names of stock losses and figures that mean nothing once labels are ids, without the stage ("s0."); all others
+    stay."""
     embedding_layers: ClassVar[tuple[str, ...]]
     """Stock layers replaced by the unsupervised head, as state-dict prefixes: never exported."""
     predictors: ClassVar[tuple[str, ...]]
     """Final class-specific predictors, as prefixes: exported only when asked for."""
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """Stock layers that no loss reaches without labels (mask heads), as prefixes: frozen, never exported."""
+    has_classes: ClassVar[bool] = False
+    """Whether the class branch stays and learns the proposals' clusters."""
 
     @classmethod
     def matches(cls, detector_type: str, head_type: str) -> bool:
@@ -110,11 +148,18 @@ class FamilyAdapter(ABC):
 
     @abstractmethod
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
-        """Replace, in place, the class predictor by f_con + projector and ``loss_cls`` by an EmbeddingTap."""
+        """Replace, in place, the class predictor by f_con + projector and ``loss_cls`` by an EmbeddingTap.
+
+        Raises AlignDetError for a config of the family that cannot be converted.
+        """
 
     @abstractmethod
     def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
         """The taps of a converted detector."""
+
+    def keeps(self, loss: str) -> bool:
+        """Whether a stock loss or figure, named as ``detector.loss`` names it, stays."""
+        return loss.rsplit(".", 1)[-1] not in self.dropped_losses
 
     def read(self, detector: nn.Module) -> list[Reading | None]:
         """What the last ``detector.loss`` call predicted, by stage (one per tap); None for a stage without boxes."""

@@ -1,36 +1,57 @@
-"""Point-based dense heads: FCOS."""
+"""Point-based dense heads: assigned by centre, scale or predicted points."""
 
 from typing import Any, ClassVar
 
 from torch import nn
 
-from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter
-from aligndet_train.detectors.projectors import conv_projector
+from aligndet_train.detectors.dense import DenseHeadAdapter
 
 
-class FCOSAdapter(FamilyAdapter):
+class FCOSAdapter(DenseHeadAdapter):
     """FCOS: 3x3 conv - ReLU - 1x1 conv on the class tower; points assigned by centre and regression range."""
 
     family = "FCOS"
-    head_types = ("FCOSHead",)
+    head_types = ("FCOSHead", "NASFCOSHead")
     defaults: ClassVar[dict[str, Any]] = {
-        "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4},
+        **DenseHeadAdapter.defaults,
         # Of mmdet's own FCOS recipe.
         "clip_grad": 35.0,
     }
-    dropped_losses = frozenset({"loss_cls"})
     embedding_layers = ("bbox_head.conv_cls.",)
     predictors = ("bbox_head.conv_reg.", "bbox_head.conv_centerness.", "bbox_head.scales.")
 
+
+class FoveaBoxAdapter(DenseHeadAdapter):
+    """FoveaBox: points assigned by the shrunk box on the level of its scale."""
+
+    family = "FoveaBox"
+    head_types = ("FoveaHead",)
+    embedding_layers = ("bbox_head.conv_cls.",)
+    predictors = ("bbox_head.conv_reg.",)
+
+
+class RepPointsAdapter(DenseHeadAdapter):
+    """RepPoints: the embedding of a point is read where its first point set says (deformable convolution)."""
+
+    family = "RepPoints"
+    head_types = ("RepPointsHead",)
+    kernel_size = 1
+    defaults: ClassVar[dict[str, Any]] = {**DenseHeadAdapter.defaults, "clip_grad": 35.0}
+    embedding_layers = ("bbox_head.reppoints_cls_out.",)
+    predictors = ("bbox_head.reppoints_pts_init_out.", "bbox_head.reppoints_pts_refine_out.")
+
+
+class VFNetAdapter(DenseHeadAdapter):
+    """VarifocalNet: ATSS assignment. Its class target, the predicted IoU in the column of the class, has no column
+    for an id: the head's other mode, plain labels, takes its place; box losses keep their IoU weights."""
+
+    family = "VFNet"
+    head_types = ("VFNetHead",)
+    embedding_layers = ("bbox_head.vfnet_cls.",)
+    predictors = ("bbox_head.vfnet_reg.", "bbox_head.vfnet_reg_refine.", "bbox_head.scales")
+
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
         """See FamilyAdapter."""
+        super().convert(detector, embed_dims)
         head: Any = detector.bbox_head
-        head.conv_cls = conv_projector(head.feat_channels, embed_dims, kernel_size=3)
-        head.cls_out_channels = embed_dims
-        head.num_classes = BACKGROUND
-        head.loss_cls = EmbeddingTap()
-
-    def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
-        """See FamilyAdapter."""
-        head: Any = detector.bbox_head
-        return [head.loss_cls]
+        head.use_vfl = False

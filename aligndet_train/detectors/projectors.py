@@ -3,12 +3,12 @@
 from torch import nn
 
 
-def conv_projector(channels: int, embed_dims: int, kernel_size: int) -> nn.Sequential:
-    """For dense heads: conv - ReLU - 1x1 conv. [B, channels, H, W] -> [B, embed_dims, H, W]."""
+def conv_projector(channels: int, embed_dims: int, kernel_size: int, anchors: int = 1) -> nn.Sequential:
+    """For dense heads: conv - ReLU - 1x1 conv. [B, channels, H, W] -> [B, anchors * embed_dims, H, W]."""
     return nn.Sequential(
         nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2),
         nn.ReLU(inplace=True),
-        nn.Conv2d(channels, embed_dims, 1),
+        nn.Conv2d(channels, anchors * embed_dims, 1),
     )
 
 

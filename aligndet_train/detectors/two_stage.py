@@ -2,25 +2,70 @@
 
 from typing import Any, ClassVar
 
+from mmdet.models import PISARoIHead, StandardRoIHead
 from mmdet.models.task_modules import RandomSampler
 from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter
+from aligndet_train.detectors.neutral import switch_off
 from aligndet_train.detectors.projectors import mlp_projector
 
 # Of the release: positives only, ground-truth boxes among the candidates.
 _SAMPLED_PER_IMAGE = 4096
 
+# Branches that need labels of pixels, or of the whole image, by the property that announces them.
+LABELLED_BRANCHES = ("with_mask", "with_semantic", "with_semantic_head", "with_glbctx", "with_feat_relay")
+
+
+def embed_roi_head(head: Any, embed_dims: int, tap: EmbeddingTap) -> None:
+    """fc - ReLU - fc as the class predictor of a RoI ``head``, and one box regressor for all ids, in place."""
+    head.fc_cls = mlp_projector(head.fc_cls.in_features, embed_dims)
+    if isinstance(getattr(head, "fc_reg", None), nn.Linear) and not head.reg_class_agnostic:
+        # An id is no class: a regressor per class would have no row for it.
+        head.fc_reg = nn.Linear(head.fc_reg.in_features, 4)
+        nn.init.normal_(head.fc_reg.weight, std=0.001)
+        nn.init.zeros_(head.fc_reg.bias)
+        head.reg_class_agnostic = True
+    head.num_classes = BACKGROUND
+    head.loss_cls = tap
+
+
+def positive_sampler() -> RandomSampler:
+    """The release's sampler of RoIs."""
+    return RandomSampler(num=_SAMPLED_PER_IMAGE, pos_fraction=1.0, neg_pos_ub=0, add_gt_as_proposals=True)
+
+
+def switch_off_labelled_branches(detector: Any) -> None:
+    """Masks, semantic maps and image-level classes: proposals have no labels for them."""
+    for module in (detector, detector.roi_head):
+        present = tuple(name for name in LABELLED_BRANCHES if getattr(module, name, False))
+        if present:
+            switch_off(module, *present)
+
+
+def repeated_regressor(value: Tensor, stock: Tensor) -> Tensor:
+    """A class-agnostic box regressor, for every class of a stock one; unchanged when no repetition fits."""
+    if stock.ndim == 0 or stock.shape[1:] != value.shape[1:] or stock.shape[0] % value.shape[0]:
+        return value
+    return value.repeat(stock.shape[0] // value.shape[0], *[1] * (value.ndim - 1))
+
 
 class FasterRCNNAdapter(FamilyAdapter):
-    """Faster R-CNN: fc - ReLU - fc on the RoI head's shared features; one box regressor for all ids.
+    """Faster R-CNN and what is built on it: fc - ReLU - fc on the RoI head's features; one box regressor for all ids.
 
-    The stock head and assigners stay. The release trains a Shared4Conv1FC head (METHOD section 4): a config that
-    names one is converted as well.
+    The stock head and assigners stay; the sampler becomes the release's. The release trains a Shared4Conv1FC head
+    (METHOD section 4): the shipped configs name one. Mask, semantic and point heads are left at their initial
+    values: there are no masks. PISA's reweighting, a ranking by class score, is off.
     """
 
     family = "Faster R-CNN"
-    head_types = ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead")
+    detector_types: ClassVar[tuple[str, ...]] = (
+        "FasterRCNN", "MaskRCNN", "GridRCNN", "MaskScoringRCNN", "PointRend", "TridentFasterRCNN", "PanopticFPN",
+    )  # fmt: skip
+    head_types = (
+        "Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead", "DoubleConvFCBBoxHead", "BBoxHead",
+        "SABLHead",
+    )  # fmt: skip
     defaults: ClassVar[dict[str, Any]] = {
         "optimizer": {"type": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4},
         # The sampler below limits the boxes, per image.
@@ -29,27 +74,24 @@ class FasterRCNNAdapter(FamilyAdapter):
     dropped_losses = frozenset({"loss_cls", "acc"})
     embedding_layers = ("roi_head.bbox_head.fc_cls.",)
     predictors = ("roi_head.bbox_head.fc_reg.",)
+    untrained = (
+        "roi_head.mask_head.", "roi_head.mask_iou_head.", "roi_head.point_head.", "roi_head.mask_roi_extractor.",
+        "semantic_head.", "panoptic_fusion_head.",
+    )  # fmt: skip
 
     @classmethod
     def matches(cls, detector_type: str, head_type: str) -> bool:
-        """Only the plain detector: masks and cascades are families of their own."""
-        return detector_type == "FasterRCNN" and head_type in cls.head_types
+        """By both: the same box heads serve detectors that need other adapters."""
+        return detector_type in cls.detector_types and head_type in cls.head_types
 
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
         """See FamilyAdapter. The sampler becomes the release's: positives only."""
         roi_head: Any = detector.roi_head
-        head = roi_head.bbox_head
-        head.fc_cls = mlp_projector(head.fc_cls.in_features, embed_dims)
-        # An id is no class: a regressor per class would have no row for it.
-        head.fc_reg = nn.Linear(head.fc_reg.in_features, 4)
-        nn.init.normal_(head.fc_reg.weight, std=0.001)
-        nn.init.zeros_(head.fc_reg.bias)
-        head.reg_class_agnostic = True
-        head.num_classes = BACKGROUND
-        head.loss_cls = EmbeddingTap()
-        roi_head.bbox_sampler = RandomSampler(
-            num=_SAMPLED_PER_IMAGE, pos_fraction=1.0, neg_pos_ub=0, add_gt_as_proposals=True
-        )
+        if isinstance(roi_head, PISARoIHead):
+            roi_head.__class__ = StandardRoIHead
+        switch_off_labelled_branches(detector)
+        embed_roi_head(roi_head.bbox_head, embed_dims, EmbeddingTap())
+        roi_head.bbox_sampler = positive_sampler()
 
     def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
         """See FamilyAdapter."""
@@ -58,6 +100,6 @@ class FasterRCNNAdapter(FamilyAdapter):
 
     def to_stock_shape(self, name: str, value: Tensor, stock: Tensor) -> Tensor | None:
         """The class-agnostic box regressor is repeated for every class of a stock one."""
-        if name.startswith(self.predictors) and stock.shape[0] % value.shape[0] == 0:
-            return value.repeat(stock.shape[0] // value.shape[0], *[1] * (value.ndim - 1))
+        if name.startswith(self.predictors):
+            value = repeated_regressor(value, stock)
         return super().to_stock_shape(name, value, stock)

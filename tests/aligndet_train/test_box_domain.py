@@ -149,8 +149,12 @@ def test_without_the_head_names_and_shapes_are_the_stock_ones(run):
 
 
 def test_unsupported_head_names_itself_and_what_is_missing():
-    with pytest.raises(AlignDetError, match=r"YOLOXHead of YOLOX.*FCOSHead.*which losses stay"):
-        adapter_for("YOLOX", "YOLOXHead")
+    with pytest.raises(AlignDetError, match=r"TheirHead of FCOS.*FCOSHead.*which losses stay"):
+        adapter_for("FCOS", "TheirHead")
+    with pytest.raises(
+        AlignDetError, match=r"YOLOV3 with YOLOV3Head cannot be pretrained: one layer predicts box"
+    ):
+        adapter_for("YOLOV3", "YOLOV3Head")
 
 
 def test_same_seed_same_weights(run):

@@ -1,0 +1,50 @@
+"""mmdet classes known not to convert, and why: said to the user before anything runs, and in docs/zoo.md."""
+
+_MASKS = "it predicts masks without a box head, and proposals have no masks"
+_TEACHER = "it distils a trained teacher detector, and pretraining starts without one"
+_HEATMAP = "its classes are heat maps of points: no predicted box is assigned to a proposal"
+_TEXT = "its classes are words, and proposals have none"
+_TRACKING = "tracking is another task; pretrain its detector by itself"
+_CLASS_FREE = "it has no class branch that an embedding could replace"
+_FIXED = "it takes its proposals from a file; the same heads pretrain as Faster R-CNN"
+
+REASONS: dict[str, str] = {
+    "AutoAssignHead": "its assignment is learned from class scores, by parameters of every class",
+    "BoxInst": _MASKS,
+    "CenterNetHead": _HEATMAP,
+    "CenterNetUpdateHead": _HEATMAP,
+    "CentripetalHead": _HEATMAP,
+    "CondInst": _MASKS,
+    "CornerHead": _HEATMAP,
+    "CrowdDet": "it predicts pairs of boxes, and its loss chooses their order by class score",
+    "FastRCNN": _FIXED,
+    "FreeAnchorRetinaHead": "its loss multiplies class and box probabilities: the box part does not stand alone",
+    "FSAFHead": "it chooses the level of a box by class loss",
+    "GARetinaHead": "its anchors are predicted, with ops on masks that have no stand-in here",
+    "GLIP": _TEXT,
+    "GroundingDINO": _TEXT,
+    "KnowledgeDistillationSingleStageDetector": _TEACHER,
+    "LAD": _TEACHER,
+    "Mask2Former": _MASKS,
+    "MaskFormer": _MASKS,
+    "PISARetinaHead": "its loss is reweighted by the ranks of class scores",
+    "PISASSDHead": "its loss is reweighted by the ranks of class scores",
+    "RPN": _CLASS_FREE,
+    "RTMDetInsHead": _MASKS,
+    "RTMDetInsSepBNHead": _MASKS,
+    "SOLO": _MASKS,
+    "SOLOv2": _MASKS,
+    "SoftTeacher": "it wraps a detector: pretrain that one, and load it as both student and teacher",
+    "YOLACT": _MASKS,
+    "YOLOV3Head": "one layer predicts box, objectness and class together: there is no class branch to replace",
+    **dict.fromkeys(
+        ("ByteTrack", "OCSORT", "StrongSORT", "DeepSORT", "QDTrack", "MaskTrackRCNN", "SORT", "BaseReID"),
+        _TRACKING,
+    ),
+    "Mask2FormerVideo": _TRACKING,
+}
+
+
+def reason(*names: str) -> str | None:
+    """Why a detector does not convert, by the class names in its config; None when that is not known."""
+    return next((REASONS[name] for name in names if name in REASONS), None)
