@@ -9,7 +9,7 @@ from pipeline.heartbeat import Heartbeat
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
 from pipeline.shard_task import Count, Work
-from pipeline.signals import Drain, Interrupted
+from pipeline.signals import Drain
 from pipeline.sources import Source, describe
 from pipeline.workspace import Workspace, begin, commit
 from proposals.dataset import layout
@@ -57,8 +57,8 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
     with Drain() as drain:
         try:
             return _run(source, out, recipe, options, observer, drain)
-        except (KeyboardInterrupt, Interrupted) as error:
-            raise _interrupted(out, getattr(error, "exit_code", 130)) from None
+        except KeyboardInterrupt:
+            raise _interrupted(out, drain.exit_code) from None
 
 
 def _run(
@@ -104,7 +104,7 @@ def proven(out: Path, job: str, task: ShardTask) -> CommitRecord | None:
 def _require_all(workspace: Workspace, driven: Driven, drain: Drain) -> None:
     missing = len(workspace.pending) - len(driven.records)
     if missing and drain.number is not None:
-        raise _interrupted(workspace.out, 128 + drain.number)
+        raise _interrupted(workspace.out, drain.exit_code)
     if missing:
         lines = "".join(f"\n  shard {name}: {reason}" for name, reason in sorted(driven.failures.items()))
         tried = len(driven.failures)

@@ -1,7 +1,7 @@
 """One task: read, search in a guarded child, write one shard. Knows nothing of Ray."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,9 +62,21 @@ def mine_shard(
     refused unseen. Raises OSError when the output cannot be written, ChildProcessError when the machine kills the
     process that searches.
     """
-    watch, rejected, count = Stopwatch(), [], Count()
-    with watch.stage("total"), ShardWriter(work.out, task.name) as writer:
-        for outcome in _outcomes(task, work, quarantine or {}, watch):
+    watch = Stopwatch()
+    return write_shard(task.name, work, mined_images(task, work, watch, quarantine), watch, on_progress)
+
+
+def write_shard(
+    name: str,
+    work: Work,
+    outcomes: Iterable[MinedImage | Rejection],
+    watch: Stopwatch,
+    on_progress: Callable[[Count], None] | None = None,
+) -> CommitRecord:
+    """Write ``outcomes`` as shard ``name``: its files, then the commit record that makes them count."""
+    rejected, count = [], Count()
+    with watch.stage("total"), ShardWriter(work.out, name) as writer:
+        for outcome in outcomes:
             if isinstance(outcome, Rejection):
                 rejected.append(outcome)
                 count += Count(rejected=1)
@@ -79,13 +91,13 @@ def mine_shard(
     record = CommitRecord(
         job=work.job, shard=shard, rejected=tuple(rejected), timing=watch.seconds, versions=library_versions()
     )
-    write_model(layout.record_path(work.out, task.name), record)
+    write_model(layout.record_path(work.out, name), record)
     return record
 
 
 def probe_images(task: ShardTask, work: Work) -> None:
     """Do to the images of ``task`` what `mine_shard` does and write nothing: does a worker survive them?"""
-    for _ in _outcomes(task, work, {}, Stopwatch()):
+    for _ in mined_images(task, work, Stopwatch()):
         pass
 
 
@@ -100,12 +112,13 @@ class _Read:
     refusal: Refusal | None = None
 
 
-def _outcomes(
-    task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch
+def mined_images(
+    task: ShardTask, work: Work, watch: Stopwatch, quarantine: Quarantine | None = None
 ) -> Iterator[MinedImage | Rejection]:
+    """Every image of ``task``, in order, with its proposals or the reason why it has none."""
     # The child searches one image while this process writes the one before it and reads the one after it.
     process = shared_process(Kernel(work.recipe, work.engine), work.limits)
-    ahead = _reads(task, work, quarantine, watch)
+    ahead = _reads(task, work, quarantine or {}, watch)
     image = next(ahead, None)
     if image is not None:
         _begin(image, process)

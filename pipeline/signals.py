@@ -8,19 +8,11 @@ from types import FrameType, TracebackType
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(BaseException):
-    """Stop at once. exit_code: what a shell expects of a process that this signal ended."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
 class Drain:
     """Turns signals into a request to drain, inside a ``with`` block of the main thread.
 
-    Until `allow`, and from the second signal on, a signal raises Interrupted. Elsewhere than in the main thread
-    nothing is handled. ``number``: of the signal that asked to drain, None so far.
+    Until `allow`, and from the second signal on, a signal raises KeyboardInterrupt: the one exception that Ray's calls
+    let through. Elsewhere than in the main thread nothing is handled. ``number``: of the first signal, None so far.
     """
 
     def __init__(self) -> None:
@@ -46,6 +38,11 @@ class Drain:
         if self._before:
             self._install()  # again: ray.init has handlers of its own
 
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that the signal ended."""
+        return 128 + (self.number or signal.SIGINT)
+
     def requested(self) -> bool:
         """Whether a signal asked to drain."""
         return self.number is not None
@@ -55,7 +52,7 @@ class Drain:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._announce is None or self.number is not None:
-            raise Interrupted(number)
-        self.number = number
+        again, self.number = self.number is not None, number
+        if again or self._announce is None:
+            raise KeyboardInterrupt
         self._announce()
