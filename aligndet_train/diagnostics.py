@@ -21,6 +21,7 @@ def embedding_diagnostics(
     query [Q, D], key [K, D], query_ids [Q], key_ids [K]: as in losses.contrastive.
 
     retrieval: of the queries whose proposal is in the other view, the share whose nearest box there is it.
+    retrieval_chance: what a random choice would reach: the mean share of the other view's boxes that are right.
     alignment: mean squared distance of positive pairs (Wang & Isola 2020; 0 is best).
     uniformity: log of the mean of exp(-2 d^2) over pairs of the online view (lower is more spread).
     positives: number of queries.
@@ -31,13 +32,15 @@ def embedding_diagnostics(
         positives = is_query.sum().float()
         if len(q) == 0 or len(k) == 0:
             nothing = positives.new_zeros(())
-            return {"retrieval": nothing, "alignment": nothing, "uniformity": nothing, "positives": positives}
+            names = ("retrieval", "retrieval_chance", "alignment", "uniformity")
+            return dict.fromkeys(names, nothing) | {"positives": positives}
         similarity = q @ k.T
         matches = (query_ids[:, None] == key_ids[None, :]) & is_query[:, None]
         findable = matches.any(dim=1)
         found = matches.gather(1, similarity.argmax(dim=1, keepdim=True))[:, 0]
         return {
             "retrieval": (found & findable).sum() / findable.sum().clamp(min=1),
+            "retrieval_chance": matches.sum() / (findable.sum() * len(k)).clamp(min=1),
             "alignment": ((2 - 2 * similarity) * matches).sum() / matches.sum().clamp(min=1),
             "uniformity": _uniformity(q[:: -(-len(q) // _UNIFORMITY_ROWS)]),
             "positives": positives,

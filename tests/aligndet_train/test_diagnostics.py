@@ -12,6 +12,7 @@ def test_identical_orthogonal_embeddings_are_perfect():
     eye = torch.eye(8)
     figures = embedding_diagnostics(eye, eye, torch.arange(8), torch.arange(8), background=BACKGROUND)
     assert figures["retrieval"] == 1
+    assert figures["retrieval_chance"] == pytest.approx(1 / 8)
     assert figures["alignment"] == pytest.approx(0)
     # Orthogonal unit vectors are sqrt(2) apart: log exp(-2 * 2).
     assert figures["uniformity"] == pytest.approx(-4, abs=1e-5)
@@ -38,3 +39,12 @@ def test_no_boxes_at_all():
     nothing, none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
     figures = embedding_diagnostics(nothing, nothing, none, none, background=BACKGROUND)
     assert all(torch.isfinite(value) for value in figures.values())
+
+
+def test_random_embeddings_are_retrieved_as_often_as_chance_says():
+    torch.manual_seed(0)
+    ids = torch.randint(-1, 5, (4000,))
+    query, key = torch.randn(4000, 32), torch.randn(4000, 32)
+    figures = embedding_diagnostics(query, key, ids, ids, background=BACKGROUND)
+    assert figures["retrieval"] == pytest.approx(float(figures["retrieval_chance"]), abs=0.02)
+    assert figures["retrieval_chance"] == pytest.approx(1 / 6, abs=0.02)
