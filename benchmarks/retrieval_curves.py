@@ -1,0 +1,168 @@
+"""Does pretraining learn? A few hundred iterations of several detectors, and what each says of its embeddings.
+
+    python benchmarks/retrieval_curves.py OUT --work-dir W --iterations 300 --parallel 3
+    python benchmarks/retrieval_curves.py --render W/curves.json --svg docs/images/retrieval.svg
+
+OUT is a proposal dataset. Every detector is one `aligndet pretrain` process; a finished one is not run again. The
+figures are smoothed means over a tenth of the run: retrieval at the start and at the end, beside what chance gives.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from html import escape
+from pathlib import Path
+from typing import Any
+
+DETECTORS = (
+    "fcos_lite0",
+    "retinanet_lite0",
+    "faster_rcnn_lite0",
+    "cascade_rcnn_lite0",
+    "detr_lite0",
+    "deformable_detr_lite0",
+)
+COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
+
+
+def train(detector: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one detector to the end, or find it done; its figures per logged step."""
+    folder = arguments.work_dir / detector
+    command = [sys.executable, "-m", "proposals", "pretrain", "--detector", detector, "--data", arguments.data,
+               "--work-dir", folder, "--iterations", arguments.iterations, "--batch-size", arguments.batch_size,
+               "--workers", arguments.workers, "--log-interval", 1, *(["--amp"] if arguments.amp else [])]  # fmt: skip
+    start = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("ab") as log:
+        code = subprocess.run([str(part) for part in command], stdout=log, stderr=log, check=False).returncode
+    curves = read_curves(folder)
+    print(f"{detector}: exit {code}, {len(curves)} steps, {time.perf_counter() - start:.0f} s", flush=True)
+    return {"detector": detector, "exit": code, "curves": curves}
+
+
+def read_curves(folder: Path) -> list[dict[str, float]]:
+    """The scalars of every logged step, in order; a resumed run has several files."""
+    steps: dict[int, dict[str, float]] = {}
+    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            steps[row["step"]] = row
+    return [steps[step] for step in sorted(steps)]
+
+
+def summary(run: dict[str, Any]) -> dict[str, Any]:
+    """Means over the first and the last tenth of a run."""
+    rows = [row for row in run["curves"] if "retrieval" in row]
+    if not rows:
+        return {"detector": run["detector"], "steps": len(run["curves"])}
+    tenth = max(1, len(rows) // 10)
+
+    def mean(part: list[dict[str, float]], name: str) -> float:
+        return sum(row.get(name, float("nan")) for row in part) / len(part)
+
+    first, last = rows[:tenth], rows[-tenth:]
+    return {
+        "detector": run["detector"],
+        "steps": rows[-1]["step"],
+        "retrieval_first": mean(first, "retrieval"),
+        "retrieval_last": mean(last, "retrieval"),
+        "chance": mean(last, "retrieval_chance"),
+        "loss_first": mean(first, "loss"),
+        "loss_last": mean(last, "loss"),
+        "images_per_second": mean(last, "images_per_second"),
+    }
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Markdown, one row per detector."""
+    lines = [
+        "| detector | steps | retrieval: first tenth | last tenth | chance | loss: first | last | images/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        row = summary(run)
+        if "retrieval_first" not in row:
+            lines.append(f"| {row['detector']} | {row['steps']} | nothing logged | | | | | |")
+            continue
+        lines.append(
+            f"| {row['detector']} | {row['steps']} | {row['retrieval_first']:.3f} | {row['retrieval_last']:.3f} "
+            f"| {row['chance']:.4f} | {row['loss_first']:.2f} | {row['loss_last']:.2f} "
+            f"| {row['images_per_second']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def svg(runs: list[dict[str, Any]], width: int = 760, height: int = 380) -> str:
+    """Retrieval against the step, each detector a line smoothed over 15 steps."""
+    left, right, top, bottom = 50, width - 190, 20, height - 40
+    steps = max((row["step"] for run in runs for row in run["curves"]), default=1)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="12"><rect width="{width}" height="{height}" fill="white"/>'
+    ]
+    for tick in range(0, 11, 2):
+        y = bottom - (bottom - top) * tick / 10
+        parts.append(f'<path d="M{left} {y}H{right}" stroke="#ddd"/><text x="{left - 8}" y="{y + 4}" '
+                     f'text-anchor="end">{tick / 10:.1f}</text>')  # fmt: skip
+    for tick in range(0, 4):
+        x = left + (right - left) * tick / 3
+        parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{steps * tick // 3}</text>')
+    parts.append(f'<text x="{left}" y="{top - 6}">retrieval</text><text x="{right}" y="{bottom + 34}" '
+                 f'text-anchor="end">iteration</text>')  # fmt: skip
+    for number, run in enumerate(runs):
+        colour = COLOURS[number % len(COLOURS)]
+        values = smooth([(row["step"], row["retrieval"]) for row in run["curves"] if "retrieval" in row])
+        points = " ".join(
+            f"{left + (right - left) * step / steps:.1f},{bottom - (bottom - top) * value:.1f}"
+            for step, value in values
+        )
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{right + 14}" y="{top + 20 + 20 * number}" fill="{colour}">'
+                     f"{escape(run['detector'])}</text>")  # fmt: skip
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def smooth(points: list[tuple[int, float]], window: int = 15) -> list[tuple[int, float]]:
+    """A running mean of the values."""
+    return [
+        (step, sum(value for _, value in points[max(0, i - window + 1) : i + 1]) / min(i + 1, window))
+        for i, (step, _) in enumerate(points)
+    ]
+
+
+def main() -> None:
+    """Train, or render what was trained elsewhere."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, nargs="?", help="proposal dataset")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/retrieval"))
+    parser.add_argument("--detectors", nargs="+", default=DETECTORS)
+    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--parallel", type=int, default=1, help="detectors trained at the same time")
+    parser.add_argument("--amp", action="store_true")
+    parser.add_argument(
+        "--render", type=Path, help="a curves.json: print its table, write --svg, train nothing"
+    )
+    parser.add_argument("--svg", type=Path)
+    arguments = parser.parse_args()
+    if arguments.render is None:
+        if arguments.data is None:
+            parser.error("name a proposal dataset")
+        with ThreadPoolExecutor(arguments.parallel) as pool:
+            runs = list(pool.map(lambda name: train(name, arguments), arguments.detectors))
+        (arguments.work_dir / "curves.json").write_text(json.dumps(runs))
+    else:
+        runs = json.loads(arguments.render.read_text())
+    print(table(runs))
+    if arguments.svg is not None:
+        arguments.svg.write_text(svg(runs))
+
+
+if __name__ == "__main__":
+    main()
