@@ -1,0 +1,417 @@
+"""Does pretraining help? Fine-tuning AP with and without it, for several detectors, seeds and data fractions.
+
+    python benchmarks/transfer.py pack POOL --train train.json --val val.json --images DIR --out PACK
+    python benchmarks/transfer.py run PACK --work-dir W --budget 540 --parallel 4      # again and again, until done
+    python benchmarks/transfer.py report W --out docs/results.md
+
+`pack` shrinks the pictures to 320 px and mines POOL; PACK is all that the machine with the GPU needs. `run`
+pretrains each detector on PACK's proposals, then fine-tunes three arms of it on the labelled pictures: `backbone`
+(its usual start), `box` (+ box-domain pretraining), `keep` (+ its box predictors). The arms share schedule, data
+and seeds; each one's learning rate is the best of one grid on a fifth of the training pictures that is held out
+for that alone. Every step is a file, so a run that is stopped goes on; a job that failed stays in the table.
+`--ablate` adds the paper's ablations of --detectors.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LONG_SIDE = 320
+SEEDS = (0, 1, 2)
+FRACTIONS = (10, 100)
+ARMS = ("backbone", "box", "keep")
+TUNING_SEED = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One detector's fine-tuning: epochs of the short and the long schedule, and the grid of learning rates."""
+
+    epochs: dict[str, int]
+    grid: tuple[float, ...]
+    batch: int = 16
+    pretrain_epochs: int = 12
+
+
+RECIPES = {
+    "fcos_lite0": Recipe({"short": 12, "long": 36}, (0.004, 0.008, 0.016)),
+    "retinanet_lite0": Recipe({"short": 12, "long": 36}, (0.004, 0.008, 0.016)),
+    "faster_rcnn_lite0": Recipe({"short": 24, "long": 48}, (0.01, 0.02, 0.04)),
+    "deformable_detr_lite0": Recipe({"short": 24, "long": 72}, (1e-4, 2e-4, 4e-4), pretrain_epochs=24),
+}
+
+# Each changes one thing of the pretraining run, by options of `aligndet pretrain`.
+ABLATIONS = {
+    "no contrastive loss": ["--cfg-options", "pretrain.contrastive_weight=0"],
+    "no regression loss": ["--cfg-options", "pretrain.regression_weight=0"],
+    "50 proposals": ["--cfg-options", "pretrain.proposals_per_image=50"],
+    "all proposals": ["--cfg-options", "pretrain.proposals_per_image=None"],
+    "filter 0308": ["@mined_0308"],
+    "random boxes": ["@mined_random"],
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process. Done when ``product`` exists; may start when all of ``needs`` do."""
+
+    name: str
+    command: tuple[str, ...]
+    product: Path
+    needs: tuple[Path, ...] = ()
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+def aligndet(*arguments: object) -> tuple[str, ...]:
+    return (sys.executable, "-m", "proposals", *(str(argument) for argument in arguments))
+
+
+def slug(text: str) -> str:
+    return text.replace(" ", "-")
+
+
+def pretraining(detector: str, pack: Path, work: Path, extra: list[str], name: str) -> list[Job]:
+    """Pretrain, then export twice: without and with the box predictors."""
+    folder = work / "pretrain" / name
+    data = pack / next((part[1:] for part in extra if part.startswith("@")), "mined")
+    options = [part for part in extra if not part.startswith("@")]
+    images = json.loads((data / "dataset.json").read_text())["totals"]["images"]
+    steps = RECIPES[detector].pretrain_epochs * images // 32
+    run = aligndet("pretrain", "--detector", detector, "--data", data, "--work-dir", folder, "--amp", "--iterations",
+                   steps, "--batch-size", 32, "--workers", 4, *options)  # fmt: skip
+    finished = folder / "finished"
+    jobs = [Job(f"pretrain {name}", (*run, "&&touch", str(finished)), finished)]
+    for arm, flags in (("box", ()), ("keep", ("--keep-predictors",))):
+        out = folder / f"{arm}.safetensors"
+        jobs.append(
+            Job(
+                f"export {name} {arm}", aligndet("export", folder / "last.pth", out, *flags), out, (finished,)
+            )
+        )
+    return jobs
+
+
+def finetuning(pack: Path, work: Path, labels: dict[str, Any], lr: float, split: tuple[str, str]) -> Job:
+    """Fine-tune one arm; ``split`` names the annotation files to train and to measure on."""
+    detector, arm = labels["detector"], labels["arm"]
+    recipe = RECIPES[detector]
+    folder = work / "finetune" / "+".join(slug(str(value)) for value in labels.values())
+    weights = () if arm == "backbone" else (work / "pretrain" / labels["source"] / f"{arm}.safetensors",)
+    train, val = split
+    epochs = recipe.epochs[labels["schedule"]]
+    command = aligndet(
+        "finetune", "--detector", detector, "--train", pack / train, "--val", pack / val, "--train-images",
+        pack / "labelled", "--val-images", pack / "labelled", "--work-dir", folder, "--epochs", epochs, "--lr", lr,
+        "--batch-size", recipe.batch, "--image-size", f"{LONG_SIDE}x{LONG_SIDE}", "--seed", labels["seed"], "--amp",
+        "--workers", 3, "--eval-interval", max(1, epochs // 6),
+        *(("--weights", weights[0]) if weights else ()),
+    )  # fmt: skip
+    product = folder / "finished"
+    return Job(" ".join(str(v) for v in labels.values()), (*command, "&&touch", str(product)), product, weights,
+               {**labels, "lr": lr})  # fmt: skip
+
+
+def tuning_jobs(detector: str, arm: str, source: str, schedule: str, pack: Path, work: Path) -> list[Job]:
+    base = {"stage": "tune", "detector": detector, "arm": arm, "source": source, "schedule": schedule}
+    return [
+        finetuning(
+            pack, work, {**base, "seed": TUNING_SEED, "rate": lr}, lr, ("tune_train.json", "tune_val.json")
+        )
+        for lr in RECIPES[detector].grid
+    ]
+
+
+def best_rate(jobs: list[Job]) -> float | None:
+    """The grid's best learning rate, once every one of them has been tried."""
+    if not all(job.product.exists() for job in jobs):
+        return None
+    return max(jobs, key=lambda job: last_figures(job).get("AP", -1.0)).labels["lr"]
+
+
+def last_figures(job: Job) -> dict[str, float]:
+    path = job.product.parent / "results.json"
+    return json.loads(path.read_text())["last"] if path.is_file() else {}
+
+
+def arm_jobs(detector: str, source: str, arms: tuple[str, ...], args: argparse.Namespace) -> list[Job]:
+    """Tuning of every arm, and of the tuned ones all fractions and seeds."""
+    jobs: list[Job] = []
+    for schedule in args.schedules:
+        for arm in arms:
+            tuning = tuning_jobs(detector, arm, source, schedule, args.pack, args.work_dir)
+            jobs += tuning
+            lr = best_rate(tuning)
+            for fraction in args.fractions if lr is not None else ():
+                for seed in SEEDS:
+                    labels = {"stage": "final", "detector": detector, "arm": arm, "source": source,
+                              "schedule": schedule, "fraction": fraction, "seed": seed}  # fmt: skip
+                    train = "train.json" if fraction == 100 else f"train.{fraction}@{seed}.json"
+                    jobs.append(finetuning(args.pack, args.work_dir, labels, lr, (train, "val.json")))
+    return jobs
+
+
+def every_job(args: argparse.Namespace) -> list[Job]:
+    """All jobs that are known by now: those of tuned arms appear when their tuning is done."""
+    jobs: list[Job] = []
+    for detector in args.detectors:
+        jobs += pretraining(detector, args.pack, args.work_dir, [], detector)
+        jobs += arm_jobs(detector, detector, ARMS, args)
+        for name, extra in ABLATIONS.items() if args.ablate else ():
+            source = f"{detector}-{slug(name)}"
+            missing = [part for part in extra if part.startswith("@") and not (args.pack / part[1:]).is_dir()]
+            if not missing:
+                jobs += pretraining(detector, args.pack, args.work_dir, extra, source)
+                jobs += arm_jobs(detector, source, ("box",), args)
+    return jobs
+
+
+def run_job(job: Job, log_folder: Path) -> int:
+    """Run the process; its output goes to a file of its own. "&&touch FILE" marks what ends in more than one file."""
+    command = list(job.command)
+    marker = Path(command.pop()) if command[-2:-1] == ["&&touch"] else None
+    if marker is not None:
+        command.pop()
+    log_folder.mkdir(parents=True, exist_ok=True)
+    if job.labels:
+        job.product.parent.mkdir(parents=True, exist_ok=True)
+        (job.product.parent / "labels.json").write_text(json.dumps(job.labels))
+    with (log_folder / f"{slug(job.name)}.log").open("ab") as log:
+        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    if code == 0 and marker is not None:
+        marker.touch()
+    return code
+
+
+def run(args: argparse.Namespace) -> None:
+    """Start jobs whose needs are met, ``parallel`` at a time, until none is left or the budget is spent."""
+    end, lock, running, failed = time.monotonic() + args.budget, threading.Lock(), set(), set()
+
+    def next_job() -> Job | None:
+        with lock:
+            for job in every_job(args):
+                ready = not job.product.exists() and all(path.exists() for path in job.needs)
+                if ready and job.name not in running | failed:
+                    running.add(job.name)
+                    return job
+            return None
+
+    def worker() -> None:
+        while time.monotonic() < end:
+            job = next_job()
+            if job is None:
+                with lock:
+                    idle = not running
+                if idle:
+                    return
+                time.sleep(1)
+                continue
+            start = time.monotonic()
+            code = run_job(job, args.work_dir / "logs")
+            with lock:
+                running.discard(job.name)
+                if code:
+                    failed.add(job.name)
+            print(
+                f"{job.name}: exit {code}, {time.monotonic() - start:.0f} s {last_figures(job)}", flush=True
+            )
+
+    with ThreadPoolExecutor(args.parallel) as pool:
+        for _ in range(args.parallel):
+            pool.submit(worker)
+    jobs = every_job(args)
+    print(
+        f"{sum(job.product.exists() for job in jobs)} of {len(jobs)} known jobs are done, {len(failed)} failed"
+    )
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Shrink, mine, split: everything `run` needs, in one folder."""
+    import cv2
+
+    def shrink(source: Path, target: Path) -> float:
+        image = cv2.imread(str(source))
+        factor = min(1.0, LONG_SIDE / max(image.shape[:2]))
+        small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), small, [cv2.IMWRITE_JPEG_QUALITY, 85])
+        return factor
+
+    for source in sorted(args.pool.rglob("*.jpg")):
+        shrink(source, args.out / "pool" / source.name)
+    for name, path in (("train", args.train), ("val", args.val)):
+        content = json.loads(path.read_text())
+        factors = {}
+        for image in content["images"]:
+            factor = shrink(args.images / image["file_name"], args.out / "labelled" / image["file_name"])
+            factors[image["id"]] = factor
+            image["width"], image["height"] = (round(image[side] * factor) for side in ("width", "height"))
+        for box in content["annotations"]:
+            factor = factors[box["image_id"]]
+            box["bbox"] = [value * factor for value in box["bbox"]]
+            box["area"] = box.get("area", box["bbox"][2] * box["bbox"][3]) * factor**2
+        (args.out / f"{name}.json").write_text(json.dumps(content))
+    subprocess.run(
+        aligndet("split", args.out / "train.json", args.out, "--percent", 10, "--seeds", 3), check=True
+    )
+    hold_out(args.out)
+    for folder, options in (("mined", ()), ("mined_0308", ("--filter", "ratio3size0308@0.5"))):
+        subprocess.run(aligndet("mine", args.out / "pool", args.out / folder, *options), check=True)
+    randomise(args.out / "mined", args.out / "pool", args.out / "mined_random")
+
+
+def hold_out(folder: Path) -> None:
+    """A fifth of the training pictures, on which learning rates are chosen and nothing is reported."""
+    content = json.loads((folder / "train.json").read_text())
+    held = {image["id"] for image in content["images"][::5]}
+    for name, inside in (("tune_train", False), ("tune_val", True)):
+        part = {
+            **content,
+            "images": [image for image in content["images"] if (image["id"] in held) is inside],
+            "annotations": [box for box in content["annotations"] if (box["image_id"] in held) is inside],
+        }
+        (folder / f"{name}.json").write_text(json.dumps(part))
+
+
+def randomise(mined: Path, pool: Path, out: Path) -> None:
+    """The same pictures with as many boxes of the same sizes, put anywhere: what selective search has to beat."""
+    import numpy as np
+
+    listed = out.with_suffix(".json")
+    subprocess.run(aligndet("convert", mined, listed, "--to", "coco"), check=True)
+    content, rng = json.loads(listed.read_text()), np.random.default_rng(0)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    for box in content["annotations"]:
+        (width, height), (_, _, w, h) = sizes[box["image_id"]], box["bbox"]
+        box["bbox"] = [float(rng.uniform(0, width - w)), float(rng.uniform(0, height - h)), w, h]
+    listed.write_text(json.dumps(content))
+    subprocess.run(aligndet("convert", listed, out, "--to", "dataset", "--images", pool), check=True)
+    listed.unlink()
+
+
+Key = tuple[str, str, int, str]
+
+
+def report(args: argparse.Namespace) -> None:
+    """The table of everything that was run; an arm with a seed missing says so."""
+    finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
+    for path in sorted((args.work_dir / "finetune").glob("final+*/labels.json")):
+        labels, results = json.loads(path.read_text()), path.parent / "results.json"
+        content = json.loads(results.read_text()) if results.is_file() else {"last": {}, "epochs": []}
+        key = (labels["detector"], labels["schedule"], labels["fraction"], labels["source"])
+        content["lr"] = labels["lr"]
+        finals.setdefault(key, {}).setdefault(labels["arm"], {})[labels["seed"]] = content
+    lines = ["| detector | schedule | labels | pretraining | lr | AP | AP50 | AP75 | gain | p (paired) | seeds |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for key, arms in finals.items():
+        own = (key[0], key[1], key[2], key[0])
+        baseline = finals.get(own, {}).get("backbone", {})
+        lines += [table_row(key, arm, runs, baseline) for arm, runs in arms.items()]
+    lines += ["", "AP while fine-tuning (mean over seeds):", "", *learning_curves(finals)]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text)
+
+
+def table_row(
+    key: Key, arm: str, runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]
+) -> str:
+    detector, schedule, fraction, source = key
+    name = {"backbone": "backbone only", "box": "+ box-domain", "keep": "+ box-domain, predictors kept"}[arm]
+    if source != detector:
+        name += f" ({source.removeprefix(detector + '-')})"
+    figures = [spread([run["last"][figure] for run in runs.values() if figure in run["last"]])
+               for figure in ("AP", "AP50", "AP75")]  # fmt: skip
+    gain, p = paired(runs, baseline) if arm != "backbone" else ("", "")
+    lr = next(iter(runs.values()))["lr"]
+    done = sum("AP" in run["last"] for run in runs.values())
+    cells = [
+        detector,
+        schedule,
+        f"{fraction} %",
+        name,
+        f"{lr:g}",
+        *figures,
+        gain,
+        p,
+        f"{done} of {len(SEEDS)}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return "not done"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def paired(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> tuple[str, str]:
+    """Mean gain in AP over seeds that both have, and the p value of a two-sided paired t-test."""
+    from scipy.stats import ttest_rel
+
+    both = [
+        seed for seed in runs if "AP" in runs[seed]["last"] and "AP" in baseline.get(seed, {}).get("last", {})
+    ]
+    if not both:
+        return "", ""
+    ours, theirs = ([group[seed]["last"]["AP"] for seed in both] for group in (runs, baseline))
+    gain = f"{statistics.mean(ours) - statistics.mean(theirs):+.1f}"
+    return gain, f"{ttest_rel(ours, theirs).pvalue:.3f}" if len(both) > 1 else ""
+
+
+def learning_curves(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> list[str]:
+    lines = ["| detector | schedule | labels | arm | AP after epoch |", "|---|---|---|---|---|"]
+    for (detector, schedule, fraction, source), arms in finals.items():
+        for arm, runs in arms.items():
+            by_epoch: dict[int, list[float]] = {}
+            for row in (row for run in runs.values() for row in run["epochs"]):
+                by_epoch.setdefault(row["epoch"], []).append(row.get("AP", 0.0))
+            curve = ", ".join(f"{epoch}: {statistics.mean(v):.1f}" for epoch, v in sorted(by_epoch.items()))
+            lines.append(
+                f"| {source if arm != 'backbone' else detector} | {schedule} | {fraction} % | {arm} | {curve} |"
+            )
+    return lines
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True)
+    packing = verbs.add_parser("pack", help="shrink the pictures and mine the pool")
+    packing.add_argument("pool", type=Path, help="folder of unlabelled photographs")
+    for name in ("train", "val", "images", "out"):
+        packing.add_argument(f"--{name}", type=Path, required=True)
+    packing.set_defaults(verb=pack)
+    running = verbs.add_parser("run", help="pretrain and fine-tune until done, or the budget is spent")
+    running.add_argument("pack", type=Path)
+    running.add_argument("--work-dir", type=Path, required=True)
+    running.add_argument("--detectors", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    running.add_argument("--schedules", nargs="+", default=["short", "long"])
+    running.add_argument("--fractions", nargs="+", type=int, default=FRACTIONS)
+    running.add_argument("--parallel", type=int, default=1)
+    running.add_argument(
+        "--budget", type=float, default=float("inf"), help="seconds after which nothing is started"
+    )
+    running.add_argument("--ablate", action="store_true")
+    running.set_defaults(verb=run)
+    reporting = verbs.add_parser("report", help="the table")
+    reporting.add_argument("work_dir", type=Path)
+    reporting.add_argument("--out", type=Path)
+    reporting.set_defaults(verb=report)
+    arguments = parser.parse_args()
+    arguments.verb(arguments)
+
+
+if __name__ == "__main__":
+    main()
