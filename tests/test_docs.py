@@ -31,7 +31,8 @@ def python_blocks() -> list:
 
 
 def aligndet_commands() -> list[list[str]]:
-    lines = [line.split("#")[0] for block in blocks(README, "bash") for line in block.splitlines()]
+    pages = [README, (ROOT / "docs" / "detr-with-clusters.md").read_text()]
+    lines = [line.split("#")[0] for p in pages for block in blocks(p, "bash") for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith("aligndet ")]
 
 

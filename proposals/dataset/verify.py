@@ -20,6 +20,7 @@ from proposals.dataset import layout
 from proposals.dataset.assemble import checked_plan, read_identity, rejected_rows
 from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_parquet
 from proposals.dataset.checks.arrays import array_faults
+from proposals.dataset.checks.features import feature_faults
 from proposals.dataset.checks.folder import file_faults, strangers
 from proposals.dataset.checks.shard import Problem, check_shard, seal_faults
 from proposals.dataset.identity import JobIdentity
@@ -72,6 +73,7 @@ def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Repor
     problems += _recipe_problems(root, manifest)
     for entry in manifest.consolidated:
         problems += [Problem(entry.path, what) for what in file_faults(root, entry, content=True)]
+    problems += [Problem(path, what) for path, what in feature_faults(root, manifest, deep=deep)]
     plan, plan_problems = _plan(root, manifest)
     problems += plan_problems + _rejected_problems(root, manifest)
     problems += _shard_problems(root, manifest, plan, deep, workers)

@@ -42,10 +42,11 @@ def strangers(root: Path, manifest: Manifest) -> Strangers:
     unexpected: list[str] = []
     unfinished: list[str] = []
     for path, mode in sorted(_walk(root)):
-        if path in expected and stat.S_ISREG(mode):
+        if stat.S_ISREG(mode) and (path in expected or _is_checked_elsewhere(root, path)):
             continue
         known = layout.TEMPORARY_MARK in path or path == layout.APPEND
         known |= path.startswith(f"{layout.CONSOLIDATED}/") and not manifest.consolidated
+        known |= path.startswith(f"{layout.CLUSTERS}/")
         known |= appending and path.startswith(f"{layout.SHARDS}/") and _beyond(path, manifest)
         (unfinished if known and stat.S_ISREG(mode) else unexpected).append(path)
     return Strangers(tuple(unexpected), tuple(unfinished))
@@ -76,6 +77,13 @@ def _walk(root: Path) -> Iterator[tuple[str, int]]:
             mode = path.lstat().st_mode
             if not stat.S_ISDIR(mode) or not any(path.iterdir()):
                 yield path.relative_to(root).as_posix(), mode
+
+
+def _is_checked_elsewhere(root: Path, path: str) -> bool:
+    """Features and clusters: checks/features.py knows what belongs to them."""
+    if path == layout.CLUSTERS_RECORD or path.startswith(f"{layout.REGIONS}/"):
+        return layout.TEMPORARY_MARK not in path
+    return path.startswith(f"{layout.CLUSTERS}/") and (root / layout.CLUSTERS_RECORD).is_file()
 
 
 def _is_repository_folder(root: Path, path: Path) -> bool:

@@ -1,0 +1,131 @@
+"""Features of proposals from a frozen backbone: RoIAlign on its last map, averaged (METHOD section 7)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.ops import roi_align
+
+from aligndet_train.config import load_run_config, shipped_config
+from aligndet_train.preprocess import InputSpec
+from proposals.boxes import Boxes
+from proposals.errors import AlignDetError
+from proposals.images import Bgr
+
+_BINS = 7
+_SAMPLES_PER_BIN = 2
+
+
+@dataclass(frozen=True)
+class RegionSettings:
+    """Plain data that a worker builds its encoder from.
+
+    backbone, data_preprocessor: of a mmdet config. short_side, long_side: px, to which images are resized.
+    """
+
+    backbone: dict[str, Any]
+    data_preprocessor: dict[str, Any]
+    short_side: int
+    long_side: int
+
+
+def region_settings(
+    detector: str, options: Mapping[str, Any], short_side: int, long_side: int
+) -> RegionSettings:
+    """The backbone of ``detector``, a shipped name or a mmdet config file, with ``options`` changed in it.
+
+    Raises AlignDetError for a name that does not exist or a config that cannot be read.
+    """
+    path = Path(detector)
+    config = path if path.suffix == ".py" else shipped_config(detector)
+    model = load_run_config(config, {}, options).stock_model
+    return RegionSettings(model["backbone"], model["data_preprocessor"], short_side, long_side)
+
+
+class RegionEncoder:
+    """A frozen backbone that turns boxes of an image into features.
+
+    Raises AlignDetError when the backbone's weights cannot be read.
+    """
+
+    def __init__(self, settings: RegionSettings, device: str = "cpu") -> None:
+        # The same sums in the same order everywhere, or ids would depend on the machine's load.
+        torch.set_num_threads(1)
+        torch.backends.cudnn.deterministic = True
+        torch.manual_seed(0)
+        self.settings, self.device = settings, device
+        self._spec = InputSpec.from_stock(settings.data_preprocessor)
+        self._backbone = _frozen(settings.backbone).to(device)
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in (self._spec.mean, self._spec.std)
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What the features depend on, as JSON data: settings, and the sha256 of the weights."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self._backbone.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        settings = {
+            "backbone": self.settings.backbone,
+            "data_preprocessor": self.settings.data_preprocessor,
+            "short_side": self.settings.short_side,
+            "long_side": self.settings.long_side,
+            "roi_align": _BINS,
+        }
+        return {**json.loads(json.dumps(settings)), "weights": digest.hexdigest()}
+
+    @torch.no_grad()
+    def encode(self, bgr: Bgr, boxes: Boxes) -> npt.NDArray[np.float16]:
+        """Features [N, C] float16 of ``boxes`` [N, 4] float32 xyxy px in ``bgr`` [H, W, 3] uint8."""
+        image = torch.from_numpy(bgr).to(self.device).permute(2, 0, 1)
+        height, width = image.shape[1:]
+        factor = min(
+            self.settings.short_side / min(height, width), self.settings.long_side / max(height, width)
+        )
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        features = self._backbone(self._input(image, size))[-1]
+        scale = torch.tensor([size[1] / width, size[0] / height] * 2, device=self.device)
+        stride = self._padded(size)[1] / features.shape[-1]
+        moved = torch.from_numpy(boxes).to(self.device) * scale
+        pooled = roi_align(
+            features, [moved], _BINS, 1 / stride, sampling_ratio=_SAMPLES_PER_BIN, aligned=True
+        )
+        return np.asarray(pooled.mean(dim=(2, 3)).half().cpu().numpy(), dtype=np.float16)
+
+    def _input(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        channels = image.flip(0) if self._spec.bgr_to_rgb else image
+        resized = interpolate(channels[None].float(), size, mode="bilinear", antialias=True)
+        normal = (resized - self._mean) / self._std
+        height, width = self._padded(size)
+        return torch.nn.functional.pad(normal, (0, width - size[1], 0, height - size[0]))
+
+    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        return -(-size[0] // 32) * 32, -(-size[1] // 32) * 32
+
+
+def _frozen(backbone: dict[str, Any]) -> Any:
+    import_module("aligndet_train.backbones")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model: Any = MODELS.build(ConfigDict(backbone))
+    try:
+        model.init_weights()
+    except OSError as error:
+        raise AlignDetError(
+            f"the backbone's weights ({backbone.get('init_cfg')}) could not be read: {error}. Name a local file with "
+            "--cfg-options model.backbone.init_cfg.checkpoint=FILE"
+        ) from error
+    model.requires_grad_(False)
+    model.eval()  # mmdet's ResNet returns None
+    return model

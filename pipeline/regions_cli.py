@@ -1,0 +1,113 @@
+"""The verbs `regions` and `cluster`, light to import."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proposals.errors import AlignDetError
+from proposals.extras import help_epilog, require_extra
+
+
+class DeviceName(StrEnum):
+    """Where backbones run, as the command line spells it."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def register(app: typer.Typer) -> None:
+    """Add `regions` and `cluster` to the one command."""
+    app.command(epilog=help_epilog("train"))(regions)
+    app.command(epilog=help_epilog("cluster"))(cluster)
+
+
+def regions(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder that `aligndet mine` wrote.")],
+    backbone: Annotated[
+        str, typer.Option(help="A shipped detector, or a mmdet config file: its backbone is used, frozen.")
+    ],
+    short_side: Annotated[
+        int, typer.Option(min=32, max=4096, help="Shorter side, in px, that images are resized to.")
+    ] = 480,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray actors, one core or GPU each. Default: all there are.")
+    ] = None,
+    device: Annotated[DeviceName, typer.Option(help="auto takes GPUs where Ray has any.")] = DeviceName.auto,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to run on. Default: a private one on this machine.")
+    ] = None,
+    cfg_options: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value changes to the config, e.g. model.backbone.init_cfg.checkpoint=FILE."),
+    ] = None,
+) -> None:
+    """Write features of every box into DATASET/regions.zarr: RoIAlign on a frozen backbone's last map.
+
+    Shard by shard: stop it at any time, and the same command goes on from there. After images were added it does the
+    new shards only. `aligndet cluster` is what reads them.
+
+    Example: `aligndet regions mined/ --backbone fcos_lite0`, then `aligndet cluster mined/`
+    """
+    require_extra("mine", "regions")
+    require_extra("train", "regions")
+    from pipeline.regions import RegionOptions, extract_regions
+
+    options = RegionOptions(backbone, tuple(cfg_options or ()), short_side, workers, address, device.value)
+    outcome = extract_regions(dataset, options, _say_progress)
+    typer.echo(
+        f"{dataset}: features of {outcome.written} shards written, {outcome.found} were there, "
+        f"{outcome.channels} values a box\nnext: aligndet cluster {dataset}"
+    )
+
+
+def cluster(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder with regions.zarr.")],
+    k: Annotated[int, typer.Option("--k", min=1, max=65536, help="Number of clusters.")] = 256,
+    pca: Annotated[int, typer.Option(min=1, help="Dimensions kept, at most those of the features.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same ids.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Picture of the clusters' nearest crops to write (.png or .jpg).")
+    ] = None,
+) -> None:
+    """Give every box of DATASET a cluster id: PCA and k-means of its features, the classes of DETR's pretraining.
+
+    Ids go to clusters.zarr, numbered by size from 1; clusters.json says what they are made of. Running it again
+    replaces them. `aligndet pretrain` and `aligndet convert --to coco` find them there.
+
+    Example: `aligndet cluster mined/ --k 256 --report clusters.jpg`
+    """
+    require_extra("cluster", "cluster")
+    from pipeline.clusters import ClusterSettings, cluster_dataset, sizes_line
+    from proposals.outputs import require_outside_datasets
+
+    if report is not None:
+        require_outside_datasets(report)
+    clusters = cluster_dataset(dataset, ClusterSettings(k, pca, seed), typer.echo)
+    typer.echo(f"{dataset}: {sizes_line(clusters)}")
+    if report is not None:
+        _write_sheet(dataset, report)
+
+
+def _write_sheet(dataset: Path, out: Path) -> None:
+    from proposals.cluster_sheet import cluster_sheet
+    from proposals.dataset import open_dataset
+    from proposals.dataset.clusters import read_clusters
+
+    opened = open_dataset(dataset)
+    clusters = read_clusters(dataset, opened.manifest)
+    assert clusters is not None
+    sheet = cluster_sheet(opened, clusters)
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:
+        raise AlignDetError(
+            f"{out} cannot be written: {error}. Choose a name that ends in .png or .jpg."
+        ) from error
+    typer.echo(f"{sheet.width} x {sheet.height} px: {out}")
+
+
+def _say_progress(done: int, shards: int) -> None:
+    typer.echo(f"{done}/{shards} shards")

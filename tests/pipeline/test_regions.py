@@ -1,0 +1,93 @@
+"""`aligndet regions` on a real Ray: killed, resumed, and equal to one process that encodes image by image."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aligndet_train.regions import RegionEncoder, region_settings
+from pipeline.regions import RegionOptions, _RegionActor, extract_regions
+from proposals.dataset import layout, open_dataset
+from proposals.dataset.regions import RegionStore
+from proposals.errors import AlignDetError
+from proposals.images import decode_bgr
+
+TINY = str(Path(__file__).parents[1] / "configs" / "tiny_fcos.py")
+ALIGNDET = Path(sys.executable).with_name("aligndet")
+
+
+def command(root, short_side=96):
+    return [ALIGNDET, "regions", root, "--backbone", TINY, "--short-side", str(short_side), "--workers", "1"]
+
+
+@pytest.fixture
+def shards_of_one(photos, tmp_path, mine_folder):
+    """Eight photographs in eight shards."""
+    return mine_folder(photos, tmp_path / "dataset", images_per_shard=1)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_features_are_those_of_one_process(shards_of_one):
+    root = shards_of_one
+    running = subprocess.Popen(command(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (root / layout.REGIONS / "00001").is_dir() and time.monotonic() < deadline:
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    store, manifest = RegionStore(root), open_dataset(root).manifest
+    before = {path.name for path in store.path.iterdir() if path.is_dir()}
+    assert before
+    times = {
+        name: (store.path / name).stat().st_mtime_ns for name in before if store.has(entry(manifest, name))
+    }
+    done = subprocess.run(command(root), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(manifest.shards)}/{len(manifest.shards)} shards" in done.stdout
+    assert all((store.path / name).stat().st_mtime_ns == then for name, then in times.items())
+    assert not list(store.path.glob(f"*{layout.TEMPORARY_MARK}*"))
+    encoder = RegionEncoder(region_settings(TINY, {}, 96, 384))
+    for record, shard in zip(open_dataset(root), manifest.shards, strict=True):
+        expected = encoder.encode(decode_bgr(record.image_bytes()).bgr, record.boxes)
+        assert np.array_equal(store.read(shard), expected)
+    refused = subprocess.run(command(root, short_side=64), capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "another backbone or size (long_side, short_side differ)" in " ".join(refused.stderr.split())
+
+
+def entry(manifest, name):
+    return next((shard for shard in manifest.shards if shard.name == name), manifest.shards[0])
+
+
+def test_an_actor_writes_the_features_of_its_shard(mined_dataset, tmp_path):
+    root = shutil.copytree(mined_dataset, tmp_path / "dataset")
+    store, dataset = RegionStore(root), open_dataset(root)
+    settings = region_settings(TINY, {}, 96, 384)
+    actor = _RegionActor(settings, "cpu")
+    store.begin(actor.identity())
+    shard = dataset.manifest.shards[1]
+    actor.write(root, shard)
+    assert [entry.name for entry in store.missing(dataset.manifest)] == ["00000", "00002"]
+    records = [record for record in dataset if record.shard == 1]
+    expected = [
+        RegionEncoder(settings).encode(decode_bgr(record.image_bytes()).bgr, record.boxes)
+        for record in records
+    ]
+    assert np.array_equal(store.read(shard), np.concatenate(expected))
+
+
+def test_a_dataset_without_images_is_refused(tmp_path, mine_folder):
+    images = tmp_path / "in"
+    images.mkdir()
+    (images / "broken.jpg").write_bytes(b"no image")
+    root = mine_folder(images, tmp_path / "out")
+    with pytest.raises(AlignDetError, match="holds no image"):
+        extract_regions(root, RegionOptions(TINY, ()), lambda done, shards: None)
+    assert not (root / layout.REGIONS).exists()
