@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
+from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
@@ -21,9 +22,12 @@ from aligndet_train.config import PretrainConfig, head_type
 from aligndet_train.detectors import BACKGROUND, adapter_for
 from aligndet_train.detectors.adapter import FamilyAdapter, Reading
 from aligndet_train.diagnostics import embedding_diagnostics
-from aligndet_train.losses.contrastive import box_contrastive_loss
+from aligndet_train.distributed import mean_over_ranks, rows_of_other_ranks
+from aligndet_train.equals import put_equals_in_place
+from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
 from aligndet_train.momentum import make_teacher, update_teacher
 from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
+from aligndet_train.rank_counts import normalised_by_all_ranks, roi_box_losses
 from proposals.errors import AlignDetError
 
 Losses = dict[str, Any]
@@ -51,11 +55,13 @@ class BoxDomainPretrainer(BaseModel):
         self.config = config
         self.adapter = adapter
         adapter.convert(student, config.embed_dims)
+        put_equals_in_place(student)
         self.student = student
         self.student.backbone.requires_grad_(False)
         for name, parameter in self.student.named_parameters():
             if name.startswith(adapter.untrained):
                 parameter.requires_grad_(False)
+        self._roi_losses = roi_box_losses(student)
         self.teacher = make_teacher(student)
 
     def init_weights(self) -> None:
@@ -75,8 +81,9 @@ class BoxDomainPretrainer(BaseModel):
         if mode != "loss":
             raise ValueError(f"a pretraining model only computes losses, not {mode!r}")
         (inputs, targets), (other_inputs, other_targets) = views
-        losses = self._regression_losses(self.student.loss(inputs, self.adapter.targets(targets)))
+        stock = self.student.loss(inputs, self.adapter.targets(targets))
         queries = self.adapter.read(self.student)
+        losses = self._regression_losses(self._over_all_ranks(stock, queries))
         with torch.no_grad():
             self.teacher.loss(other_inputs, self.adapter.targets(other_targets))
             keys = self.adapter.read(self.teacher)
@@ -86,6 +93,12 @@ class BoxDomainPretrainer(BaseModel):
         """Let the teacher follow the student; call it after every optimiser step."""
         update_teacher(self.teacher, self.student, momentum)
 
+    def parse_losses(self, losses: Losses) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of this rank, to go back through; and for the log, all figures averaged over the ranks."""
+        loss, figures = super().parse_losses(losses)
+        averaged = mean_over_ranks(torch.stack([value.detach().float() for value in figures.values()]))
+        return loss, dict(zip(figures, averaged.unbind(), strict=True))
+
     def _regression_losses(self, stock: Losses) -> Losses:
         kept = {name: value for name, value in stock.items() if self.adapter.keeps(name)}
         return {name: _scaled(value, self.config.regression_weight) for name, value in kept.items()}
@@ -94,15 +107,37 @@ class BoxDomainPretrainer(BaseModel):
         """The stages' contrastive losses, each with its weight; figures are the last stage's."""
         losses, figures = [], {}
         for query, key in zip(queries, keys, strict=True):
+            query, key = (None if view is None else self._sample(view) for view in (query, key))
+            others = self._other_ranks(query, key) if self.config.gather_negatives else None
             if query is None or key is None:
                 losses.append(self._nothing_to_contrast())
                 continue
-            query, key = self._sample(query), self._sample(key)
             views = (query.embeddings, key.embeddings, query.ids, key.ids)
-            loss = box_contrastive_loss(*views, background=BACKGROUND, temperature=self.config.temperature)
+            loss = box_contrastive_loss(
+                *views, background=BACKGROUND, temperature=self.config.temperature, others=others
+            )
             losses.append(loss * query.weight)
             figures = embedding_diagnostics(*views, background=BACKGROUND)
         return {"loss_contrastive": torch.stack(losses).sum() * self.config.contrastive_weight, **figures}
+
+    def _over_all_ranks(self, stock: Losses, queries: Stages) -> Losses:
+        if get_world_size() == 1:
+            return stock
+        counts = [0 if reading is None else len(reading.ids) for reading in queries]
+        return normalised_by_all_ranks(stock, self._roi_losses, counts, self.data_preprocessor.mean.device)
+
+    def _other_ranks(self, query: Reading | None, key: Reading | None) -> OtherRanks | None:
+        """Every rank comes here for every stage, also with nothing to tell."""
+        if get_world_size() == 1:
+            return None
+        device = self.data_preprocessor.mean.device
+        rows = [view.embeddings.float() for view in (query, key) if view is not None]
+        own = torch.cat([torch.zeros((0, self.config.embed_dims), device=device), *rows])
+        limit = self.config.sampled_boxes
+        embeddings, real = rows_of_other_ranks(own, None if limit is None else 2 * limit)
+        ids = torch.zeros(0, device=device) if query is None else query.ids
+        count = mean_over_ranks(ids_with_a_query(ids, BACKGROUND)).clamp(min=1 / get_world_size())
+        return OtherRanks(embeddings, real, count)
 
     def _nothing_to_contrast(self) -> Tensor:
         """Zero, attached to every trainable parameter: DDP waits for those that take no part in a loss."""

@@ -44,6 +44,9 @@ def pretrain(
     checkpoint_interval: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     resume: Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")] = True,
     launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
+    gather_negatives: Annotated[
+        bool, typer.Option("--gather-negatives", help="Boxes of all GPUs are negatives, not each GPU's own.")
+    ] = False,
     cfg_options: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,7 +71,12 @@ def pretrain(
     from aligndet_train.training import pretrain as run_pretrain
 
     path = config if config is not None else shipped_config(str(detector))
-    overrides = {"iterations": iterations, "batch_size": batch_size, "seed": seed}
+    overrides = {
+        "iterations": iterations,
+        "batch_size": batch_size,
+        "seed": seed,
+        "gather_negatives": gather_negatives or None,
+    }
     run = load_run_config(
         path, {k: v for k, v in overrides.items() if v is not None}, parse_options(cfg_options or [])
     )

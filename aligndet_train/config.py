@@ -32,6 +32,7 @@ class PretrainConfig:
     base_batch_size: the global batch the learning rate is meant for; another one scales it linearly.
     warmup_steps are cut to a fifth of a short run; milestones are fractions of the run.
     sampled_boxes: predicted boxes per view and step that enter the contrastive loss, positives first; None: all.
+    gather_negatives: contrast the boxes of all ranks with each other; the release keeps each rank to itself.
     proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, None for no clipping.
     classes: of the class branch, where a family keeps it (query detectors): the number of clusters. None takes the
     dataset's, or 1 when it has none.
@@ -53,6 +54,7 @@ class PretrainConfig:
     momentum_end: Share = 1.0
     embed_dims: Count = 256
     temperature: Positive = 0.5
+    gather_negatives: bool = False
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
     regression_weight: Annotated[float, Field(ge=0)] = 1.0
     sampled_boxes: Count | None = 2048
@@ -119,12 +121,15 @@ def read_config(path: Path, options: Mapping[str, Any]) -> Config:
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers over earlier ones; dictionaries are merged key by key, or replaced where ``_delete_`` is set."""
+    """Later layers over earlier ones; dictionaries are merged key by key, or replaced where ``_delete_`` is set or
+    ``type`` differs (an AdamW takes nothing from an SGD)."""
     result: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
             inherits = isinstance(value, Mapping) and not value.get("_delete_", False)
             below = result.get(name) if inherits else None
+            if isinstance(below, Mapping) and value.get("type", below.get("type")) != below.get("type"):
+                below = None
             both = {**below, **value} if isinstance(below, Mapping) else value
             result[name] = (
                 {k: v for k, v in both.items() if k != "_delete_"} if isinstance(both, Mapping) else both

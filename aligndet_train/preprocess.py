@@ -11,8 +11,9 @@ from mmengine.model import BaseDataPreprocessor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from aligndet_train.equals.sampling import SAMPLING_SEED
 from aligndet_train.stream.dataset import Sample
-from aligndet_train.views import View, ViewConfig, apply_view, draw_view, view_rng
+from aligndet_train.views import View, ViewConfig, apply_view, draw_view, sampling_seed, view_rng
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
             view = draw_view(rng, sample.image.shape[1], sample.image.shape[2], self.config)
             pixels, boxes, rows = apply_view(image, sample.boxes, view)
             drawn.append(pixels)
-            targets.append(self._target(sample, view, boxes, rows, first_id))
+            seed = sampling_seed(self.seed, sample.epoch, sample.index, number)
+            targets.append(self._target(sample, view, boxes, rows, first_id, seed))
         inputs = self._batch(drawn)
         for target in targets:
             target.set_metainfo(
@@ -76,7 +78,7 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
         return inputs, targets
 
     def _target(
-        self, sample: Sample, view: View, boxes: Tensor, rows: Tensor, first_id: int
+        self, sample: Sample, view: View, boxes: Tensor, rows: Tensor, first_id: int, seed: int
     ) -> DetDataSample:
         height, width = sample.image.shape[-2:]
         device = self.mean.device
@@ -91,6 +93,7 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
             }
         )
         target.gt_instances = InstanceData(
+            metainfo={SAMPLING_SEED: seed},
             bboxes=boxes.to(device, non_blocking=True),
             labels=(rows + first_id).to(device, non_blocking=True),
             clusters=sample.classes[rows].to(device, non_blocking=True),

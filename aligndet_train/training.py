@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import get_rank, get_world_size, init_dist
+from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS
@@ -24,12 +23,22 @@ from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
 from aligndet_train.checkpoint import LAST, decoded, encoded, identity_difference, load_checkpoint
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
+from aligndet_train.distributed import (
+    any_rank,
+    join_processes,
+    leave_processes,
+    lost_ranks_explained,
+    wrapped,
+)
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, StepHook, ThroughputHook
 from aligndet_train.schedules import Schedule, half_cosine, warmup_multistep
 from aligndet_train.stream import ProposalStream, Sample, StepSampler, StreamState
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.dataset.clusters import read_cluster_record, read_clusters
 from proposals.errors import AlignDetError
+
+# A signal reaches the ranks in different steps; asking in each would keep their hosts in lockstep.
+_STEPS_BETWEEN_AGREEMENTS = 4
 
 
 @dataclass(frozen=True)
@@ -103,16 +112,22 @@ class StreamTrainLoop(IterBasedTrainLoop):
         self._iter = start_step
 
     def run(self) -> Any:
-        """Train from the start step to the last, or to the first Ctrl-C or SIGTERM; returns the model."""
+        """Train from the start step to the last, or to the first Ctrl-C or SIGTERM of any rank; returns the model."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         with stop_requests() as stop:
-            while self._iter < self._max_iters and not stop.is_set():
+            while self._iter < self._max_iters and not self._stopped(stop):
                 self.run_iter(next(self.dataloader_iterator))
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
+
+    def _stopped(self, stop: threading.Event) -> bool:
+        """Ranks stop after the same step, or they would wait for each other: they ask each other now and then."""
+        if get_world_size() == 1:
+            return stop.is_set()
+        return self._iter % _STEPS_BETWEEN_AGREEMENTS == 0 and any_rank(stop.is_set())
 
 
 def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) -> Path:
@@ -121,7 +136,17 @@ def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) ->
     Raises AlignDetError when ``work_dir`` holds another run, or the dataset or the backbone weights cannot be read.
     """
     if options.launcher != "none":
-        _join_processes(options.launcher)
+        join_processes(options.launcher)
+    try:
+        with lost_ranks_explained(
+            f"{work_dir / LAST} holds what was done: the same command goes on from there"
+        ):
+            return _pretrain(run, data, work_dir, options)
+    finally:
+        leave_processes()
+
+
+def _pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) -> Path:
     dataset = open_dataset(data)
     plan = _plan(with_classes(run, dataset), dataset, work_dir, options)
     if plan.start >= plan.steps:
@@ -155,18 +180,6 @@ def with_classes(run: RunConfig, dataset: ProposalDataset) -> RunConfig:
             f"{dataset.root} has {clusters} clusters, pretrain.classes is {asked}: leave it out to take the dataset's"
         )
     return dataclasses.replace(run, pretrain=dataclasses.replace(run.pretrain, classes=asked or clusters))
-
-
-def _join_processes(launcher: str) -> None:
-    variable = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}.get(launcher)
-    if variable is None:
-        raise AlignDetError(f"no launcher {launcher!r}: none, pytorch or slurm")
-    if variable not in os.environ:
-        starter = "torchrun --nproc-per-node N -m proposals pretrain ..." if launcher == "pytorch" else "srun"
-        raise AlignDetError(
-            f"--launcher {launcher} expects to be started by its launcher ({variable} is not set): {starter}"
-        )
-    init_dist(launcher, backend="nccl" if torch.cuda.is_available() else "gloo")
 
 
 @dataclass(frozen=True)
@@ -302,7 +315,7 @@ def _saved_state(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | N
     return saved
 
 
-def _wrapped(optimizer: torch.optim.Optimizer, config: PretrainConfig, amp: bool) -> OptimWrapper:
+def _optim_wrapper(optimizer: torch.optim.Optimizer, config: PretrainConfig, amp: bool) -> OptimWrapper:
     clip = None if config.clip_grad is None else {"max_norm": config.clip_grad, "norm_type": 2}
     return (Bfloat16OptimWrapper if amp else OptimWrapper)(optimizer=optimizer, clip_grad=clip)
 
@@ -310,13 +323,13 @@ def _wrapped(optimizer: torch.optim.Optimizer, config: PretrainConfig, amp: bool
 def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> Runner:
     config, options = plan.run.pretrain, plan.options
     return Runner(
-        model=model,
+        model=wrapped(model),
         work_dir=str(plan.work_dir),
         train_dataloader=build_loader(
             plan.dataset, config, steps=plan.steps - plan.start, workers=options.workers, start=plan.stream
         ),
         train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
-        optim_wrapper=_wrapped(optimizer, config, options.amp),
+        optim_wrapper=_optim_wrapper(optimizer, config, options.amp),
         default_hooks={
             "sampler_seed": None,
             "param_scheduler": None,

@@ -71,6 +71,11 @@ def view_rng(seed: int, epoch: int, index: int, view: int) -> np.random.Generato
     return np.random.default_rng([seed, epoch, index, view])
 
 
+def sampling_seed(seed: int, epoch: int, index: int, view: int) -> int:
+    """What the detector's samplers draw with in one view of one sample; below 2**32."""
+    return int(np.random.SeedSequence([seed, epoch, index, view, 1]).generate_state(1)[0])
+
+
 def apply_view(image: Tensor, boxes: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
     """Transform ``image`` [3, H, W] uint8 and ``boxes`` [N, 4] float32 xyxy pixels, on their device.
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from aligndet_train.losses.contrastive import box_contrastive_loss
+from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 BACKGROUND = -1
@@ -115,3 +115,35 @@ def test_half_precision_inputs_under_autocast_are_computed_in_float32():
         )
     assert half.dtype == torch.float32
     assert torch.equal(full, half)
+
+
+@given(ranks=st.integers(2, 4), seed=st.integers(0, 2**16))
+def test_the_mean_over_ranks_that_share_negatives_is_the_loss_of_the_whole_batch(ranks, seed):
+    generator = torch.Generator().manual_seed(seed)
+    views, ids = [], []
+    for rank in range(ranks):
+        sizes = torch.randint(0, 12, (2,), generator=generator).tolist()
+        views.append([torch.randn((n, 8), generator=generator, dtype=torch.float64) for n in sizes])
+        # An id belongs to one rank; background is everyone's.
+        drawn = [torch.randint(-1, 4, (n,), generator=generator) for n in sizes]
+        ids.append([torch.where(d < 0, -1, d + 10 * rank) for d in drawn])
+    leaves = [query.requires_grad_() for query, _ in views]
+    whole = box_contrastive_loss(
+        *(torch.cat([v[i] for v in views]) for i in (0, 1)),
+        *(torch.cat([d[i] for d in ids]) for i in (0, 1)),
+        background=-1,
+        temperature=0.5,
+    )
+    mean_ids = sum(ids_with_a_query(query, -1) for query, _ in ids).clamp(min=1) / ranks
+    each = []
+    for rank in range(ranks):
+        foreign = torch.cat([torch.cat(v) for r, v in enumerate(views) if r != rank] + [torch.ones(3, 8)])
+        real = torch.arange(len(foreign)) < len(foreign) - 3
+        others = OtherRanks(foreign.detach(), real, mean_ids)
+        each.append(
+            box_contrastive_loss(*views[rank], *ids[rank], background=-1, temperature=0.5, others=others)
+        )
+    assert (sum(each) / ranks).item() == pytest.approx(whole.item(), abs=1e-10)
+    expected, found = (torch.autograd.grad(loss, leaves) for loss in (whole, sum(each) / ranks))
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)

@@ -1,0 +1,142 @@
+"""Several processes, one for each GPU (or CPU, with gloo): joining them, their averages, stopping together.
+
+Everything here is also right in a single process, where it does nothing.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.dist import get_rank, get_world_size
+from mmengine.model import MMDistributedDataParallel
+from torch import Tensor, nn
+
+from proposals.errors import AlignDetError
+
+_STARTERS = {"pytorch": "torchrun --nproc-per-node N -m proposals pretrain ...", "slurm": "srun"}
+_RANK_VARIABLES = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}
+# What torch's backends say when the process at the other end of a connection is gone.
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "Socket closed",
+    "NCCL",
+    "Timed out waiting",
+    "gloo",
+)
+
+
+def join_processes(launcher: str) -> None:
+    """Join the process group that ``launcher`` (pytorch or slurm) described in the environment.
+
+    NCCL where there is CUDA, gloo elsewhere. Raises AlignDetError for an unknown launcher, and when this process
+    was not started by it.
+    """
+    variable = _RANK_VARIABLES.get(launcher)
+    if variable is None:
+        raise AlignDetError(f"no launcher {launcher!r}: none, pytorch or slurm")
+    if variable not in os.environ:
+        raise AlignDetError(
+            f"--launcher {launcher} expects to be started by its launcher ({variable} is not set): "
+            f"{_STARTERS[launcher]}"
+        )
+    if launcher == "slurm":
+        _translate_slurm()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _translate_slurm() -> None:
+    """Slurm's variables under the names torch reads."""
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    os.environ.update({ours: os.environ[theirs] for ours, theirs in names.items()})
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if "MASTER_ADDR" not in os.environ:
+        nodes = subprocess.run(
+            ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        os.environ["MASTER_ADDR"] = nodes.stdout.split()[0]
+
+
+def leave_processes() -> None:
+    """Leave the process group, where one was joined."""
+    if dist.is_initialized():
+        _host_group.cache_clear()
+        dist.destroy_process_group()
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """``model`` with its gradients averaged over the processes; itself in a single process."""
+    if get_world_size() == 1:
+        return model
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
+    # Buffers are equal anyway: those of the frozen backbone never change, those of the heads are no statistics.
+    wrapper: nn.Module = MMDistributedDataParallel(
+        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+    return wrapper
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of ``values``, any shape, over all ranks, without gradient; ``values`` detached in a single process."""
+    values = values.detach()
+    if get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= get_world_size()
+    return values
+
+
+def rows_of_other_ranks(rows: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """What the other ranks called this with: ``rows`` [F, D] without gradient, and which of them are real, [F] bool.
+
+    rows: [N, D], another N on every rank. most: an upper bound of N, the same on every rank; None asks the ranks for
+    their largest N, which waits for the device.
+    """
+    if most is None:
+        largest = torch.tensor(len(rows), device=rows.device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        most = int(largest)
+    padded = rows.new_zeros((most, rows.shape[1] + 1))
+    padded[: len(rows), :-1] = rows.detach()
+    padded[: len(rows), -1] = 1
+    received = [torch.empty_like(padded) for _ in range(get_world_size())]
+    dist.all_gather(received, padded)
+    others = torch.cat([part for rank, part in enumerate(received) if rank != get_rank()])
+    return others[:, :-1], others[:, -1] > 0
+
+
+@cache
+def _host_group() -> Any:
+    return dist.new_group(backend="gloo")
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is set on any rank. Every rank must call it; the GPU is not waited for."""
+    if get_world_size() == 1:
+        return flag
+    raised = torch.tensor(int(flag))
+    dist.all_reduce(raised, dist.ReduceOp.MAX, group=_host_group())
+    return bool(raised)
+
+
+@contextmanager
+def lost_ranks_explained(hint: str) -> Iterator[None]:
+    """Turn the failure of a collective, whose other end is gone, into an AlignDetError that ends with ``hint``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if get_world_size() == 1 or not any(mark in str(error) for mark in _LOST):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise AlignDetError(
+            f"rank {get_rank()} of {get_world_size()} lost another rank, whose process or node died ({reason}). {hint}"
+        ) from error

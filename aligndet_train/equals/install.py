@@ -1,0 +1,34 @@
+"""Finding the stock parts of a detector that have an equal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmdet.models.dense_heads import FCOSHead
+from mmdet.models.task_modules import MaxIoUAssigner
+from mmdet.models.task_modules.samplers import BaseSampler
+from torch import nn
+
+from aligndet_train.equals.fcos_targets import DirectFCOSHead
+from aligndet_train.equals.max_iou import LooplessMaxIoUAssigner
+from aligndet_train.equals.sampling import per_image
+
+
+def put_equals_in_place(detector: nn.Module) -> None:
+    """Exchange the classes of stock assigners and heads of ``detector`` for ours, and seed its samplers by image.
+
+    Subclasses of stock parts are left alone: what they override is not known.
+    """
+    for module in detector.modules():
+        if type(module) is FCOSHead:
+            module.__class__ = DirectFCOSHead
+        for part in _parts(module):
+            if type(part) is MaxIoUAssigner:
+                part.__class__ = LooplessMaxIoUAssigner
+            elif isinstance(part, BaseSampler):
+                per_image(part)
+
+
+def _parts(module: nn.Module) -> Iterator[Any]:
+    """What hangs on a module without being one: assigners and samplers, alone or a list of them by stage."""
+    for value in vars(module).values():
+        yield from value if isinstance(value, list) else (value,)

@@ -1,0 +1,174 @@
+"""Two real processes under torchrun (gloo, CPU) against one with the same global batch; processes that die."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aligndet_train.box_domain import build_pretrainer
+from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
+from aligndet_train.config import load_run_config
+from aligndet_train.stream import ProposalStream, StepSampler, StreamState
+from proposals.dataset import open_dataset
+from tests.aligndet_train.conftest import TINY
+
+STEPS = 20
+# One canvas: a batch is padded to its largest image, and padding is seen by group normalisation.
+ONE_CANVAS = {
+    "pretrain.views.short_sides": (96, 128),
+    "pretrain.views.long_side": 128,
+    "model.data_preprocessor.pad_size_divisor": 128,
+    # Which boxes are drawn when there are too many is a rank's own affair.
+    "pretrain.sampled_boxes": None,
+}
+
+
+def start(data: Path, work_dir: Path, detector: str, ranks: int, *extra: str, steps: int = STEPS):
+    """A run with two images a step over ``ranks`` processes; all boxes enter the loss."""
+    options = [f"{name}={value}".replace(" ", "") for name, value in ONE_CANVAS.items()]
+    port = free_port()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    command = [
+        *((*torchrun, "--master-port", str(port)) if ranks > 1 else (sys.executable,)),
+        *("-m", "proposals", "pretrain", "--config", str(TINY[detector]), "--data", str(data)),
+        *("--work-dir", str(work_dir), "--iterations", str(steps), "--batch-size", str(2 // ranks)),
+        *("--log-interval", "1", "--checkpoint-interval", "5", "--workers", "1"),
+        *(("--launcher", "pytorch") if ranks > 1 else ()),
+        *[word for option in options for word in ("--cfg-options", option)],
+        *extra,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def finish(process, expect: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expect, output
+    return output
+
+
+def child_ranks(torchrun) -> dict[int, int]:
+    """{rank: process id} of the workers that torchrun started, once they run."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            environment = dict(
+                item.split("=", 1) for item in (entry / "environ").read_text().split("\0") if "=" in item
+            )
+        except OSError:
+            continue
+        if int(stat[1]) == torchrun.pid and "LOCAL_RANK" in environment:
+            found[int(environment["RANK"])] = int(entry.name)
+    return found
+
+
+def wait_for(path: Path, process) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def logged(work_dir: Path) -> dict[int, dict[str, float]]:
+    """Every step's figures; of a step that was repeated after a kill, the repetition's."""
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return {record["step"]: record for record in records}
+
+
+def assert_equal_losses(found, expected):
+    assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
+    for step, values in expected.items():
+        names = {name for name in values if name.startswith("loss")}
+        assert {"loss", "loss_contrastive", "loss_bbox"} <= names
+        for name in names:
+            assert found[step][name] == pytest.approx(values[name], abs=1e-5), (step, name)
+
+
+@pytest.fixture(scope="module")
+def one_rank(mined_dataset, tmp_path_factory):
+    """Losses of an undisturbed single process, by detector."""
+
+    def run(detector):
+        if detector not in done:
+            work_dir = tmp_path_factory.mktemp(detector)
+            finish(start(mined_dataset, work_dir, detector, 1))
+            done[detector] = logged(work_dir)
+        return done[detector]
+
+    done = {}
+    return run
+
+
+@pytest.mark.parametrize("detector", ["fcos", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
+def test_two_ranks_that_share_negatives_compute_the_losses_of_one(
+    detector, one_rank, mined_dataset, tmp_path
+):
+    finish(start(mined_dataset, tmp_path, detector, 2, "--gather-negatives"))
+    assert_equal_losses(logged(tmp_path), one_rank(detector))
+
+
+@pytest.mark.slow
+def test_without_sharing_each_rank_contrasts_its_own_images_as_in_the_release(
+    one_rank, mined_dataset, tmp_path
+):
+    finish(start(mined_dataset, tmp_path, "fcos", 2, steps=1))
+    first, single = logged(tmp_path)[1], one_rank("fcos")[1]
+    # The detector's own losses are normalised over all ranks either way.
+    for name in ("loss_bbox", "loss_centerness"):
+        assert first[name] == pytest.approx(single[name], abs=1e-5)
+    run = load_run_config(TINY["fcos"], {"batch_size": 1}, ONE_CANVAS)
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    dataset = open_dataset(mined_dataset)
+    stream = ProposalStream(dataset)
+    alone = []
+    for positions in StepSampler(dataset.shard_sizes, start=StreamState(0, 0, 0), batch_size=1, steps=2):
+        batch = model.data_preprocessor([stream[position] for position in positions])
+        alone.append(model(**batch)["loss_contrastive"].item())
+    assert first["loss_contrastive"] == pytest.approx(sum(alone) / 2, abs=1e-5)
+    assert abs(first["loss_contrastive"] - single["loss_contrastive"]) > 0.1
+
+
+@pytest.mark.slow
+def test_a_rank_killed_ends_the_job_with_a_reason_and_one_rank_goes_on(one_rank, mined_dataset, tmp_path):
+    process = start(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives")
+    wait_for(tmp_path / PREVIOUS, process)
+    os.kill(child_ranks(process)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "rank 0 of 2 lost another rank, whose process or node died" in " ".join(output.split())
+    assert "the same command goes on from there" in " ".join(output.split())
+    stopped = load_checkpoint(tmp_path / LAST)["step"]
+    assert 10 <= stopped < STEPS, "killed too late to show anything"
+    resumed = finish(start(mined_dataset, tmp_path, "fcos", 1, "--gather-negatives"))
+    assert f"resumed at step {stopped}" in resumed
+    assert_equal_losses(logged(tmp_path), one_rank("fcos"))
+
+
+@pytest.mark.slow
+def test_a_stop_request_to_one_rank_stops_all_after_the_same_step(one_rank, mined_dataset, tmp_path):
+    process = start(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives")
+    wait_for(tmp_path / LAST, process)
+    os.kill(child_ranks(process)[1], signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    stopped = {int(step) for step in re.findall(r"stopped at step (\d+) of 20", output)}
+    assert len(stopped) == 1
+    assert load_checkpoint(tmp_path / LAST)["step"] in stopped
+    finish(start(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives"))
+    assert_equal_losses(logged(tmp_path), one_rank("fcos"))
