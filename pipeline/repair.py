@@ -37,6 +37,7 @@ from proposals.dataset.manifest import (
 from proposals.dataset.tables import read_shard
 from proposals.dataset.verify import Report, verify_dataset
 from proposals.errors import AlignDetError, NewerFormatError
+from proposals.paths import local_only
 
 OnRepair = Callable[[str], None]
 
@@ -49,6 +50,7 @@ def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair:
     AlignDetError when something cannot be made again, saying why; NewerFormatError, with nothing touched, when a
     newer format wrote a part of it.
     """
+    root = local_only(root, "verify --repair")
     report = _with_manifest(root, workers, on_repair)
     manifest = read_manifest(root)
     if report.problems:

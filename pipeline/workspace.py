@@ -1,8 +1,10 @@
 """The output folder of a job: begin or resume it, know which shards are proven done, commit the whole."""
 
-import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,10 +14,15 @@ from pipeline.plan import ShardTask, tasks
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, plan_bytes, read_identity, read_plan
 from proposals.dataset.clusters import remove_clusters
-from proposals.dataset.files import remove_leftovers, write_atomically
+from proposals.dataset.files import make_folder, remove_leftovers, remove_tree, sizes_in, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, read_record
 from proposals.errors import AlignDetError
+from proposals.paths import is_remote
+
+_READERS = 32  # of an object store, where each read waits for the network
+
+Answer = TypeVar("Answer")
 
 # All that may differ between a dataset and the job that adds images to it.
 _GROWS = ("source.images:", "source.fingerprint:")
@@ -52,7 +59,7 @@ def begin(out: Path, plan: pa.Table, identity: JobIdentity) -> Workspace:
         remove_leftovers(out / layout.SHARDS)
     else:
         _create(out, plan, identity)
-    (out / layout.SHARDS).mkdir(exist_ok=True)
+    make_folder(out / layout.SHARDS)
     return _with_proofs(out, plan, identity, {})
 
 
@@ -69,7 +76,7 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     manifest = assemble(out, workspace.identity, ordered)
     # What the new manifest has overtaken: the plan of the append, boxes consolidated and clustered before it.
     (out / layout.APPEND).unlink(missing_ok=True)
-    shutil.rmtree(out / layout.CONSOLIDATED, ignore_errors=True)
+    remove_tree(out / layout.CONSOLIDATED)
     remove_clusters(out)
     return manifest
 
@@ -104,7 +111,7 @@ def _start_append(out: Path, extended: pa.Table, identity: JobIdentity, manifest
 
 
 def _committed_records(out: Path, manifest: Manifest) -> dict[str, CommitRecord]:
-    records = {shard.name: read_record(layout.record_path(out, shard.name)) for shard in manifest.shards}
+    records = _read_records(out, [shard.name for shard in manifest.shards], read_record)
     for shard in manifest.shards:
         if records[shard.name].shard != shard:
             raise AlignDetError(
@@ -118,19 +125,51 @@ def _with_proofs(
 ) -> Workspace:
     job = identity.fingerprint()
     every = tuple(task for task in tasks(plan) if task.name not in committed)
-    proven = {task.name: record for task in every if (record := _proof(out, task.name, job)) is not None}
+    sizes = sizes_in(out / layout.SHARDS)
+    written = [task.name for task in every if f"{task.name}.json" in sizes]
+    found = _read_records(out, written, _record_or_none)
+    proven = {
+        name: record for name, record in found.items() if record and _is_proof(record, name, job, sizes)
+    }
     pending = tuple(task for task in every if task.name not in proven)
     return Workspace(out, plan, identity, {**committed, **proven}, pending)
 
 
-def _create(out: Path, plan: pa.Table, identity: JobIdentity) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AlignDetError(f"{out} is not empty and holds no mining job. Choose a new folder.")
+def _read_records(out: Path, names: list[str], read: Callable[[Path], Answer]) -> dict[str, Answer]:
+    paths = [layout.record_path(out, name) for name in names]
+    if not is_remote(out):
+        return dict(zip(names, map(read, paths), strict=True))
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(names, pool.map(read, paths), strict=True))
+
+
+def _record_or_none(path: Path) -> CommitRecord | None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        return read_record(path)
+    except AlignDetError:
+        return None
+
+
+def _is_proof(record: CommitRecord, name: str, job: str, sizes: dict[str, int]) -> bool:
+    intact = all(sizes.get(entry.path.rsplit("/", 1)[-1]) == entry.bytes for entry in record.shard.files)
+    return record.job == job and record.shard.name == name and intact
+
+
+def _create(out: Path, plan: pa.Table, identity: JobIdentity) -> None:
+    try:
+        if out.exists() and (not out.is_dir() or any(not _is_unfinished_plan(path) for path in out.iterdir())):
+            raise AlignDetError(f"{out} is not empty and holds no mining job. Choose a new folder.")
+        make_folder(out)
+        remove_leftovers(out)
         write_atomically(out / layout.PLAN, plan_bytes(plan, identity))
     except OSError as error:
-        raise AlignDetError(f"{out} cannot be written: {error.strerror}. Choose another folder.") from error
+        why = error.strerror or error
+        raise AlignDetError(f"{out} cannot be written: {why}. Choose another folder.") from error
+
+
+def _is_unfinished_plan(path: Path) -> bool:
+    # All that a run leaves which died before its plan was written.
+    return path.name.startswith(f"{layout.PLAN}{layout.TEMPORARY_MARK}")
 
 
 def _refuse_difference(out: Path, differences: list[str]) -> None:
@@ -140,19 +179,3 @@ def _refuse_difference(out: Path, differences: list[str]) -> None:
             f"{out} belongs to another job:{lines}\n"
             "Run the command that started it, with its images in place, or choose a new folder."
         )
-
-
-def _proof(out: Path, name: str, job: str) -> CommitRecord | None:
-    path = layout.record_path(out, name)
-    try:
-        record = read_record(path)
-    except AlignDetError:
-        return None
-    intact = record.shard.name == name and all(
-        _size(out / entry.path) == entry.bytes for entry in record.shard.files
-    )
-    return record if record.job == job and intact else None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1

@@ -65,7 +65,9 @@ def convert(
     Example: `aligndet convert mined/ ratio3size0008@0.5.json --to coco`
     """
     from proposals.outputs import require_outside_datasets
+    from proposals.paths import local_only
 
+    source = local_only(source, "convert")
     require_outside_datasets(out)
     form = from_form or (Form.dataset if source.is_dir() else Form.coco)
     if to is Form.huggingface:

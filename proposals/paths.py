@@ -43,6 +43,18 @@ def as_path(name: str | Path) -> Path:
     return cast(Path, path)
 
 
+def is_there(path: Path) -> bool:
+    """Whether ``path`` is a file; raises AlignDetError when its remote cannot be reached."""
+    if not is_remote(path):
+        return path.is_file()
+    try:
+        return path.is_file()
+    except Exception as error:  # every backend has exceptions of its own
+        raise AlignDetError(
+            f"{path} cannot be reached: {error}. Are address, name and credentials right?"
+        ) from error
+
+
 def is_remote(path: Path) -> bool:
     """Whether ``path``, from `as_path`, is a URL."""
     return not isinstance(path, Path)
@@ -59,7 +71,9 @@ def require_allowed(url: str) -> None:
 
 def storage_options(scheme: str) -> dict[str, Any]:
     """What a filesystem is opened with; credentials come from its own environment, never from here."""
-    fresh = {"use_listings_cache": False}  # others write there too, and a job must see it
+    fresh: dict[str, Any] = {"use_listings_cache": False}  # others write there too, and a job must see it
+    if scheme == "s3":
+        return {**fresh, "default_block_size": 5 * 2**20}
     if scheme not in WEB:
         return fresh
     import aiohttp

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proposals.dataset import layout
-from proposals.dataset.bounds import check_footer_length, read_parquet
+from proposals.dataset.bounds import check_footer_length, opened, read_parquet
 from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, Totals, write_model
@@ -43,7 +43,8 @@ def read_identity(plan: Path) -> JobIdentity:
     """The identity in the metadata of a plan file; raises AlignDetError when it is damaged."""
     try:
         check_footer_length(plan)
-        metadata = pq.read_schema(plan).metadata or {}
+        with opened(plan) as source:
+            metadata = pq.read_schema(source).metadata or {}
         return JobIdentity.model_validate_json(metadata[_IDENTITY_KEY])
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise AlignDetError(f"{plan} is damaged, the job cannot be resumed. Choose a new folder.") from error

@@ -1,12 +1,15 @@
 """Limits of format version 1, checked before memory is taken for what a file declares."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proposals.errors import AlignDetError
+from proposals.paths import is_remote
 
 MAX_MANIFEST_BYTES = 256 * 2**20
 MAX_RECORD_BYTES = 64 * 2**20
@@ -49,13 +52,23 @@ def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] |
     try:
         check_footer_length(path)
         # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
-        with pq.ParquetFile(path) as file:
+        with opened(path) as source, pq.ParquetFile(source) as file:
             _check_footer(path, file.metadata, rows, boxes)
             return file.read(columns=None if columns is None else list(columns), use_threads=False)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise AlignDetError(
             f"{path} cannot be read: {error}. The dataset is damaged or was moved."
         ) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path | BinaryIO]:
+    """What pyarrow reads ``path`` from: the path itself, or a stream of the object at a URL."""
+    if is_remote(path):
+        with path.open("rb") as stream:
+            yield stream
+    else:
+        yield path
 
 
 def check_footer_length(path: Path) -> None:

@@ -5,7 +5,6 @@ The record is sealed and names the boxes it is true of; the arrays are ``cluster
 """
 
 import hashlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from proposals.dataset import layout
 from proposals.dataset.bounds import MAX_RECORD_BYTES, read_bounded
 from proposals.dataset.checks.folder import file_faults
-from proposals.dataset.files import file_sha256, fsync, temporary_name
+from proposals.dataset.files import file_sha256, fsync, remove_tree, temporary_name
 from proposals.dataset.manifest import FORMAT_VERSION, FileEntry, Manifest, Sha256, write_model
 from proposals.dataset.seal import seal_state
 from proposals.errors import AlignDetError
@@ -141,7 +140,7 @@ def write_clusters(root: Path, record: ClusterRecord, clusters: Clusters) -> Non
 def remove_clusters(root: Path) -> None:
     """Take the ids back, the record first: ids without a record count as none."""
     (root / layout.CLUSTERS_RECORD).unlink(missing_ok=True)
-    shutil.rmtree(root / layout.CLUSTERS, ignore_errors=True)
+    remove_tree(root / layout.CLUSTERS)
 
 
 def _entry(temporary: Path, path: Path) -> FileEntry:

@@ -21,6 +21,7 @@ from proposals.dataset.manifest import FileEntry, Manifest, ShardEntry, read_man
 from proposals.dataset.processes import ProcessDiedError, map_apart
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, read_shard
 from proposals.errors import AlignDetError
+from proposals.paths import local_only
 
 CHUNK = 4096
 ZARR_SHARD = 2**20
@@ -51,6 +52,7 @@ def consolidate(root: Path, workers: int = 1, zarr_shard: int = ZARR_SHARD) -> b
     A stopped call leaves the dataset as it was. Raises AlignDetError when the dataset is damaged, holds no image,
     or was changed meanwhile.
     """
+    root = local_only(root, "consolidate")
     manifest = read_manifest(root)
     if manifest.consolidated and not any(_faults(root, manifest)):
         return False

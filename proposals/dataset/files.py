@@ -1,14 +1,22 @@
-"""Writing files so that a crash leaves either the old state or the new one, never half of it."""
+"""Writing files so that a crash leaves either the old state or the new one, never half of it.
+
+On disk a file gets its name by a rename, once it is complete and flushed. In an object store (a path for which
+`is_remote` holds) the put of the whole object is what the rename is on disk: an object is there whole or not at all.
+"""
 
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from proposals.dataset.layout import TEMPORARY_MARK
+from proposals.errors import AlignDetError
+from proposals.paths import is_remote
 
 
 def temporary_name(path: Path) -> Path:
@@ -18,7 +26,11 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def temporary_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary names for ``paths``; whatever is left of them is removed at the end."""
+    """Temporary names for ``paths``, on local disk; whatever is left of them is removed at the end."""
+    if any(is_remote(path) for path in paths):
+        with tempfile.TemporaryDirectory(prefix="aligndet-") as scratch:
+            yield tuple(Path(scratch) / path.name for path in paths)
+        return
     names = tuple(temporary_name(path) for path in paths)
     try:
         yield names
@@ -28,14 +40,23 @@ def temporary_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Flush ``temporary`` to disk and give it its final name, atomically."""
+    """Flush ``temporary`` to disk and give it its final name, or put it as an object: atomically."""
+    if is_remote(path):
+        with _as_os_errors(path) as (store, name):
+            store.put_file(str(temporary), name)
+        temporary.unlink()
+        return
     fsync(temporary)
     temporary.replace(path)
     fsync(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``: readers see the old content or all of the new."""
+    """Write ``data`` to ``path``: readers see the old content or all of the new. Raises OSError."""
+    if is_remote(path):
+        with _as_os_errors(path) as (store, name):
+            store.pipe_file(name, data)
+        return
     with temporary_beside(path) as (temporary,):
         temporary.write_bytes(data)
         publish(temporary, path)
@@ -56,12 +77,77 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """Up to ``size`` bytes of a file from ``offset`` on, fewer at its end; raises OSError when it cannot be read."""
+    if is_remote(path):
+        with _as_os_errors(path) as (store, name):
+            return bytes(store.cat_file(name, start=offset, end=offset + size))
+    # A descriptor per read: nothing to share, so nothing to get wrong in threads, forks and pickles.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(descriptor, size, offset)
+        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """The paths below a remote ``root`` of all its objects, in order."""
+    with _as_os_errors(root) as (store, name):
+        found = store.find(name)
+    yield from (path.removeprefix(name).lstrip("/") for path in sorted(found))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder ``path`` unless it is there; an object store needs none."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """The size in bytes of every file directly in ``folder``, by name; empty when there is no such folder."""
+    if is_remote(folder):
+        with _as_os_errors(folder) as (store, name):
+            try:
+                found = store.ls(name, detail=True)
+            except FileNotFoundError:
+                return {}
+        return {info["name"].rsplit("/", 1)[-1]: info["size"] for info in found if info["type"] == "file"}
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder and all in it, if it is there."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with _as_os_errors(path) as (store, name):
+        if store.exists(name):
+            store.rm(name, recursive=True)
+
+
 def remove_leftovers(folder: Path) -> int:
     """Delete temporary files and folders of tasks that died; returns how many there were."""
     leftovers = list(folder.glob(f"*{TEMPORARY_MARK}*"))
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         else:
             path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+@contextmanager
+def _as_os_errors(path: Any) -> Iterator[tuple[Any, str]]:
+    """(filesystem, name in it) of a remote path. What its backend raises comes out as an OSError, to be retried."""
+    try:
+        yield path.fs, path.path
+    except (OSError, AlignDetError):
+        raise
+    except Exception as error:
+        raise OSError(f"{path}: {type(error).__name__}: {error}") from error

@@ -11,6 +11,7 @@ from proposals.dataset.files import file_sha256, write_atomically
 from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError, NewerFormatError
 from proposals.filters import Status
+from proposals.paths import as_path, is_there
 from proposals.recipe import Recipe
 
 FORMAT_NAME = "aligndet-proposals"
@@ -33,11 +34,11 @@ class FileEntry(BaseModel):
     sha256: Sha256
 
     @classmethod
-    def of(cls, root: Path, path: Path) -> "FileEntry":
-        """The entry of ``path``, which lies below ``root``."""
-        return cls(
-            path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path)
-        )
+    def of(cls, root: Path, path: Path, content: Path | None = None) -> "FileEntry":
+        """The entry of ``path``, which lies below ``root``; its content is that of ``content``, if given."""
+        found = content or path
+        name = path.relative_to(root).as_posix()
+        return cls(path=name, bytes=found.stat().st_size, sha256=file_sha256(found))
 
 
 class ShardEntry(BaseModel):
@@ -180,8 +181,8 @@ def read_manifest(root: Path) -> Manifest:
     Raises AlignDetError when there is none (saying whether the folder is still in progress) or when it is damaged;
     NewerFormatError when a newer major format wrote it, or a newer minor one that cannot be read.
     """
-    path = root / layout.MANIFEST
-    if not path.is_file():
+    path = as_path(root) / layout.MANIFEST
+    if not is_there(path):
         raise AlignDetError(_why_no_manifest(root))
     data = bounds.read_bounded(path, bounds.MAX_MANIFEST_BYTES)
     version = _check_format(path, data)

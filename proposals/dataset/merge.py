@@ -25,6 +25,7 @@ from proposals.dataset.manifest import (
     write_model,
 )
 from proposals.errors import AlignDetError
+from proposals.paths import local_only
 
 # The libraries that decide boxes. pyarrow decides only how they are packed; of two CPU levels both are kept.
 _DECIDING = ("numpy", "opencv", "pillow")
@@ -46,6 +47,7 @@ def merge_datasets(roots: Sequence[Path], out: Path) -> Manifest:
     AlignDetError when recipes or deciding library versions differ (field by field), an image is in two datasets,
     an input is damaged, or ``out`` is not empty.
     """
+    roots, out = [local_only(root, "merge") for root in roots], local_only(out, "merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AlignDetError(f"{out} is not empty. Choose a new folder.")
     parts = []

@@ -17,6 +17,7 @@ from proposals.dataset.manifest import Manifest, read_manifest
 from proposals.dataset.reader import ProposalDataset
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
 from proposals.errors import AlignDetError
+from proposals.paths import as_path
 
 Storage = Literal["auto", "zarr", "parquet"]
 _Offsets = npt.NDArray[np.int64]
@@ -58,7 +59,7 @@ class ProposalReader:
     """
 
     def __init__(self, root: str | Path, storage: Storage = "auto") -> None:
-        self.root = Path(root)
+        self.root = as_path(root)
         manifest = read_manifest(self.root)
         use_zarr = storage == "zarr" or (storage == "auto" and bool(manifest.consolidated))
         self.storage: Storage = "zarr" if use_zarr else "parquet"

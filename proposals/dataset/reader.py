@@ -1,6 +1,5 @@
 """Reading a finished dataset: a sequence of records with random access to boxes and image bytes."""
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,9 +15,11 @@ import pyarrow as pa
 from proposals.boxes import Boxes
 from proposals.dataset import layout
 from proposals.dataset.bounds import read_parquet
+from proposals.dataset.files import read_range
 from proposals.dataset.manifest import Manifest, read_manifest
 from proposals.dataset.tables import SCHEMA, box_offsets, flat_boxes, flat_ranks, read_shard
 from proposals.errors import AlignDetError
+from proposals.paths import as_path
 
 _CACHE_BYTES = 64 * 2**20
 
@@ -55,11 +56,11 @@ class Record:
 
 
 def open_dataset(path: str | Path) -> "ProposalDataset":
-    """Open the finished dataset in the folder ``path``.
+    """Open the finished dataset in the folder ``path``, or at a URL such as s3://bucket/dataset.
 
     Raises AlignDetError when it is not a dataset, still in progress, damaged, or of a newer major format.
     """
-    return ProposalDataset(Path(path))
+    return ProposalDataset(as_path(path))
 
 
 class ProposalDataset(Sequence[Record]):
@@ -70,7 +71,7 @@ class ProposalDataset(Sequence[Record]):
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root = as_path(root)
         self.manifest: Manifest = read_manifest(root)
         self._shards = [shard for shard in self.manifest.shards if shard.images]
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
@@ -172,21 +173,13 @@ class ProposalDataset(Sequence[Record]):
 
 
 def _read_range(path: Path, offset: int, size: int) -> bytes:
-    # A descriptor per read: nothing to share, so nothing to get wrong in threads, forks and pickles.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        data = read_range(path, offset, size)
     except OSError as error:
+        why = error.strerror or error
         raise AlignDetError(
-            f"{path} cannot be opened: {error.strerror}. The dataset is damaged or was moved."
+            f"{path} cannot be opened: {why}. The dataset is damaged or was moved."
         ) from error
-    try:
-        if offset + size > os.fstat(descriptor).st_size:
-            raise AlignDetError(f"{path} ends inside the image at byte {offset}: the dataset is damaged.")
-        data = os.pread(descriptor, size, offset)
-        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-            data += more
-    finally:
-        os.close(descriptor)
     if len(data) != size:
         raise AlignDetError(f"{path} ends inside the image at byte {offset}: the dataset is damaged.")
     return data

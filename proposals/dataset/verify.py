@@ -27,6 +27,7 @@ from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import Manifest, read_manifest, read_record
 from proposals.dataset.processes import ProcessDiedError, map_apart
 from proposals.errors import AlignDetError, NewerFormatError
+from proposals.paths import as_path, is_there
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Repor
     Raises AlignDetError when the folder holds no dataset.json, NewerFormatError when that is of a newer format;
     everything else is a problem in the report.
     """
+    root = as_path(root)
     try:
         manifest = read_manifest(root)
     except NewerFormatError:
         raise
     except AlignDetError as error:
-        if not (root / layout.MANIFEST).is_file():
+        if not is_there(root / layout.MANIFEST):
             raise
         return Report(root, deep, 0, 0, 0, (Problem(layout.MANIFEST, str(error)),))
     found = strangers(root, manifest)

@@ -77,6 +77,8 @@ class ShardWriter:
         self._stream.close()
         table = _table(self._rows)
         pq.write_table(table, self._parquet_temporary, compression="zstd", version="2.6")
+        tar = FileEntry.of(self._root, self._tar_path, self._tar_temporary)
+        parquet = FileEntry.of(self._root, self._parquet_path, self._parquet_temporary)
         publish(self._tar_temporary, self._tar_path)
         publish(self._parquet_temporary, self._parquet_path)
         found = Counter(row["status"] for row in self._rows)
@@ -85,8 +87,8 @@ class ShardWriter:
             images=len(self._rows),
             proposals=sum(len(row["rank"]) for row in self._rows),
             statuses={status: found[status] for status in STATUSES if found[status]},
-            tar=FileEntry.of(self._root, self._tar_path),
-            parquet=FileEntry.of(self._root, self._parquet_path),
+            tar=tar,
+            parquet=parquet,
         )
 
     def _member(self, name: str, data: bytes) -> int:

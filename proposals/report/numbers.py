@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from proposals.boxes import Boxes
 from proposals.dataset import ProposalDataset, layout
+from proposals.dataset.bounds import opened
 from proposals.dataset.manifest import CommitRecord, read_record
 from proposals.errors import AlignDetError
 from proposals.rows import Rows, iterate_rows
@@ -173,7 +174,7 @@ def _percentiles(values: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> dic
 def _rejections(path: Path) -> dict[str, int]:
     found: Counter[str] = Counter()
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches(65_536, columns=["stage", "reason"]):
                 columns = (batch.column(name).to_pylist() for name in ("stage", "reason"))
                 found.update(f"{stage}: {reason}" for stage, reason in zip(*columns, strict=True))

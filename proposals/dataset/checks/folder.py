@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proposals.dataset import layout
-from proposals.dataset.files import file_sha256
+from proposals.dataset.files import file_sha256, files_below
 from proposals.dataset.manifest import FileEntry, Manifest
+from proposals.paths import is_remote
 
 # What a hub's repository has besides the dataset: its card, and what git and the hub's client keep of their own.
 _REPOSITORY_FILES = {"README.md", "croissant.json", ".gitattributes"}
@@ -56,7 +57,7 @@ def file_faults(root: Path, entry: FileEntry, *, content: bool) -> Iterator[str]
     """What is wrong with one declared file: missing, no plain file, another size; with ``content`` its sha256."""
     path = root / entry.path
     try:
-        status = path.lstat()
+        status = path.stat() if is_remote(path) else path.lstat()
     except OSError:
         yield "is missing"
         return
@@ -69,6 +70,9 @@ def file_faults(root: Path, entry: FileEntry, *, content: bool) -> Iterator[str]
 
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
+    if is_remote(root):
+        yield from ((path, stat.S_IFREG) for path in files_below(root))
+        return
     for folder, folders, files in os.walk(root):
         below = Path(folder).relative_to(root)
         folders[:] = [name for name in folders if not _is_repository_folder(root, below / name)]

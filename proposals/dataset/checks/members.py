@@ -14,6 +14,7 @@ from PIL import Image
 
 from proposals.dataset import layout
 from proposals.dataset.bounds import MAX_RECORD_BYTES
+from proposals.dataset.files import read_range
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
 
 _PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
@@ -41,13 +42,15 @@ def edge_faults(path: Path, table: pa.Table) -> Iterator[str]:
     """Whether the first and the last image of a shard are where its table says, by their tar headers alone."""
     rows = table.select(("key", "uri", "tar_offset"))
     edges = [*rows.slice(0, 1).to_pylist(), *rows.slice(len(rows) - 1).to_pylist()]
-    with path.open("rb") as stream:
-        for row in edges:
-            stream.seek(row["tar_offset"] - tarfile.BLOCKSIZE)
-            name = stream.read(100).rstrip(b"\0").decode("ascii", "replace")
-            if name != _member_names(row)[0]:
-                yield f"holds no image of {row['uri']!r} where the table says: it is another shard's, or damaged"
-                return
+    for row in edges:
+        name = (
+            read_range(path, row["tar_offset"] - tarfile.BLOCKSIZE, 100)
+            .rstrip(b"\0")
+            .decode("ascii", "replace")
+        )
+        if name != _member_names(row)[0]:
+            yield f"holds no image of {row['uri']!r} where the table says: it is another shard's, or damaged"
+            return
 
 
 def _name_faults(members: list[tarfile.TarInfo]) -> Iterator[str]:

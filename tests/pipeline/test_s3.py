@@ -1,0 +1,174 @@
+"""Mining from and to an object store: a real S3 server on loopback, in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from proposals.cli import build_app
+from proposals.dataset import open_dataset
+from proposals.dataset.verify import verify_dataset
+from proposals.errors import AlignDetError
+from proposals.paths import as_path
+from proposals.recipe import Recipe
+
+pytest.importorskip("moto", reason="the S3 server is moto's: pip install '.[dev]'")
+
+_RECIPE = Recipe(max_side=96)
+_OPTIONS = ("--images-per-shard", "2", "--max-side", "96", "--workers", "2")
+_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An empty bucket s3://mining; the environment names its server, for this process and its children."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    port = next(line for line in server.stdout if line.strip().isdigit()).strip()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        as_path("s3://mining/x").fs.mkdir("mining")
+        yield "s3://mining"
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def images(bucket, photos):
+    """The photographs at a URL."""
+    root = as_path(f"{bucket}/photos")
+    for path in photos.rglob("*.jpg"):
+        (root / path.relative_to(photos).as_posix()).fs.put_file(
+            str(path), f"mining/photos/{path.relative_to(photos)}"
+        )
+    return str(root)
+
+
+def _objects(url):
+    root = as_path(url)
+    return {
+        path.removeprefix(f"{root.path.rstrip('/')}/"): (info["ETag"], str(info["LastModified"]))
+        for path, info in root.fs.find(root.path, detail=True).items()
+    }
+
+
+def _download(url, folder):
+    root = as_path(url)
+    root.fs.get(root.path, str(folder), recursive=True)
+    return folder
+
+
+def _wait_for_records(out, count, mining):
+    deadline = time.monotonic() + 120
+    while sum(name.endswith(".json") for name in _objects(f"{out}/shards")) < count:
+        assert mining.process.poll() is None, mining.printed()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_job_from_s3_to_s3_is_resumed_and_equals_a_local_one(
+    bucket, images, photos, start, content, mine_folder, tmp_path
+):
+    out = f"{bucket}/mined"
+    killed = start(images, out, *_OPTIONS)
+    _wait_for_records(out, 1, killed)
+    os.killpg(killed.process.pid, signal.SIGKILL)
+    killed.process.wait()
+    done = {name: tag for name, tag in _objects(out).items() if name.endswith(".json") and "tmp" not in name}
+    assert "dataset.json" not in _objects(out)
+    with pytest.raises(AlignDetError, match="in progress, not a dataset"):
+        open_dataset(out)
+
+    status, printed = start(images, out, *_OPTIONS).wait()
+    assert status == 0, printed
+    assert "resuming" in printed
+    finished = _objects(out)
+    assert {name: finished[name] for name in done} == done
+    assert not verify_dataset(out, deep=True).problems
+    mine_folder(as_path(images), as_path(out), _RECIPE, 2)
+    assert _objects(out) == finished
+    local = mine_folder(photos, tmp_path / "local", _RECIPE, 2)
+    assert content(_download(out, tmp_path / "copy")) == content(local)
+
+
+def test_images_added_in_s3_get_shards_of_their_own(bucket, photos, mine_folder):
+    source, out = as_path(f"{bucket}/growing"), as_path(f"{bucket}/grown")
+    for name in ("cat", "china", "coffee"):
+        source.fs.put_file(str(photos / f"{name}.jpg"), f"mining/growing/{name}.jpg")
+    mine_folder(source, out, _RECIPE, 2)
+    before = _objects(out)
+    source.fs.put_file(str(photos / "flower.jpg"), "mining/growing/flower.jpg")
+    mine_folder(source, out, _RECIPE, 2)
+    after = _objects(out)
+    assert all(after[name] == tag for name, tag in before.items() if name.startswith("shards/"))
+    assert len(open_dataset(out)) == 4
+    assert not verify_dataset(out, deep=True).problems
+    source.fs.rm("mining/growing/cat.jpg")
+    with pytest.raises(AlignDetError, match=r"1 images removed: cat\.jpg"):
+        mine_folder(source, out, _RECIPE, 2)
+    assert _objects(out) == after
+
+
+def test_a_damaged_object_is_found(bucket, photos, mine_folder):
+    out = mine_folder(photos, as_path(f"{bucket}/damaged"), _RECIPE, 4)
+    tar, table = "shards/00000.tar", "shards/00001.parquet"
+    content = bytearray((out / tar).read_bytes())
+    content[700] ^= 1
+    out.fs.pipe_file((out / tar).path, bytes(content))
+    out.fs.rm((out / table).path)
+    out.fs.pipe_file((out / "shards" / "stranger.txt").path, b"x")
+    found = {
+        (problem.file, problem.what.split(":")[0]) for problem in verify_dataset(out, deep=True).problems
+    }
+    assert {(table, "is missing"), ("shards/stranger.txt", "is unexpected")} <= found
+    assert any(file == tar and "sha256" in what for file, what in found)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("s3://no-such-bucket/x", "no-such-bucket"), ("s3://mining/nothing-here", "not a proposal dataset")],
+)
+def test_a_wrong_url_is_a_users_error(bucket, url, message):
+    with pytest.raises(AlignDetError, match=message):
+        open_dataset(url)
+
+
+def test_verbs_that_look_work_on_a_url_and_those_that_write_say_what_to_do(
+    bucket, photos, mine_folder, tmp_path
+):
+    out = str(mine_folder(photos, as_path(f"{bucket}/shown"), _RECIPE, 4))
+    runner, app = CliRunner(), build_app()
+    assert runner.invoke(app, ["show", out, "--out", str(tmp_path / "sheet.png")]).exit_code == 0
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
+    assert runner.invoke(app, ["stats", out]).exit_code == 0
+    assert "is clean: 8 images" in runner.invoke(app, ["verify", out]).output
+    convert = ["convert", out, str(tmp_path / "boxes.json"), "--to", "coco"]
+    merge = ["merge", out, "-o", str(tmp_path / "joined")]
+    for verb in (convert, merge, ["consolidate", out], ["verify", out, "--repair"]):
+        refusal = runner.invoke(app, verb).exception
+        assert isinstance(refusal, AlignDetError), refusal
+        assert f"aws s3 sync {out} local/" in str(refusal)
