@@ -119,13 +119,18 @@ def _host_group() -> Any:
     return dist.new_group(backend="gloo")
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is set on any rank. Every rank must call it; the GPU is not waited for."""
+def sum_over_hosts(count: int) -> int:
+    """``count``, added up over the ranks. Every rank must call it; hosts wait for each other, no GPU is waited for."""
     if get_world_size() == 1:
-        return flag
-    raised = torch.tensor(int(flag))
-    dist.all_reduce(raised, dist.ReduceOp.MAX, group=_host_group())
-    return bool(raised)
+        return count
+    total = torch.tensor(count)
+    dist.all_reduce(total, group=_host_group())
+    return int(total)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether ``flag`` is set on any rank; see sum_over_hosts."""
+    return sum_over_hosts(int(flag)) > 0
 
 
 @contextmanager

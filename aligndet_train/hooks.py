@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from aligndet_train.box_domain import BoxDomainPretrainer
 from aligndet_train.checkpoint import save_checkpoint
+from aligndet_train.distributed import sum_over_hosts
 from aligndet_train.schedules import Schedule
 
 
@@ -82,6 +83,37 @@ class ThroughputHook(Hook):
         if self._before is not None:
             runner.message_hub.update_scalar("train/images_per_second", self.images / (now - self._before))
         self._before = now
+
+
+class SkippedHook(Hook):
+    """Say how many images could not be read and were replaced, every ``interval`` steps in which there were more."""
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+        self._count, self._told, self._reason = 0, 0, ""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Count, and tell when it is time."""
+        for sample in data_batch:
+            if sample.skipped:
+                self._count, self._reason = self._count + 1, sample.skipped
+        if (runner.iter + 1) % self.interval == 0:
+            self._tell(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Tell what the interval left out."""
+        self._tell(runner)
+
+    def _tell(self, runner: Runner) -> None:
+        total = sum_over_hosts(self._count)
+        if total > self._told:
+            reason = f"; the last here: {self._reason}" if self._reason else ""
+            runner.logger.warning(
+                f"skipped so far: {total} images, replaced by others of the dataset{reason}"
+            )
+            self._told = total
 
 
 class CheckpointHook(Hook):

@@ -1,16 +1,22 @@
 """The dataset a DataLoader reads: (epoch, index) in, decoded image and its proposals out."""
 
+import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import Clusters
-from proposals.images import decode_bgr
+from proposals.errors import AlignDetError
+from proposals.images import ImageRejected, decode_bgr
+
+Damaged = Literal["raise", "skip"]
+_REPLACEMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Sample:
     image: [3, H, W] uint8, BGR, upright. boxes: [N, 4] float32 xyxy, its pixels, half-open, best rank first.
     key: its key in the dataset. epoch, index: what its augmentation is seeded with. clusters: [N] int64 from 0, the
     boxes' classes where a detector keeps its class branch; None: all are of one class.
+    skipped: why this sample stands for another, which cannot be read; empty when it is the one that was asked for.
     """
 
     image: Tensor
@@ -28,6 +35,7 @@ class Sample:
     epoch: int
     index: int
     clusters: Tensor | None = None
+    skipped: str = ""
 
     @property
     def classes(self) -> Tensor:
@@ -39,7 +47,9 @@ class ProposalStream(Dataset[Sample]):
     """Random access into the shards' tars; indexed by the (epoch, index) pairs of a StepSampler.
 
     proposals_per_image: keep only that many of the best-ranked boxes; None keeps all. clusters: of the dataset's
-    boxes, handed out with them; None hands out none.
+    boxes, handed out with them; None hands out none. damaged: what to do about a sample that cannot be read.
+    ``raise`` raises AlignDetError (a DataLoader's worker hands it out in place of the sample: see ``readable``);
+    ``skip`` hands out another image of the same dataset, a function of the index, that says why.
     """
 
     # mmengine's visualiser asks every dataset for it.
@@ -50,8 +60,10 @@ class ProposalStream(Dataset[Sample]):
         dataset: ProposalDataset,
         proposals_per_image: int | None = None,
         clusters: Clusters | None = None,
+        damaged: Damaged = "raise",
     ) -> None:
         self.dataset = dataset
+        self.damaged = damaged
         self.proposals_per_image = proposals_per_image
         self._clusters = None if clusters is None else clusters.ids
 
@@ -60,8 +72,24 @@ class ProposalStream(Dataset[Sample]):
 
     def __getitem__(self, position: tuple[int, int]) -> Sample:
         epoch, index = position
+        try:
+            return self._sample(epoch, index)
+        except AlignDetError as error:
+            if self.damaged == "skip":
+                return self._another(epoch, index, error)
+            if get_worker_info() is None:
+                raise
+            # Raised in a worker it would reach the trainer as a traceback in a string.
+            return cast(Sample, error)
+
+    def _sample(self, epoch: int, index: int) -> Sample:
         record = self.dataset[index]
-        image = decode_bgr(self.dataset.image_bytes(index)).bgr
+        try:
+            image = decode_bgr(self.dataset.image_bytes(index)).bgr
+        except ImageRejected as error:
+            raise AlignDetError(
+                f"image {record.key} of {self.dataset.root} cannot be decoded: {error}. The dataset is damaged"
+            ) from error
         boxes = record.boxes[: self.proposals_per_image]
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1),
@@ -72,8 +100,26 @@ class ProposalStream(Dataset[Sample]):
             clusters=self._classes(index, len(boxes)),
         )
 
+    def _another(self, epoch: int, index: int, error: AlignDetError) -> Sample:
+        """The first readable image half the dataset away, a third, a quarter ...: mostly of another shard."""
+        for part in range(2, 2 + _REPLACEMENTS):
+            other = (index + max(1, len(self) // part)) % len(self)
+            with suppress(AlignDetError):
+                return dataclasses.replace(self._sample(epoch, other), skipped=str(error))
+        raise AlignDetError(
+            f"neither image {index} of {self.dataset.root} nor {_REPLACEMENTS} others in its place can be read: {error}"
+        )
+
     def _classes(self, index: int, count: int) -> Tensor | None:
         if self._clusters is None:
             return None
         first = self.dataset.first_box(index)
         return torch.from_numpy(self._clusters[first : first + count].astype(np.int64) - 1)
+
+
+def readable(batch: list[Sample]) -> list[Sample]:
+    """``batch`` as it is; raises the error that a worker handed out in place of a sample."""
+    for sample in batch:
+        if isinstance(sample, AlignDetError):
+            raise sample
+    return batch

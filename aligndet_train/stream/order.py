@@ -37,14 +37,23 @@ class EpochOrder:
         """The dataset index at ``position``; neighbours in one window cost one shuffle. Raises IndexError."""
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of an epoch of {len(self)} images")
-        number = int(np.searchsorted(self._ends, position, side="right"))
+        number = self.window_of(position)
         if self._held is None or self._held[0] != number:
             self._held = (number, self._shuffled(number))
         block = self._held[1]
         return int(block[position - int(self._ends[number]) + len(block)])
 
-    def _shuffled(self, number: int) -> Indices:
+    def window_of(self, position: int) -> int:
+        """The number of the window that ``position`` lies in."""
+        return int(np.searchsorted(self._ends, position, side="right"))
+
+    def window_shards(self, number: int) -> list[int]:
+        """The shards of window ``number``, as indices of ``shard_sizes``; none after the last window."""
         shards = self._shards[number * self._window : (number + 1) * self._window]
+        return [int(shard) for shard in shards if self._sizes[shard]]
+
+    def _shuffled(self, number: int) -> Indices:
+        shards = self.window_shards(number)
         block = np.concatenate([self._starts[s] + np.arange(self._sizes[s]) for s in shards])
         # From 1 on: a trailing zero would give the generator that permuted the shards.
         shuffled: Indices = np.random.default_rng((*self._seeds, number + 1)).permutation(block)

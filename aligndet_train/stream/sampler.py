@@ -5,7 +5,7 @@ batch's equal parts. So another number of ranks sees the same global batches, ev
 steps whatever the remainder (an epoch may end inside a batch), and where to go on is three integers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch.utils.data import Sampler
@@ -29,6 +29,7 @@ class StepSampler(Sampler[list[Position]]):
 
     shard_sizes, window: see EpochOrder. start: the state to go on from, see ``state_after``.
     batch_size: images per step on one rank. steps: how many to yield.
+    expect: called with the shards of a window and of the next one when the first is entered.
     Raises AlignDetError for an empty dataset.
     """
 
@@ -42,6 +43,7 @@ class StepSampler(Sampler[list[Position]]):
         rank: int = 0,
         world_size: int = 1,
         window: int = 8,
+        expect: Callable[[list[int]], None] | None = None,
     ) -> None:
         self.shard_sizes = list(shard_sizes)
         self.samples = sum(self.shard_sizes)
@@ -49,6 +51,7 @@ class StepSampler(Sampler[list[Position]]):
             raise AlignDetError("the dataset has no image: mine some first (`aligndet mine IMAGES OUT`)")
         self.start, self.window, self.steps = start, window, steps
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self._expect, self._entered = expect, (-1, -1)
         self._cached: tuple[int, EpochOrder] | None = None
 
     def __len__(self) -> int:
@@ -57,6 +60,7 @@ class StepSampler(Sampler[list[Position]]):
     def __iter__(self) -> Iterator[list[Position]]:
         for step in range(self.steps):
             first = self._images_before(step) + self.rank * self.batch_size
+            self._announce(first)
             yield [self._at(image) for image in range(first, first + self.batch_size)]
 
     def state_after(self, steps: int) -> StreamState:
@@ -67,11 +71,24 @@ class StepSampler(Sampler[list[Position]]):
         done = self.start.epoch * self.samples + self.start.position
         return done + step * self.world_size * self.batch_size
 
+    def _announce(self, image: int) -> None:
+        epoch, position = divmod(image, self.samples)
+        order = self._order(epoch)
+        window = order.window_of(position)
+        if self._expect is None or self._entered == (epoch, window):
+            return
+        self._entered = (epoch, window)
+        following = order.window_shards(window + 1) or self._new_order(epoch + 1).window_shards(0)
+        self._expect(order.window_shards(window) + following)
+
     def _at(self, image: int) -> Position:
         epoch, position = divmod(image, self.samples)
         return epoch, self._order(epoch)[position]
 
     def _order(self, epoch: int) -> EpochOrder:
         if self._cached is None or self._cached[0] != epoch:
-            self._cached = (epoch, EpochOrder(self.shard_sizes, self.start.seed, epoch, self.window))
+            self._cached = (epoch, self._new_order(epoch))
         return self._cached[1]
+
+    def _new_order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.shard_sizes, self.start.seed, epoch, self.window)

@@ -1,0 +1,237 @@
+"""Shards of a remote dataset in a bounded local folder, shared by all workers and ranks of a node.
+
+    CACHE/<hash of the dataset.json>/dataset.json, shards/00000.tar, shards/00000.parquet
+    CACHE/locks/...
+
+A file appears under its name only when it is whole and has the sha256 of dataset.json. Before a file is fetched, those
+used longest ago go until it fits below the limit; files on their way are not counted. Whoever finds a shard gone
+fetches it again, so eviction needs no agreement.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pyarrow as pa
+
+from proposals.dataset import ProposalDataset
+from proposals.dataset.layout import MANIFEST, SHARDS
+from proposals.dataset.manifest import FileEntry, ShardEntry
+from proposals.errors import AlignDetError
+from proposals.paths import is_remote
+
+Read = TypeVar("Read")
+_CHUNK = 2**20
+# Seconds without a byte: longer than any transfer pauses.
+_ABANDONED_AFTER = 3600
+# A reader may find its shard evicted between looking and opening; so often in a row only when the limit is too low.
+_TRIES = 5
+
+
+class DamagedShardError(AlignDetError):
+    """A shard's file has not the bytes that dataset.json promises."""
+
+
+class CacheSpec(NamedTuple):
+    """folder: may be shared by processes, runs and datasets. limit: bytes of shards kept in it."""
+
+    folder: Path
+    limit: int
+
+
+def cache_for(root: Path, folder: Path | None, gigabytes: float) -> CacheSpec | None:
+    """The cache of a dataset at ``root``: in ``folder``, or without one, when ``root`` is a URL, in ~/.cache."""
+    if folder is None and not is_remote(root):
+        return None
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "aligndet" / "shards"
+    return CacheSpec(folder or default, int(gigabytes * 1e9))
+
+
+class ShardCache:
+    """Fetches files of the dataset at ``root`` into ``spec.folder``, and evicts."""
+
+    def __init__(self, root: Path, spec: CacheSpec) -> None:
+        self.root, self.spec = root, spec
+        manifest = (root / MANIFEST).read_bytes()
+        self.mirror = spec.folder / hashlib.sha256(manifest).hexdigest()[:16]
+        self._locks = spec.folder / "locks"
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+            (self.mirror / SHARDS).mkdir(parents=True, exist_ok=True)
+            _place(self.mirror / MANIFEST, manifest)
+        except OSError as error:
+            raise AlignDetError(
+                f"{spec.folder} cannot be a shard cache: {error}. Choose another --cache folder"
+            ) from error
+
+    def fetch(self, shard: ShardEntry) -> None:
+        """See that the files of ``shard`` are in the mirror, and are the last to be evicted.
+
+        Raises DamagedShardError when they have not the promised bytes, twice; AlignDetError when they cannot be read.
+        """
+        for entry in shard.files:
+            target = self.mirror / entry.path
+            if _touched(target):
+                continue
+            with self._locked(f"{self.mirror.name}-{target.name}"):
+                # Another process may have fetched it while this one waited.
+                if not _touched(target):
+                    self._evict(entry.bytes)
+                    self._download(entry, target)
+
+    def _download(self, entry: FileEntry, target: Path) -> None:
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            for _ in range(2):
+                if _copied(self.root / entry.path, temporary) == (entry.bytes, entry.sha256):
+                    temporary.replace(target)
+                    return
+        except Exception as error:  # every remote filesystem has exceptions of its own
+            raise AlignDetError(
+                f"{self.root / entry.path} could not be brought to {target.parent}: {error}"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        raise DamagedShardError(
+            f"{self.root / entry.path} has not the bytes that {MANIFEST} promises: the dataset is damaged or was "
+            "changed. Mine it again with --repair, or go on without its images with --damaged skip"
+        )
+
+    def _evict(self, needed: int) -> None:
+        """Make room for ``needed`` bytes, oldest use first; a file in use by its reader stays readable."""
+        with self._locked("evict"):
+            _sweep(self.spec.folder)
+            files = sorted(_usage(self.spec.folder))
+            held = sum(size for _, size, _ in files)
+            for _, size, path in files:
+                if held + needed <= self.spec.limit:
+                    return
+                path.unlink(missing_ok=True)
+                held -= size
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        # The kernel lets go of a killed process's lock.
+        with (self._locks / name).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+class CachedDataset(ProposalDataset):
+    """A ProposalDataset that reads its shards through a ShardCache."""
+
+    def __init__(self, source: Path, spec: CacheSpec) -> None:
+        self._cache_of_shards = ShardCache(source, spec)
+        super().__init__(self._cache_of_shards.mirror)
+        self._entries = [shard for shard in self.manifest.shards if shard.images]
+        largest = max((_size(entry) for entry in self._entries), default=0)
+        if largest > spec.limit:
+            raise AlignDetError(
+                f"a shard of {source} has {largest:,} bytes, the cache may hold {spec.limit:,}: raise --cache-gb"
+            )
+
+    def __reduce__(self) -> tuple[type["CachedDataset"], tuple[Path, CacheSpec]]:  # type: ignore[override]
+        return CachedDataset, (self._cache_of_shards.root, self._cache_of_shards.spec)
+
+    def window_bytes(self, shards: int) -> int:
+        """What the ``shards`` largest shards take, in bytes: less than that in the cache means fetching some twice."""
+        return sum(sorted(map(_size, self._entries))[-shards:])
+
+    def fetch(self, shard: int) -> None:
+        """See that shard ``shard`` is there; see ShardCache."""
+        self._cache_of_shards.fetch(self._entries[shard])
+
+    def shard_table(self, shard: int) -> pa.Table:
+        """As ProposalDataset's, fetching the shard first."""
+        return self._present(shard, lambda: super(CachedDataset, self).shard_table(shard))
+
+    def image_bytes(self, index: int) -> bytes:
+        """As ProposalDataset's, fetching the shard first."""
+        return self._present(self.locate(index)[0], lambda: super(CachedDataset, self).image_bytes(index))
+
+    def _present(self, shard: int, read: Callable[[], Read]) -> Read:
+        for attempt in range(_TRIES):
+            self.fetch(shard)
+            try:
+                return read()
+            except AlignDetError:
+                there = all(_touched(self.root / entry.path) for entry in self._entries[shard].files)
+                if there or attempt == _TRIES - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+
+class Prefetcher:
+    """Fetches shards in the background: of a CachedDataset those it is told to expect."""
+
+    def __init__(self, dataset: CachedDataset, threads: int = 2) -> None:
+        self._dataset = dataset
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-prefetch")
+        self._pending: list[Future[None]] = []
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """Begin to fetch ``shards``; what was expected before and is not begun is forgotten.
+
+        An error is not reported here: who reads the shard meets it.
+        """
+        for future in self._pending:
+            future.cancel()
+        self._pending = [self._pool.submit(self._dataset.fetch, shard) for shard in shards]
+
+    def close(self) -> None:
+        """Stop after the transfers that have begun."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _size(shard: ShardEntry) -> int:
+    return sum(entry.bytes for entry in shard.files)
+
+
+def _touched(path: Path) -> bool:
+    """Whether ``path`` is there; if so it counts as used now."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _usage(folder: Path) -> Iterator[tuple[int, int, Path]]:
+    """(last use, bytes, path) of the shard files of all datasets in the cache."""
+    for path in folder.glob(f"*/{SHARDS}/[0-9]*"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        yield status.st_mtime_ns, status.st_size, path
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half fetched."""
+    for path in folder.glob(f"*/{SHARDS}/.*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                path.unlink()
+
+
+def _copied(source: Path, target: Path) -> tuple[int, str]:
+    """Copy, and say how many bytes with which sha256."""
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            writer.write(chunk)
+    return size, digest.hexdigest()
+
+
+def _place(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,181 @@
+"""Shards through a bounded local cache: same samples, whole files, evictions, damage, several processes."""
+
+import multiprocessing
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from aligndet_train.stream import ProposalStream, StepSampler, StreamState
+from aligndet_train.stream.cache import CachedDataset, CacheSpec, DamagedShardError, Prefetcher
+from aligndet_train.stream.dataset import readable
+from proposals.dataset import open_dataset
+from proposals.errors import AlignDetError
+
+GENEROUS = 10**9
+
+
+@pytest.fixture
+def source(mined_dataset, tmp_path) -> Path:
+    """A copy of the mined dataset that a test may damage; the cache must not look at it twice."""
+    return Path(shutil.copytree(mined_dataset, tmp_path / "source"))
+
+
+def cached(source: Path, tmp_path: Path, limit: int = GENEROUS) -> CachedDataset:
+    return CachedDataset(source, CacheSpec(tmp_path / "cache", limit))
+
+
+def shard_files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache").glob("*/shards/[0-9]*"))
+
+
+def assert_same_samples(dataset, expected):
+    assert len(dataset) == len(expected)
+    for index in range(len(expected)):
+        assert dataset.image_bytes(index) == expected.image_bytes(index)
+        assert np.array_equal(dataset[index].boxes, expected[index].boxes)
+        assert dataset[index].key == expected[index].key
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_samples_are_those_of_the_source(remote, mined_dataset, tmp_path):
+    source = mined_dataset
+    if remote:
+        upath = pytest.importorskip("upath")
+        source = upath.UPath(f"memory://{tmp_path.name}")
+        for file in mined_dataset.rglob("*"):
+            if file.is_file():
+                (source / file.relative_to(mined_dataset).as_posix()).write_bytes(file.read_bytes())
+    assert_same_samples(cached(source, tmp_path), open_dataset(mined_dataset))
+
+
+def test_what_was_fetched_is_read_without_the_source(source, mined_dataset, tmp_path):
+    dataset = cached(source, tmp_path)
+    for shard in range(len(dataset.shard_sizes)):
+        dataset.fetch(shard)
+    shutil.rmtree(source / "shards")
+    assert_same_samples(dataset, open_dataset(mined_dataset))
+    assert_same_samples(cached(source, tmp_path), open_dataset(mined_dataset))
+
+
+def test_the_folder_stays_below_its_limit_and_the_oldest_goes(source, mined_dataset, tmp_path):
+    shards = open_dataset(source).manifest.shards
+    sizes = [sum(entry.bytes for entry in shard.files) for shard in shards]
+    limit = max(sizes[0] + sizes[1], sizes[2] + max(sizes[:2])) + 1
+    dataset = cached(source, tmp_path, limit)
+    for shard in (0, 1, 0, 2):
+        dataset.fetch(shard)
+        assert sum(file.stat().st_size for file in shard_files(tmp_path)) <= limit
+    assert [file.stem for file in shard_files(tmp_path) if file.suffix == ".tar"] == ["00000", "00002"]
+    assert_same_samples(dataset, open_dataset(mined_dataset))
+
+
+def test_a_cache_smaller_than_a_shard_is_refused(source, tmp_path):
+    with pytest.raises(AlignDetError, match="--cache-gb"):
+        cached(source, tmp_path, limit=100)
+
+
+def damage(source: Path, shard: str = "00001") -> None:
+    tar = source / "shards" / f"{shard}.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+
+
+def test_one_wrong_bit_is_an_error_and_leaves_nothing_in_the_cache(source, tmp_path):
+    damage(source)
+    dataset = cached(source, tmp_path)
+    with pytest.raises(DamagedShardError, match=r"00001\.tar has not the bytes that dataset\.json promises"):
+        dataset.image_bytes(4)
+    assert not [path for path in (tmp_path / "cache").rglob("*00001.tar*") if "locks" not in path.parts]
+    assert dataset.image_bytes(0) == open_dataset(source).image_bytes(0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_shard_stops_the_stream_or_is_skipped_with_its_reason(source, tmp_path, workers):
+    damage(source)
+
+    def batches(policy):
+        dataset = cached(source, tmp_path)
+        sampler = StepSampler(dataset.shard_sizes, start=StreamState(0, 0, 0), batch_size=2, steps=4)
+        stream = ProposalStream(dataset, damaged=policy)
+        loader = DataLoader(stream, batch_sampler=sampler, num_workers=workers, collate_fn=list)
+        return [sample for batch in loader for sample in readable(batch)]
+
+    with pytest.raises(AlignDetError, match=r"00001\.tar has not the bytes") as caught:
+        batches("raise")
+    assert "Traceback" not in str(caught.value)
+    samples = batches("skip")
+    assert len(samples) == 8, "every step keeps its size"
+    skipped = [sample for sample in samples if sample.skipped]
+    assert len(skipped) == 3, "shard 00001 holds three images"
+    assert all("00001.tar has not the bytes" in sample.skipped for sample in skipped)
+    assert not {3, 4, 5} & {sample.index for sample in samples}
+
+
+def test_an_image_that_cannot_be_decoded_is_damage_too(source):
+    dataset = open_dataset(source)
+    record = dataset[2]
+    with record.tar.open("r+b") as tar:
+        tar.seek(record.offset)
+        tar.write(b"\0" * record.size)
+    with pytest.raises(AlignDetError, match=f"image {record.key} .* cannot be decoded"):
+        ProposalStream(dataset)[(0, 2)]
+    assert record.key in ProposalStream(dataset, damaged="skip")[(0, 2)].skipped
+
+
+def read_all(source: Path, folder: Path, limit: int, seed: int, failures) -> None:
+    try:
+        dataset, expected = CachedDataset(source, CacheSpec(folder, limit)), open_dataset(source)
+        for index in np.random.default_rng(seed).integers(0, len(expected), 60).tolist():
+            assert dataset.image_bytes(index) == expected.image_bytes(index)
+    except Exception as error:
+        failures.put(repr(error))
+
+
+def test_processes_share_a_cache_that_holds_one_shard(source, tmp_path):
+    sizes = [sum(entry.bytes for entry in shard.files) for shard in open_dataset(source).manifest.shards]
+    context = multiprocessing.get_context("fork")
+    failures = context.Queue()
+    processes = [
+        context.Process(target=read_all, args=(source, tmp_path / "cache", max(sizes) + 1, seed, failures))
+        for seed in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert failures.empty(), failures.get()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+def test_the_order_tells_what_to_prefetch(source, tmp_path):
+    dataset = cached(source, tmp_path)
+    expected = []
+    sampler = StepSampler(
+        dataset.shard_sizes,
+        start=StreamState(0, 0, 0),
+        batch_size=1,
+        steps=16,
+        window=1,
+        expect=expected.append,
+    )
+    read = [dataset.locate(index)[0] for ((_, index),) in sampler]
+    assert len(expected) == 6, "three windows an epoch"
+    assert [shards[0] for shards in expected] == list(dict.fromkeys(read[:8])) + list(dict.fromkeys(read[8:]))
+    assert [shards[1] for shards in expected[:-1]] == [shards[0] for shards in expected[1:]]
+    prefetcher = Prefetcher(dataset)
+    prefetcher.expect([2, 0])
+    prefetcher.close()
+    names = {file.name for file in shard_files(tmp_path)}
+    assert names <= {"00000.tar", "00000.parquet", "00002.tar", "00002.parquet"}
+
+
+def test_a_copy_in_another_process_opens_the_same_cache(source, tmp_path):
+    dataset = cached(source, tmp_path)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.root == dataset.root
+    assert copy.image_bytes(1) == dataset.image_bytes(1)
