@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ _PACE_BEATS = 60  # images per second are those of the last two minutes
 
 
 class Heartbeat:
-    """Writes the file every two seconds. Losing a beat harms nobody, so a full disk or a lost server is no error."""
+    """Writes the file every two seconds.
+
+    Losing a beat harms nobody, so neither a full disk nor whatever a store's client raises is an error.
+    """
 
     def __init__(self, out: Path, resumed: Count) -> None:
         self._path, self._last = out / NAME, 0.0
@@ -59,16 +63,12 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Remove the file."""
-        try:
+        with suppress(Exception):
             self._path.unlink(missing_ok=True)
-        except OSError:
-            return
 
     def _write(self, content: dict[str, Any]) -> None:
-        try:
+        with suppress(Exception):
             write_atomically(self._path, json.dumps(content).encode())
-        except OSError:
-            return
 
 
 def _done(count: Count) -> int:
@@ -79,6 +79,6 @@ def read_heartbeat(out: Path) -> dict[str, Any] | None:
     """The last beat of the driver that mines into ``out``; None when there is none, or it cannot be read."""
     try:
         content = json.loads((out / NAME).read_bytes())
-    except (OSError, ValueError):
+    except Exception:  # every store has exceptions of its own for a file that is not there
         return None
     return content if isinstance(content, dict) else None

@@ -40,6 +40,7 @@ class Policy:
     straggler_seconds: float = 30.0
     failures_in_a_row: int = 20
     poll_seconds: float = 0.25
+    look_seconds: float = 1.0
     loser_seconds: float = 15.0
 
 
@@ -86,6 +87,7 @@ class Scheduler:
         self._numbers = count()
         self._times: deque[float] = deque(maxlen=_KEPT_TIMES)
         self._losers_until: float | None = None
+        self._next_look = 0.0
         self._in_a_row = 0
         self.failures: dict[str, str] = {}
         self.retries = 0
@@ -264,10 +266,11 @@ class Scheduler:
 
     def _reissue_slow(self) -> None:
         """Issue a second time what runs far longer than others did, while slots are idle."""
-        if not self._times:
+        now, idle = self._executor.now(), self._executor.slots - len(self._flying)
+        if not self._times or idle <= 0 or now < self._next_look:
             return
-        now, slow = self._executor.now(), self._slow_after()
-        idle = self._executor.slots - len(self._flying)
+        self._next_look = now + self._policy.look_seconds
+        slow = self._slow_after()
         for flight in list(self._flying.values()):
             shard = flight.shard
             alone = flight.span is None and shard.record is None and not shard.issued_twice

@@ -2,21 +2,24 @@
 
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
 from pipeline.heartbeat import BEAT_SECONDS, read_heartbeat
 from proposals.dataset import layout
 from proposals.dataset.assemble import read_identity
+from proposals.dataset.bounds import read_parquet
+from proposals.dataset.files import sizes_in
 from proposals.dataset.manifest import CommitRecord, read_record
 from proposals.errors import AlignDetError
+from proposals.paths import is_remote, is_there
 
 State = Literal["finished", "running", "stopped"]
 # A driver that pauses longer than this is taken for dead.
 _SILENCE_SECONDS = 15 * BEAT_SECONDS
+_READERS = 32  # of an object store, at once
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class StatusReader:
     def read(self) -> JobStatus:
         """The status now."""
         plan = self._plan()
-        planned, shards = read_identity(plan).source.images, _shard_count(plan)
+        planned = read_identity(plan).source.images
+        shards = _shard_count(plan, planned)
         self._read_records()
         status = JobStatus(
             state="stopped",
@@ -86,19 +90,19 @@ class StatusReader:
 
     def _plan(self) -> Path:
         for name in (layout.APPEND, layout.PLAN):
-            if (self._out / name).is_file():
+            if is_there(self._out / name):
                 return self._out / name
         raise AlignDetError(f"{self._out} holds no mining job. Start one: aligndet mine IMAGES {self._out}")
 
     def _read_records(self) -> None:
-        for path in (self._out / layout.SHARDS).glob("*.json"):
-            if path.name in self._known:
-                continue
-            try:
-                self._count(read_record(path))
-            except AlignDetError:
-                continue  # damaged, or removed meanwhile: the job mines it again
-            self._known.add(path.name)
+        folder = self._out / layout.SHARDS
+        fresh = [name for name in sizes_in(folder) if name.endswith(".json") and name not in self._known]
+        with ThreadPoolExecutor(_READERS if is_remote(self._out) else 1) as pool:
+            found = pool.map(_record_or_none, [folder / name for name in fresh])
+            for name, record in zip(fresh, found, strict=True):
+                if record is not None:
+                    self._known.add(name)
+                    self._count(record)
 
     def _count(self, record: CommitRecord) -> None:
         self._shards_done += 1
@@ -110,10 +114,16 @@ class StatusReader:
                 self._stages[stage] += seconds  # type: ignore[assignment]
 
 
-def _shard_count(plan: Path) -> int:
-    with pq.ParquetFile(plan) as file:
-        shards = file.read(columns=["shard"]).column("shard")
+def _shard_count(plan: Path, images: int) -> int:
+    shards = read_parquet(plan, images, columns=["shard"]).column("shard")
     return int(shards[-1].as_py()) + 1 if len(shards) else 0
+
+
+def _record_or_none(path: Path) -> CommitRecord | None:
+    try:
+        return read_record(path)
+    except AlignDetError:
+        return None  # damaged, or removed meanwhile: the job mines it again
 
 
 def _with_beat(status: JobStatus, beat: dict[str, Any] | None) -> JobStatus:

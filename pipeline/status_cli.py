@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +14,7 @@ _SHOWN = 10
 
 
 def status(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `aligndet mine` writes, or wrote.")],
+    out: Annotated[str, typer.Argument(help="Folder or URL that `aligndet mine` writes, or wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, on one line.")] = False,
     watch: Annotated[
         bool,
@@ -30,8 +29,9 @@ def status(
     Example: `aligndet status mined/ --watch`
     """
     from pipeline.status import StatusReader
+    from proposals.paths import as_path
 
-    reader = StatusReader(out)
+    reader = StatusReader(as_path(out))
     while True:
         found = reader.read()
         typer.echo(json.dumps(found.as_json()) if as_json else "\n".join(_lines(found, out)))
@@ -40,7 +40,7 @@ def status(
         time.sleep(_WATCH_SECONDS)
 
 
-def _lines(status: "JobStatus", out: Path) -> list[str]:
+def _lines(status: "JobStatus", out: str) -> list[str]:
     done = status.images + status.rejected
     share = 100 * done / max(status.planned, 1)
     lines = [

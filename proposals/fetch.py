@@ -1,5 +1,6 @@
 """Bytes by name, from disk or from a URL, with two kinds of failure: of this one image, or perhaps of the moment."""
 
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:
 
 def _read_local(location: str, start: int, size: int | None) -> bytes:
     try:
+        # Opening a pipe or a device could wait for ever.
+        if not stat.S_ISREG(Path(location).stat().st_mode) and not Path(location).is_dir():
+            raise ImageRejected("read", "not_a_file", "a pipe, socket or device with the name of an image")
         with Path(location).open("rb") as stream:
             stream.seek(start)
             return stream.read() if size is None else stream.read(size)
@@ -42,6 +46,8 @@ def _read_local(location: str, start: int, size: int | None) -> bytes:
         raise ImageRejected("read", "permission_denied", "the file may not be read") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageRejected("read", "missing", "the file is gone, or a link to nowhere") from error
+    except OSError as error:  # a disk or a network mount that fails
+        raise SourceUnavailableError(f"{location} cannot be read: {error.strerror}") from error
 
 
 def _read_remote(url: str, start: int, size: int | None) -> bytes:

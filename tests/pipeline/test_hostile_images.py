@@ -108,3 +108,11 @@ def test_a_file_that_may_not_be_read_is_a_reject():
             if _ROOT:
                 os.seteuid(0)
     assert (caught.value.stage, caught.value.reason) == ("read", "permission_denied")
+
+
+def test_a_pipe_with_the_name_of_an_image_is_a_reject_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (entry,) = FolderSource(tmp_path).entries()
+    with pytest.raises(ImageRejected) as caught:
+        FolderSource(tmp_path).read(entry.uri)
+    assert (caught.value.stage, caught.value.reason) == ("read", "not_a_file")

@@ -1,0 +1,312 @@
+"""What the job costs beside the search, and how far one driver reaches.
+
+    python benchmarks/mining_scaling.py throughput --images FOLDER   # the pipeline against the bare kernel loop
+    python benchmarks/mining_scaling.py scheduler --dataset OUT      # ten thousand workers in virtual time
+    python benchmarks/mining_scaling.py ray                          # empty tasks through the real Ray
+    python benchmarks/mining_scaling.py scan                         # resume scan and status of a million images
+    python benchmarks/mining_scaling.py cost --seconds 0.084         # core-hours of public collections
+
+`throughput` alternates the kernel loop (decode, resize, search, filter: one process, the images in memory) with the
+pipeline at one and two workers, on the same images, and counts the pipeline's images from its first to its last tenth:
+starting Ray is no part of it. Each figure is printed by the clock and by the processor time of all processes, Ray's
+own included; the second is what is left to say on a machine that others use too.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.cluster import connected
+from pipeline.driver import Where
+from pipeline.executor import Attempt, End
+from pipeline.image_task import Kernel, Stopwatch, mine_image
+from pipeline.job import JobOptions, run_job
+from pipeline.plan import ShardTask, make_plan
+from pipeline.ray_executor import RayExecutor
+from pipeline.scheduler import Callbacks, Scheduler
+from pipeline.shard_task import Count, Work
+from pipeline.simulated_executor import SimulatedExecutor
+from pipeline.sources import FolderSource, SourceEntry, describe
+from pipeline.status import StatusReader
+from pipeline.workspace import begin
+from proposals.dataset import layout
+from proposals.dataset.identity import JobIdentity
+from proposals.dataset.manifest import (
+    CommitRecord,
+    FileEntry,
+    ShardEntry,
+    library_versions,
+    read_record,
+)
+from proposals.dataset.seal import seal
+from proposals.recipe import Recipe
+
+COLLECTIONS = {"COCO": 118_287, "ImageNet-1k": 1_281_167, "Open Images": 9_178_275, "LAION-400M": 413_000_000}
+WORKERS = 10_000
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Marks:
+    """Watches a job: (clock, processor seconds of this session, images done) at every look."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, int]] = []
+
+    def start(self, images: int, resumed: Count) -> None:
+        """See pipeline.driver.Observer."""
+
+    def say(self, sentence: str) -> None:
+        """See pipeline.driver.Observer."""
+        print(sentence)
+
+    def update(self, count: Count) -> None:
+        """See pipeline.driver.Observer."""
+        self.seen.append((time.perf_counter(), session_seconds(), count.images + count.rejected))
+
+    def rates(self) -> tuple[float, float]:
+        """Images per second of the clock and of processor time, between the first and the last tenth."""
+        last = self.seen[-1][2]
+        first = next(mark for mark in self.seen if mark[2] >= last / 10)
+        end = next(mark for mark in self.seen if mark[2] >= 9 * last / 10)
+        images = end[2] - first[2]
+        return images / (end[0] - first[0]), images / (end[1] - first[1])
+
+
+def session_seconds() -> float:
+    """Processor seconds of every process in this one's session: the driver, Ray's, the workers, their children."""
+    session, ticks = os.getsid(0), 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS
+
+
+def throughput(folder: Path, rounds: int, shard: int) -> None:
+    """Alternate the kernel loop and the pipeline; print a line each and the ratios of the medians."""
+    rates: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        for name, run in (
+            ("kernel", lambda: kernel_loop(folder)),
+            ("1 worker", lambda: pipeline(folder, 1, shard)),
+            ("2 workers", lambda: pipeline(folder, 2, shard)),
+        ):
+            rates.setdefault(name, []).append(run())
+            clock, processor = rates[name][-1]
+            print(
+                f"{name:10} {clock:7.2f} images/s, {processor:7.2f} images per processor second", flush=True
+            )
+    middle = {
+        name: [statistics.median(one[i] for one in found) for i in (0, 1)] for name, found in rates.items()
+    }
+    for workers, name in ((1, "1 worker"), (2, "2 workers")):
+        clock = middle[name][0] / middle["kernel"][0] / workers
+        processor = middle[name][1] / middle["kernel"][1]
+        print(
+            f"{name} against {workers} x kernel: {clock:.3f} by the clock, {processor:.3f} by processor time"
+        )
+
+
+def kernel_loop(folder: Path) -> tuple[float, float]:
+    """Images per second of the clock and of processor time, in a fresh process."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import mining_scaling as m; m.print_kernel_loop(sys.argv[2])"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)]
+    clock, processor = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return float(clock), float(processor)
+
+
+def print_kernel_loop(folder: str) -> None:
+    """The bare loop over all images of ``folder``, in memory."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    source = FolderSource(Path(folder))
+    images = [source.read(entry.uri) for entry in source.entries()]
+    prints = [hashlib.sha256(data).hexdigest() for data in images]
+    kernel = Kernel(Recipe())
+    for data, sha in zip(images[:3], prints, strict=False):
+        mine_image(data, sha, kernel, Stopwatch())
+    clock, processor = time.perf_counter(), time.process_time()
+    for data, sha in zip(images, prints, strict=True):
+        mine_image(data, sha, kernel, Stopwatch())
+    print(len(images) / (time.perf_counter() - clock), len(images) / (time.process_time() - processor))
+
+
+def pipeline(folder: Path, workers: int, shard: int) -> tuple[float, float]:
+    """The same of `aligndet mine`."""
+    marks = Marks()
+    with tempfile.TemporaryDirectory() as scratch:
+        options = JobOptions(images_per_shard=shard, workers=workers)
+        run_job(FolderSource(folder.resolve()), Path(scratch) / "out", Recipe(), options, marks)
+    return marks.rates()
+
+
+def scheduler(dataset: Path, images: int, shard: int) -> None:
+    """One plan of ``images``, mined by ten thousand workers in virtual time, in this process."""
+    times = _measured_times(dataset)
+    draw, versions = random.Random(0), library_versions()
+
+    def behaviour(attempt: Attempt) -> tuple[float, End]:
+        seconds = sum(draw.choices(times, k=8)) / 8 * len(attempt.task)
+        return seconds, End(attempt.number, record=_record(attempt.task, versions))
+
+    counts, kept = Count(), []
+
+    def record(task: ShardTask, done: CommitRecord) -> None:
+        nonlocal counts
+        counts += Count(images=len(task))
+        kept.append(done)  # as the driver does, until it commits
+
+    executor = SimulatedExecutor(WORKERS, behaviour)
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    loop = Scheduler(executor, Callbacks(record))
+    loop.run(_tasks(images, shard))
+    spent = time.process_time() - start
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert counts.images == images
+    assert not loop.failures
+    shards = -(-images // shard)
+    print(
+        f"{images:>11,} images, {shards:>9,} shards of {shard}: {spent:7.1f} s of driver, "
+        f"{shards / spent:8,.0f} tasks/s, {memory:6.0f} MB more, {executor.most_in_flight:,} in flight, "
+        f"{executor.now() / 3600:.2f} h on the cluster",
+        flush=True,
+    )
+
+
+def _tasks(images: int, shard: int) -> Iterator[ShardTask]:
+    for number, first in enumerate(range(0, images, shard)):
+        uris = tuple(
+            f"train/{place // 1000:06d}/{place:012d}.jpg"
+            for place in range(first, min(first + shard, images))
+        )
+        keys = tuple(f"{uri[-16:-4]}-0123456789abcdef" for uri in uris)
+        yield ShardTask(f"{number:05d}", keys, uris)
+
+
+def _measured_times(dataset: Path) -> list[float]:
+    records = [read_record(path) for path in sorted((dataset / layout.SHARDS).glob("*.json"))]
+    times = [
+        record.timing["total"] / max(1, record.shard.images + len(record.rejected)) for record in records
+    ]
+    print(
+        f"{len(times)} measured shards: {statistics.mean(times):.3f} s/image, {min(times):.3f} to {max(times):.3f}"
+    )
+    return times
+
+
+def _record(task: ShardTask, versions: dict[str, str], job: str = "") -> CommitRecord:
+    files = [
+        FileEntry(path=f"{layout.SHARDS}/{task.name}.{kind}", bytes=size, sha256="0" * 64)
+        for kind, size in (("tar", 200_000 * len(task)), ("parquet", 3000 * len(task)))
+    ]
+    counts = {"images": len(task), "proposals": 330 * len(task), "statuses": {"ok": len(task)}}
+    shard = ShardEntry(name=task.name, tar=files[0], parquet=files[1], **counts)  # type: ignore[arg-type]
+    timing = {
+        stage: 0.1 * len(task)
+        for stage in ("read", "decode", "resize", "propose", "filter", "write", "total")
+    }
+    return CommitRecord(job=job, shard=shard, rejected=(), timing=timing, versions=versions)
+
+
+def ray_tasks(count: int) -> None:
+    """Empty tasks through the real executor and the real Ray, on this machine."""
+    work = Work(FolderSource(Path()), Path(), Recipe(), "")
+    where = Where(None, 2)
+    with connected(where.address, where.workers):
+        executor = RayExecutor(work, where.workers)
+        waiting, ended, start = 0, 0, 0.0
+        for number in range(count + 100):
+            if number == 100:
+                start = time.perf_counter()
+            executor.start(Attempt(number, ShardTask("00000", (), ()), probe=True))
+            waiting += 1
+            while waiting > 64:
+                done = executor.wait(1.0)
+                waiting, ended = waiting - len(done), ended + len(done)
+        while waiting:
+            waiting -= len(executor.wait(1.0))
+        print(f"{count} empty tasks through Ray: {count / (time.perf_counter() - start):,.0f} tasks/s")
+
+
+def scan(images: int, shard: int) -> None:
+    """How long a resume and `aligndet status` take to read the records of a job that is almost done."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "out"
+        entries = [SourceEntry(f"train/{n // 1000:06d}/{n:012d}.jpg", 200_000) for n in range(images)]
+        identity = JobIdentity(
+            recipe=Recipe(),
+            source=describe("folder", entries),
+            images_per_shard=shard,
+            versions=library_versions(),
+        )
+        workspace = begin(out, make_plan(entries, shard), identity)
+        for task in list(workspace.pending)[:-1]:
+            record = _record(task, identity.versions, identity.fingerprint())
+            for file in record.shard.files:
+                with (out / file.path).open("wb") as stream:
+                    stream.truncate(file.bytes)
+            text = record.model_dump_json(indent=1).encode() + b"\n"
+            layout.record_path(out, task.name).write_bytes(seal(text))
+        timed("resume scan", lambda: begin(out, make_plan(entries, shard), identity))
+        timed("status", lambda: StatusReader(out).read())
+
+
+def timed(name: str, run: object) -> None:
+    """Print how long ``run()`` takes."""
+    clock, processor = time.perf_counter(), time.process_time()
+    run()  # type: ignore[operator]
+    print(
+        f"{name}: {time.perf_counter() - clock:.1f} s, {time.process_time() - processor:.1f} s of processor time"
+    )
+
+
+def cost(seconds: float, overhead: float) -> None:
+    """Core-hours of public collections at ``seconds`` an image."""
+    print(f"{seconds} s/image of search and {overhead:.0%} beside it")
+    for name, images in COLLECTIONS.items():
+        hours = images * seconds * (1 + overhead) / 3600
+        wall = f"{hours / WORKERS * 60:8.1f} min on 10,000 cores"
+        print(f"{name:12} {images:>12,} images {hours:>10,.0f} core-hours, {wall}")
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["throughput", "scheduler", "ray", "scan", "cost"])
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--dataset", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shard", type=int, default=64)
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=0.084)
+    parser.add_argument("--overhead", type=float, default=0.05)
+    given = parser.parse_args()
+    if given.what == "throughput":
+        throughput(given.images, given.rounds, given.shard)
+    elif given.what == "scheduler":
+        scheduler(given.dataset, given.count, given.shard)
+    elif given.what == "ray":
+        ray_tasks(2000)
+    elif given.what == "scan":
+        scan(given.count, given.shard)
+    else:
+        cost(given.seconds, given.overhead)
+
+
+if __name__ == "__main__":
+    main()
