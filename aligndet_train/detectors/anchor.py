@@ -7,7 +7,7 @@ from mmdet.models import SSDHead, YOLOFHead
 from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import EmbeddingTap
-from aligndet_train.detectors.dense import DenseHeadAdapter
+from aligndet_train.detectors.dense import AttachedBoxLoss, DenseHeadAdapter
 from aligndet_train.detectors.neutral import NeutralAssigner, ScoresAside
 
 
@@ -17,7 +17,12 @@ class RetinaNetAdapter(DenseHeadAdapter):
     family = "RetinaNet"
     head_types = ("RetinaHead", "RetinaSepBNHead", "SABLRetinaHead")
     kernel_size = 1
-    defaults: ClassVar[dict[str, Any]] = {**DenseHeadAdapter.defaults, "proposals_per_image": 50}
+    # 2048 boxes an image of a batch of 2.
+    defaults: ClassVar[dict[str, Any]] = {
+        **DenseHeadAdapter.defaults,
+        "sampled_boxes": 4096,
+        "proposals_per_image": 50,
+    }
     embedding_layers = ("bbox_head.retina_cls.",)
     predictors = ("bbox_head.retina_reg.", "bbox_head.retina_bbox_reg.", "bbox_head.retina_bbox_cls.")
 
@@ -115,7 +120,7 @@ class YOLOFAdapter(DenseHeadAdapter):
         detector.bbox_head.__class__ = _EmbeddingYOLOFHead
 
 
-class _EmbeddingYOLOFHead(YOLOFHead):
+class _EmbeddingYOLOFHead(AttachedBoxLoss, YOLOFHead):
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C, H, W] -> embeddings [B, A * D, H, W] and box deltas [B, A * 4, H, W]."""
         return self.cls_score(self.cls_subnet(x)), self.bbox_pred(self.bbox_subnet(x))

@@ -13,7 +13,6 @@ from aligndet_train.detectors.adapter import EmbeddingTap, FamilyAdapter
 from aligndet_train.detectors.two_stage import (
     FasterRCNNAdapter,
     embed_roi_head,
-    positive_sampler,
     repeated_regressor,
     switch_off_labelled_branches,
 )
@@ -22,9 +21,10 @@ _STAGES = range(10)
 
 
 class CascadeRCNNAdapter(FamilyAdapter):
-    """Cascade R-CNN, HTC, DetectoRS, SCNet: what FasterRCNNAdapter does, at every stage.
+    """Cascade R-CNN, HTC, DetectoRS, SCNet: a projector and one box regressor for all ids, at every stage.
 
-    Mask, semantic, global-context and relay branches are off and left at their initial values.
+    Stock samplers stay, as in the release: their negatives are background. Mask, semantic, global-context and relay
+    branches are off and left at their initial values.
     """
 
     family = "Cascade R-CNN"
@@ -45,17 +45,16 @@ class CascadeRCNNAdapter(FamilyAdapter):
         return detector_type in cls.detector_types and head_type in cls.head_types
 
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
-        """See FamilyAdapter. Every stage samples as the release does: positives only."""
+        """See FamilyAdapter."""
         roi_head: Any = detector.roi_head
         switch_off_labelled_branches(detector)
         if detector.__class__.__name__ == "SCNet":
-            roi_head.__class__ = _plain_cascade(type(roi_head))
+            roi_head.__class__ = _plain_cascade(roi_head.__class__)
         # HTC refines boxes for its mask branch first, and for the next stage only then.
         roi_head.interleaved = False
         for head, weight in zip(roi_head.bbox_head, roi_head.stage_loss_weights, strict=True):
             embed_roi_head(head, embed_dims, EmbeddingTap(weight))
-            head.__class__ = _refining(type(head))
-        roi_head.bbox_sampler = [positive_sampler() for _ in roi_head.bbox_sampler]
+            head.__class__ = _refining(head.__class__)
 
     def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
         """See FamilyAdapter."""
@@ -70,16 +69,16 @@ class CascadeRCNNAdapter(FamilyAdapter):
 
 
 @cache
-def _plain_cascade(base: type) -> type:
+def _plain_cascade(base: Any) -> type:
     """SCNet's loss always adds its masks'; a cascade's does not."""
     return type(base.__name__, (base,), {"loss": CascadeRoIHead.loss})
 
 
 @cache
-def _refining(base: type) -> type:
+def _refining(base: Any) -> type:
     """A box head whose refined boxes do not depend on class scores: its regressor serves all classes."""
 
-    class RefiningHead(base):  # type: ignore[misc, valid-type]
+    class RefiningHead(base):
         def refine_bboxes(
             self,
             sampling_results: list[Any],

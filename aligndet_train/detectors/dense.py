@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter
 from aligndet_train.detectors.projectors import conv_projector
@@ -48,3 +48,15 @@ class DenseHeadAdapter(FamilyAdapter):
             setattr(head, name, nn.ModuleList(make(level, number) for level, number in levels))
         else:
             setattr(head, name, make(stock, anchors[0]))
+
+
+class AttachedBoxLoss:
+    """Before a stock head whose box loss without boxes is a constant: DDP waits for parameters outside the graph."""
+
+    def loss_by_feat(
+        self, cls_scores: Any, bbox_preds: list[Tensor], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As the stock head's; zero, from every box prediction, is added to ``loss_bbox``."""
+        losses: dict[str, Any] = super().loss_by_feat(cls_scores, bbox_preds, *args, **kwargs)  # type: ignore[misc]
+        losses["loss_bbox"] = losses["loss_bbox"] + sum(level[:0].sum() for level in bbox_preds)
+        return losses

@@ -71,9 +71,10 @@ class ScoresAside(nn.Module):
 
 def switch_off(module: nn.Module, *properties: str) -> None:
     """Let stock code believe that ``module`` has not what ``properties`` (like ``with_mask``) say it has."""
-    module.__class__ = _with_constants(type(module), properties)
+    stock: Any = type(module)
+    module.__class__ = _with_constants(stock, properties)
 
 
 @cache
-def _with_constants(base: type, properties: tuple[str, ...]) -> type:
+def _with_constants(base: Any, properties: tuple[str, ...]) -> type:
     return type(base.__name__, (base,), dict.fromkeys(properties, False))

@@ -2,9 +2,10 @@
 
 from typing import Any, ClassVar
 
+from mmdet.models import FoveaHead
 from torch import nn
 
-from aligndet_train.detectors.dense import DenseHeadAdapter
+from aligndet_train.detectors.dense import AttachedBoxLoss, DenseHeadAdapter
 
 
 class FCOSAdapter(DenseHeadAdapter):
@@ -28,6 +29,15 @@ class FoveaBoxAdapter(DenseHeadAdapter):
     head_types = ("FoveaHead",)
     embedding_layers = ("bbox_head.conv_cls.",)
     predictors = ("bbox_head.conv_reg.",)
+
+    def convert(self, detector: nn.Module, embed_dims: int) -> None:
+        """See FamilyAdapter."""
+        super().convert(detector, embed_dims)
+        detector.bbox_head.__class__ = _AttachedFoveaHead
+
+
+class _AttachedFoveaHead(AttachedBoxLoss, FoveaHead):
+    pass
 
 
 class RepPointsAdapter(DenseHeadAdapter):

@@ -30,11 +30,6 @@ def embed_roi_head(head: Any, embed_dims: int, tap: EmbeddingTap) -> None:
     head.loss_cls = tap
 
 
-def positive_sampler() -> RandomSampler:
-    """The release's sampler of RoIs."""
-    return RandomSampler(num=_SAMPLED_PER_IMAGE, pos_fraction=1.0, neg_pos_ub=0, add_gt_as_proposals=True)
-
-
 def switch_off_labelled_branches(detector: Any) -> None:
     """Masks, semantic maps and image-level classes: proposals have no labels for them."""
     for module in (detector, detector.roi_head):
@@ -91,7 +86,9 @@ class FasterRCNNAdapter(FamilyAdapter):
             roi_head.__class__ = StandardRoIHead
         switch_off_labelled_branches(detector)
         embed_roi_head(roi_head.bbox_head, embed_dims, EmbeddingTap())
-        roi_head.bbox_sampler = positive_sampler()
+        roi_head.bbox_sampler = RandomSampler(
+            num=_SAMPLED_PER_IMAGE, pos_fraction=1.0, neg_pos_ub=0, add_gt_as_proposals=True
+        )
 
     def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
         """See FamilyAdapter."""

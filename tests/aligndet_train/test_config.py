@@ -57,6 +57,19 @@ def test_one_key_of_the_optimizer_changes_one_key(tmp_path):
     assert load_run_config(path, {}, {}).pretrain.optimizer == {"type": "AdamW", "lr": 0.5}
 
 
+def test_an_optimizer_of_another_type_takes_nothing_from_the_familys():
+    run = load_run_config(shipped_config("mask_rcnn_swin_b"), {}, {})
+    assert run.pretrain.optimizer == {
+        "type": "AdamW",
+        "lr": 1e-4,
+        "betas": (0.9, 0.999),
+        "weight_decay": 0.05,
+    }
+    assert run.pretrain.warmup_steps == 1000
+    assert run.stock_model["backbone"]["embed_dims"] == 128
+    assert run.stock_model["roi_head"]["bbox_head"]["type"] == "Shared4Conv1FCBBoxHead"
+
+
 def test_normalisation_beside_the_model_counts_and_none_is_refused(tmp_path):
     stock = load_run_config(shipped_config("fcos"), {}, {}).stock_model
     bare = {name: value for name, value in stock.items() if name != "data_preprocessor"}

@@ -1,0 +1,124 @@
+"""mmdet's own config of each family, with widths a CPU test can afford, as dotted options on the stock file."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from aligndet_train.config import RunConfig, load_run_config
+
+Options = dict[str, Any]
+
+PRETRAIN: Options = {
+    "batch_size": 2,
+    "sampled_boxes": 256,
+    "embed_dims": 32,
+    "views": {"short_sides": (96, 128), "long_side": 192},
+}
+_RESNET = {
+    "backbone.depth": 18,
+    "backbone.stem_channels": 8,
+    "backbone.base_channels": 8,
+    "backbone.init_cfg": None,
+}
+_FPN = {**_RESNET, "neck.in_channels": [8, 16, 32, 64], "neck.out_channels": 32}
+_DENSE = {**_FPN, "bbox_head.in_channels": 32, "bbox_head.feat_channels": 32, "bbox_head.stacked_convs": 1}
+# A group of GroupNorm must hold more than one value, even of one image's one cell.
+_NORMED = {**_DENSE, "bbox_head.norm_cfg": {"type": "GN", "num_groups": 8, "requires_grad": True}}
+_RPN = {
+    **_FPN,
+    "rpn_head.in_channels": 32,
+    "rpn_head.feat_channels": 32,
+    "train_cfg.rpn_proposal.nms_pre": 200,
+    "train_cfg.rpn_proposal.max_per_img": 60,
+    "roi_head.bbox_roi_extractor.out_channels": 32,
+}
+_ROI = {**_RPN, "roi_head.bbox_head.in_channels": 32, "roi_head.bbox_head.fc_out_channels": 64}
+_STAGES = {
+    f"roi_head.bbox_head.{stage}.{name}": value
+    for stage in range(3)
+    for name, value in (("in_channels", 32), ("fc_out_channels", 64))
+}
+_SPARSE_HEAD = {
+    "in_channels": 32,
+    "feedforward_channels": 64,
+    "num_heads": 4,
+    "dynamic_conv_cfg.in_channels": 32,
+    "dynamic_conv_cfg.feat_channels": 16,
+    "dynamic_conv_cfg.out_channels": 32,
+}
+_SPARSE = {
+    **_FPN,
+    "rpn_head.num_proposals": 20,
+    "rpn_head.proposal_feature_channel": 32,
+    "roi_head.proposal_feature_channel": 32,
+    "roi_head.bbox_roi_extractor.out_channels": 32,
+    **{f"roi_head.bbox_head.{stage}.{n}": v for stage in range(6) for n, v in _SPARSE_HEAD.items()},
+}
+_CSP = {
+    "backbone.deepen_factor": 0.167,
+    "backbone.widen_factor": 0.125,
+    "neck.out_channels": 32,
+    "neck.num_csp_blocks": 1,
+}
+
+# name: (stock config, options below `model.`)
+FAMILIES: dict[str, tuple[str, Options]] = {
+    "atss": ("atss/atss_r50_fpn_1x_coco.py", _NORMED),
+    "cascade_rcnn": ("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", {**_RPN, **_STAGES}),
+    "ddod": ("ddod/ddod_r50_fpn_1x_coco.py", _NORMED),
+    "foveabox": ("foveabox/fovea_r50_fpn_4xb4-1x_coco.py", _NORMED),
+    "gfl": ("gfl/gfl_r50_fpn_1x_coco.py", _NORMED),
+    "htc": ("htc/htc_r50_fpn_1x_coco.py", {**_RPN, **_STAGES}),
+    "mask_rcnn": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", _ROI),
+    "paa": ("paa/paa_r50_fpn_1x_coco.py", _NORMED),
+    "reppoints": (
+        "reppoints/reppoints-moment_r50_fpn_1x_coco.py",
+        {**_DENSE, "bbox_head.point_feat_channels": 32},
+    ),
+    "retinanet": ("retinanet/retinanet_r50_fpn_1x_coco.py", _DENSE),
+    "rtmdet": (
+        "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+        {
+            **_CSP,
+            "backbone.init_cfg": None,
+            "neck.in_channels": [32, 64, 128],
+            "bbox_head.in_channels": 32,
+            "bbox_head.feat_channels": 32,
+            "bbox_head.stacked_convs": 1,
+        },
+    ),
+    "sparse_rcnn": ("sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py", _SPARSE),
+    "tood": ("tood/tood_r50_fpn_1x_coco.py", {**_NORMED, "bbox_head.stacked_convs": 2}),
+    "vfnet": ("vfnet/vfnet_r50_fpn_1x_coco.py", _NORMED),
+    "yolof": (
+        "yolof/yolof_r50-c5_8xb8-1x_coco.py",
+        {
+            **_RESNET,
+            "neck.in_channels": 64,
+            "neck.out_channels": 32,
+            "neck.block_mid_channels": 16,
+            "bbox_head.in_channels": 32,
+        },
+    ),
+    "yolox": (
+        "yolox/yolox_tiny_8xb8-300e_coco.py",
+        {
+            **_CSP,
+            "neck.in_channels": [32, 64, 128],
+            "bbox_head.in_channels": 32,
+            "bbox_head.feat_channels": 32,
+        },
+    ),
+}
+# Too slow for the gate, and no path of their own.
+SLOW = {"ssd": ("ssd/ssd300_coco.py", {"backbone.init_cfg": None})}
+
+
+def tiny_run(name: str) -> RunConfig:
+    """The family's stock config, made small."""
+    spec = find_spec("mmdet")
+    assert spec is not None
+    assert spec.origin is not None
+    config, options = (FAMILIES | SLOW)[name]
+    path = Path(spec.origin).parent / ".mim" / "configs" / config
+    return load_run_config(path, PRETRAIN, {f"model.{key}": value for key, value in options.items()})

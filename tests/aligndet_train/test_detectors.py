@@ -1,0 +1,121 @@
+"""Every family on its stock config: names, ids, losses and gradients of one pretraining step."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from aligndet_train.box_domain import build_detector, build_pretrainer
+from aligndet_train.detectors import BACKGROUND
+from tests.aligndet_train.detectors_zoo import FAMILIES, SLOW, tiny_run
+from tests.aligndet_train.test_contrastive import literal_loss
+
+NAMES = [*sorted(FAMILIES), *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def family(request):
+    """(run, pretraining model) of a family; no test changes the model's weights."""
+    run = tiny_run(request.param)
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    model.train()
+    return run, model
+
+
+@pytest.fixture
+def model(family):
+    family[1].zero_grad()
+    return family[1]
+
+
+def views_of(model, batch):
+    return model.data_preprocessor(batch, True)["views"]
+
+
+def losses_of(model, views, seed=0):
+    torch.manual_seed(seed)
+    return model(copy.deepcopy(views), mode="loss")
+
+
+def assert_all_learn(model, losses):
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    assert torch.isfinite(total)
+    trainable = {name: p for name, p in model.student.named_parameters() if p.requires_grad}
+    assert not [name for name, p in trainable.items() if p.grad is None], "DDP would wait for these"
+    assert all(torch.isfinite(p.grad).all() for p in trainable.values())
+
+
+def test_names_and_shapes_are_the_stock_ones(family):
+    run, model = family
+    stock = build_detector(run.stock_model).state_dict()
+    adapter, embedding = model.adapter, model.adapter.embedding_layers
+    for name, value in model.student.state_dict().items():
+        if not name.startswith(embedding):
+            assert adapter.to_stock_shape(name, value, stock[name]).shape == stock[name].shape
+    kept = {name for name in model.student.state_dict() if not name.startswith(embedding)}
+    replaced = set(stock) - kept
+    assert replaced
+    assert all(name.startswith(embedding) for name in replaced)
+
+
+def test_loss_is_the_literal_loop_over_every_stage(model, samples):
+    sampled, original = [], model._sample
+    model._sample = lambda reading: sampled.append(original(reading)) or sampled[-1]
+    try:
+        losses = losses_of(model, views_of(model, samples(0, 3)))
+    finally:
+        del model._sample
+    stages = list(zip(sampled[::2], sampled[1::2], strict=True))
+    assert len(stages) == len(model.adapter.taps(model.student))
+    expected = 0
+    for query, key in stages:
+        assert (query.ids != BACKGROUND).any()
+        labels = [torch.where(r.ids == BACKGROUND, -1, r.ids) for r in (query, key)]
+        stage = literal_loss(
+            query.embeddings.double(), key.embeddings.double(), *labels, model.config.temperature
+        )
+        expected = expected + query.weight * stage
+    assert losses["loss_contrastive"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_all_learn(model, losses)
+
+
+@pytest.mark.parametrize("first_id", [256, 5000])
+def test_any_id_is_a_proposal(model, samples, first_id):
+    views = views_of(model, samples(0, 1))
+    plain = losses_of(model, views)
+    for _, targets in views:
+        for target in targets:
+            target.gt_instances.labels += first_id
+    shifted = losses_of(model, views)
+    assert shifted.keys() == plain.keys()
+    for name, value in plain.items():
+        for one, other in zip(as_list(shifted[name]), as_list(value), strict=True):
+            assert one.item() == pytest.approx(other.item(), rel=1e-5), name
+    assert shifted["positives"] > 0
+
+
+def as_list(value):
+    return value if isinstance(value, list) else [value]
+
+
+def test_images_and_views_without_boxes_are_legal(model, samples):
+    full = samples(0, 1)
+    empty = [dataclasses.replace(sample, boxes=sample.boxes[:0]) for sample in full]
+    for batch in (empty, [empty[0], full[1]], full[:1], empty[:1]):
+        model.zero_grad()
+        assert_all_learn(model, losses_of(model, views_of(model, batch)))
+    for lost in (0, 1):
+        views = views_of(model, full)
+        for target in views[lost][1]:
+            target.gt_instances = target.gt_instances[:0]
+        model.zero_grad()
+        assert_all_learn(model, losses_of(model, views))
+
+
+def test_untrained_layers_are_frozen_and_all_others_are_not(model):
+    untrained = model.adapter.untrained
+    for name, parameter in model.student.named_parameters():
+        frozen = name.startswith(("backbone.", *untrained))
+        assert parameter.requires_grad != frozen, name
