@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aligndet_train import cli_finetune
+from aligndet_train import cli_backbone, cli_finetune
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the trainer's verbs to the one command."""
     app.command(epilog=help_epilog("train"))(pretrain)
     app.command(epilog=help_epilog("train"))(export)
+    cli_backbone.register(app)
     cli_finetune.register(app)
 
 

@@ -78,9 +78,15 @@ class TimmBackbone(BaseModule):
         return self
 
 
-def _create(model_name: str, out_indices: tuple[int, ...]) -> Any:
+def feature_maps(model_name: str) -> int:
+    """How many feature maps timm's ``model_name`` has. Raises AlignDetError when timm has no such model."""
+    return len(_create(model_name).feature_info.info)
+
+
+def _create(model_name: str, out_indices: tuple[int, ...] | None = None) -> Any:
+    maps: dict[str, Any] = {} if out_indices is None else {"out_indices": out_indices}
     try:
-        return timm.create_model(model_name, pretrained=False, features_only=True, out_indices=out_indices)
+        return timm.create_model(model_name, pretrained=False, features_only=True, **maps)
     except (RuntimeError, AssertionError, IndexError) as error:
         raise AlignDetError(
             f"timm {timm.__version__} gives no feature maps {out_indices} of {model_name!r}: {error}"

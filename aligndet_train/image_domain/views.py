@@ -166,7 +166,7 @@ def _hue(batch: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by ``shift`` of a full turn, in the HSV hexagon."""
     value, low = batch.amax(dim=1, keepdim=True), batch.amin(dim=1, keepdim=True)
     chroma = value - low
-    red, green, blue = batch.split(1, dim=1)
+    red, green, blue = batch[:, 0:1], batch[:, 1:2], batch[:, 2:3]
     safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
     sector = torch.where(
         value == red,

@@ -1,0 +1,51 @@
+"""The backbone file that `aligndet pretrain-backbone` leaves, and backbones inside its checkpoints."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligndet_train.checkpoint import decoded, encoded
+
+STAGE = "image-domain"
+BACKBONE_FILE = "backbone.pth"
+FORMAT = 1
+_MARK = "aligndet_backbone"
+
+
+def write_backbone(checkpoint: Mapping[str, Any], out: Path) -> None:
+    """Write ``out`` atomically from an image-domain checkpoint, as load_checkpoint returns it.
+
+    {"aligndet_backbone": 1, "state_dict": the backbone's own names, "meta": JSON of its config, its inputs' mean, std
+    and channel order, the method and the steps}.
+    """
+    identity = checkpoint["identity"]
+    meta = {name: identity[name] for name in ("method", "backbone", "inputs")} | {"step": checkpoint["step"]}
+    content = {_MARK: FORMAT, "state_dict": _inside(checkpoint["model"]), "meta": encoded(meta)}
+    temporary = out.with_name(f".{out.name}.partial")
+    torch.save(content, temporary)
+    temporary.replace(out)
+
+
+def is_ours(content: Mapping[str, Any]) -> bool:
+    """Whether a loaded file is a backbone.pth or an image-domain last.pth of ours."""
+    if _MARK in content:
+        return True
+    identity = content.get("identity")
+    return isinstance(identity, str) and decoded(identity).get("stage") == STAGE
+
+
+def read_ours(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(state, meta) of either file; meta as in ``write_backbone``."""
+    if _MARK in content:
+        return dict(content["state_dict"]), decoded(content["meta"])
+    identity = decoded(content["identity"])
+    meta = {name: identity[name] for name in ("method", "backbone", "inputs")} | {"step": content["step"]}
+    return _inside(content["model"]), meta
+
+
+def _inside(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "backbone."
+    return {name.removeprefix(prefix): value for name, value in model.items() if name.startswith(prefix)}

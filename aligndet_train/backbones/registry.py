@@ -1,0 +1,147 @@
+"""Backbones by name, one list for everything: mmdet's, any of timm's, torchvision's ResNets, or a config file's.
+
+resnet50                  a name of MMDET_BACKBONES: mmdet's class, whose result any mmdet config can load
+timm:NAME                 any timm model that hands out feature maps (see TimmBackbone)
+torchvision:resnet50      the same network and names as mmdet's ResNet of style pytorch, which stands in for it
+FILE.py                   the ``model.backbone`` of a mmdet config, with the normalisation its detector expects
+"""
+
+import inspect
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from aligndet_train.config import read_config
+from aligndet_train.preprocess import InputSpec
+from proposals.errors import AlignDetError
+
+IMAGENET = InputSpec((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), bgr_to_rgb=True, pad_size_divisor=32)
+_SWIN = {
+    "swin_tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "swin_large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+MMDET_BACKBONES: dict[str, dict[str, Any]] = {
+    **{f"resnet{depth}": {"type": "ResNet", "depth": depth} for depth in (18, 34, 50, 101, 152)},
+    "resnext50_32x4d": {"type": "ResNeXt", "depth": 50, "groups": 32, "base_width": 4},
+    "resnext101_32x8d": {"type": "ResNeXt", "depth": 101, "groups": 32, "base_width": 8},
+    "mobilenet_v2": {"type": "MobileNetV2", "out_indices": (7,)},
+    **{
+        name: {"type": "SwinTransformer", "embed_dims": width, "depths": depths, "num_heads": heads}
+        for name, (width, depths, heads) in _SWIN.items()
+    },
+}
+
+
+@dataclass(frozen=True)
+class BackboneChoice:
+    """A backbone to be trained. config: mmdet's, plain data. inputs: how it wants its images."""
+
+    name: str
+    config: dict[str, Any]
+    inputs: InputSpec
+
+
+def find_backbone(name: str) -> BackboneChoice:
+    """The backbone called ``name``, as the module says, with nothing frozen and only its last feature map handed out.
+
+    Raises AlignDetError when there is none, listing the names.
+    """
+    provider, colon, model = name.partition(":")
+    if name.endswith(".py"):
+        return _of_config(Path(name))
+    if provider == "timm" and colon:
+        return BackboneChoice(name, _timm_config(model), IMAGENET)
+    known = model if provider in ("torchvision", "mmdet") and colon else name
+    if known not in MMDET_BACKBONES or (provider == "torchvision" and not known.startswith("resn")):
+        raise AlignDetError(
+            f"no backbone {name!r}: give one of {', '.join(MMDET_BACKBONES)}, timm:NAME, torchvision:resnet50 and its "
+            "sisters, or a mmdet config file"
+        )
+    return BackboneChoice(name, _trainable(MMDET_BACKBONES[known]), IMAGENET)
+
+
+def build_backbone(config: dict[str, Any]) -> nn.Module:
+    """The module of a mmdet backbone config, weights as it initialises them; nothing is downloaded.
+
+    Raises AlignDetError when its class is not registered.
+    """
+    # mmengine logs every initialised parameter at INFO: hundreds of lines that say nothing.
+    if not MMLogger.check_instance_created("aligndet-build"):
+        MMLogger.get_instance("aligndet-build", log_level="WARNING")
+    import_module("aligndet_train.backbones")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        try:
+            backbone: Any = MODELS.build(ConfigDict(config))
+        except KeyError as error:
+            if "is not in the" not in str(error):
+                raise
+            raise AlignDetError(f"mmdet has no backbone {config.get('type')!r}") from error
+    backbone.init_weights()
+    built: nn.Module = backbone
+    return built
+
+
+@torch.no_grad()
+def output_channels(backbone: nn.Module, side: int = 64) -> int:
+    """Channels of the last feature map. side: px of the image that is tried."""
+    training = backbone.training
+    backbone.eval()
+    device = next(backbone.parameters()).device
+    channels = int(backbone(torch.zeros(1, 3, side, side, device=device))[-1].shape[1])
+    backbone.train(training)
+    return channels
+
+
+def _of_config(path: Path) -> BackboneChoice:
+    model = read_config(path, {}).model.to_dict()
+    if "backbone" not in model:
+        raise AlignDetError(f"the model of {path} has no backbone")
+    spec = InputSpec.from_stock(model.get("data_preprocessor") or {})
+    return BackboneChoice(str(path), _trainable(model["backbone"]), spec)
+
+
+def _timm_config(model_name: str) -> dict[str, Any]:
+    from aligndet_train.backbones.timm_backbone import feature_maps
+
+    last = feature_maps(model_name) - 1
+    return {"type": "TimmBackbone", "model_name": model_name, "out_indices": (last,), "norm_eval": False}
+
+
+def _trainable(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with no frozen stage, live batch statistics, no weights to fetch and no map but the last."""
+    changed = deepcopy(config)
+    changed["init_cfg"] = None
+    if changed["type"] == "TimmBackbone":
+        changed["weights"] = None
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        accepted = _parameters(MODELS.get(changed["type"]))
+    defaults = {"frozen_stages": -1, "norm_eval": False}
+    changed |= {name: value for name, value in defaults.items() if name in accepted}
+    maps = changed.get("out_indices", accepted.get("out_indices"))
+    if maps:
+        changed["out_indices"] = (maps[-1],)
+    if "norm_cfg" in changed:
+        changed["norm_cfg"] = {**changed["norm_cfg"], "requires_grad": True}
+    return changed
+
+
+def _parameters(kind: Any) -> dict[str, Any]:
+    """Names and defaults of what the constructors of ``kind`` and its bases take."""
+    found: dict[str, Any] = {}
+    for base in reversed(inspect.getmro(kind)) if kind is not None else ():
+        if "__init__" in vars(base):
+            found |= {
+                name: p.default for name, p in inspect.signature(vars(base)["__init__"]).parameters.items()
+            }
+    return found

@@ -1,0 +1,92 @@
+"""The backbone's verb: pretrain it without labels. Light to import."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from proposals.errors import AlignDetError
+from proposals.extras import help_epilog, require_extra
+
+
+def register(app: typer.Typer) -> None:
+    """Add `pretrain-backbone` to the one command."""
+    app.command("pretrain-backbone", epilog=help_epilog("train"))(pretrain_backbone)
+
+
+def pretrain_backbone(
+    data: Annotated[
+        Path, typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT.")
+    ],
+    work_dir: Annotated[
+        Path, typer.Option(help="Where logs, last.pth and backbone.pth go; resumed if found.")
+    ],
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="resnet50, swin_tiny ..., timm:NAME, or a mmdet config file whose backbone to take."
+        ),
+    ] = "resnet50",
+    method: Annotated[str, typer.Option(help="simsiam.")] = "simsiam",
+    crops: Annotated[
+        str, typer.Option(help="What views are drawn from: whole `images`, or single `proposals`.")
+    ] = "images",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length of the run [default: 100].")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Steps to run instead of epochs.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images a step on one GPU [default: 256].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and views.")] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
+    log_interval: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
+    checkpoint_interval: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    resume: Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")] = True,
+    launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
+    knn: Annotated[
+        Path | None,
+        typer.Option(help="Labelled pictures to measure k-NN accuracy on: class folders, or a COCO json."),
+    ] = None,
+    knn_images: Annotated[Path | None, typer.Option(help="Folder of the COCO json's images.")] = None,
+    knn_interval: Annotated[
+        int | None, typer.Option(min=1, help="Steps between measurements [default: both ends only].")
+    ] = None,
+    cfg_options: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value settings, e.g. lr=0.1 or views.size=96. Repeat for more."),
+    ] = None,
+) -> None:
+    """Pretrain a backbone on unlabeled images (AlignDet's image-domain stage, SimSiam).
+
+    Every setting is a field of aligndet_train.image_domain.config.ImageDomainConfig: --cfg-options FIELD=VALUE.
+
+    Example: aligndet pretrain-backbone --backbone resnet50 --data OUT --work-dir B --amp
+    """
+    require_extra("train", "pretrain-backbone")
+    from aligndet_train.image_domain.training import METHODS
+
+    if method not in METHODS:
+        raise AlignDetError(f"no method {method!r}: {', '.join(METHODS)}")
+    from aligndet_train.backbones.registry import find_backbone
+    from aligndet_train.cli import parse_options
+    from aligndet_train.image_domain.config import image_domain_config
+    from aligndet_train.image_domain.knn import read_labelled
+    from aligndet_train.image_domain.training import pretrain_backbone as run
+    from aligndet_train.training import RunOptions
+
+    named = {
+        "crops": crops, "epochs": epochs, "iterations": iterations, "batch_size": batch_size, "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in named.items() if value is not None}
+    config = image_domain_config(given | parse_options(cfg_options or []))
+    labelled = None if knn is None else read_labelled(knn, knn_images, config.views.size)
+    options = RunOptions(
+        amp=amp,
+        workers=workers,
+        log_interval=log_interval,
+        checkpoint_interval=checkpoint_interval,
+        resume=resume,
+        launcher=launcher,
+    )
+    out = run(find_backbone(backbone), config, data, work_dir, options, labelled, knn_interval)
+    typer.echo(f"done: {out}")

@@ -1,0 +1,74 @@
+"""Settings of the image-domain stage."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from aligndet_train.image_domain.views import ImageViewConfig
+from proposals.errors import AlignDetError
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Crops = Literal["images", "proposals"]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ImageDomainConfig:
+    """SimSiam (Chen & He 2021); defaults are the paper's for ResNet-50.
+
+    epochs / iterations: length of the run; iterations, when given, wins. batch_size: images a step on one GPU.
+    lr: for base_batch_size images a step, scaled linearly; its cosine ends at zero, the predictor's rate stays.
+    crops: what a view is drawn from: whole ``images``, or one of the ``proposals_per_image`` best ``proposals``,
+    another in every epoch, grown by crop_context of its sides; none shorter than min_crop px is taken. max_side: px of
+    the long side that what is larger is scaled down to before it goes to the device.
+    projection_dims, hidden_dims, predictor_dims: widths of the two MLPs.
+    stop_gradient: the paper's; without it the output collapses. collapse_ratio: of 1/sqrt(d), below which the mean
+    deviation of the output over collapse_window steps counts as collapsed.
+    """
+
+    epochs: Count = 100
+    iterations: Count | None = None
+    batch_size: Count = 256
+    base_batch_size: Count = 256
+    lr: Positive = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    crops: Crops = "images"
+    proposals_per_image: Count = 30
+    crop_context: Annotated[float, Field(ge=0)] = 0.1
+    min_crop: Count = 32
+    max_side: Count = 640
+    projection_dims: Count = 2048
+    hidden_dims: Count = 2048
+    predictor_dims: Count = 512
+    stop_gradient: bool = True
+    collapse_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    collapse_window: Count = 100
+    shard_window: Count = 8
+    seed: Annotated[int, Field(ge=0)] = 0
+    views: ImageViewConfig = field(default_factory=ImageViewConfig)
+
+
+def image_domain_config(given: Mapping[str, Any]) -> ImageDomainConfig:
+    """Build the settings from plain data; a dotted name reaches inside: ``{"views.size": 96}``.
+
+    Raises AlignDetError naming every wrong key or value.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in given.items():
+        *outer, last = name.split(".")
+        place = nested
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[last] = value
+    try:
+        return TypeAdapter(ImageDomainConfig).validate_python(nested)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        known = ", ".join(ImageDomainConfig.__dataclass_fields__)
+        raise AlignDetError(
+            "settings of the image-domain stage:\n  " + "\n  ".join(lines) + f"\nknown: {known}"
+        ) from error

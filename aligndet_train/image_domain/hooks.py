@@ -1,0 +1,101 @@
+"""Around a step of the image-domain stage: its schedule, the collapse monitor, k-NN accuracy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from aligndet_train.image_domain.collapse import CollapseMonitor
+from aligndet_train.image_domain.knn import LabelledCrops, knn_accuracy
+from aligndet_train.image_domain.model import SimSiam
+from aligndet_train.schedules import Schedule
+
+# Key of a parameter group whose rate does not follow the schedule.
+FIXED_RATE = "fixed_rate"
+KNN_LOG = "knn.jsonl"
+
+
+class ScheduleHook(Hook):
+    """Seed and learning rate as functions of the step. learning_rate: [steps] factors on the initial rates."""
+
+    # Before mmengine's RuntimeInfoHook, which logs the learning rate.
+    priority = "HIGHEST"
+
+    def __init__(self, seed: int, learning_rate: Schedule) -> None:
+        self.seed, self.learning_rate = seed, learning_rate
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed torch for this step and rank (stochastic depth draws from it), set the learning rate."""
+        sequence = np.random.SeedSequence([self.seed, runner.iter, get_rank()])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            factor = 1.0 if group[FIXED_RATE] else float(self.learning_rate[runner.iter])
+            group["lr"] = group["initial_lr"] * factor
+
+
+class CollapseHook(Hook):
+    """Warn in the log when the output has collapsed, once for each time it does. interval: steps between looks."""
+
+    def __init__(self, monitor: CollapseMonitor, interval: int) -> None:
+        self.monitor, self.interval = monitor, interval
+        self._warned = False
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Take in the step; look when it is time."""
+        self.monitor.watch((outputs or {})["output_std"])
+        if (runner.iter + 1) % self.interval:
+            return
+        mean = self.monitor.verdict()
+        if mean is not None and not self._warned:
+            runner.logger.warning(
+                f"collapse: the output's deviation is {mean:.5f}, below {self.monitor.limit:.5f}: the backbone gives "
+                "every image nearly the same output. A young run may recover; else lower the learning rate, take a "
+                "larger batch, or check that the images are not all alike"
+            )
+        self._warned = mean is not None
+
+
+class KnnHook(Hook):
+    """Append k-NN accuracy to WORK_DIR/knn.jsonl at step 0, every ``interval`` steps (None: never) and at the end."""
+
+    priority = "LOW"
+
+    def __init__(self, labelled: LabelledCrops, folder: Path, interval: int | None) -> None:
+        self.labelled, self.path, self.interval = labelled, folder / KNN_LOG, interval
+        self._measured = -1
+
+    def before_train(self, runner: Runner) -> None:
+        """Measure the backbone as it was initialised."""
+        if runner.iter == 0:
+            self.path.unlink(missing_ok=True)
+            self._measure(runner, 0)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Measure when it is time."""
+        if self.interval is not None and (runner.iter + 1) % self.interval == 0:
+            self._measure(runner, runner.iter + 1)
+
+    def after_train(self, runner: Runner) -> None:
+        """Measure the end."""
+        self._measure(runner, runner.iter)
+
+    def _measure(self, runner: Runner, step: int) -> None:
+        if not is_main_process() or step == self._measured:
+            return
+        self._measured = step
+        plain: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model: SimSiam = plain
+        accuracy = knn_accuracy(self.labelled.features(model), self.labelled.labels, self.labelled.groups)
+        runner.logger.info(f"k-NN accuracy at step {step}: {100 * accuracy:.2f} % of {len(self.labelled):,}")
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "knn_accuracy": round(accuracy, 5)}) + "\n")

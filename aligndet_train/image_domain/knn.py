@@ -1,0 +1,173 @@
+"""k-NN accuracy of frozen features: how well neighbours name a picture, with nothing trained on the labels.
+
+Each picture is named by the others (leave one out), those cut from the same image excepted. Votes are weighted by
+exp(similarity / 0.07), as in Wu et al. 2018 and in SimSiam's own monitor.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torchvision.transforms.v2 import functional as F
+
+from aligndet_train.image_domain.model import SimSiam
+from proposals.errors import AlignDetError
+from proposals.images import Bgr, decode_bgr
+
+_TEMPERATURE = 0.07
+_NEIGHBOURS = 20
+_BATCH = 64
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_MIN_SIDE = 8
+
+
+@torch.no_grad()
+def knn_accuracy(features: Tensor, labels: Tensor, groups: Tensor, k: int = _NEIGHBOURS) -> float:
+    """Share of rows that their ``k`` nearest rows of other groups name rightly.
+
+    features: [N, D] float. labels, groups: [N] int64; rows of one group never vote for each other. A row without any
+    neighbour counts as wrong.
+    """
+    unit = normalize(features.float(), dim=1)
+    labels, groups = labels.to(unit.device), groups.to(unit.device)
+    right = 0
+    for start in range(0, len(unit), 1024):
+        part = slice(start, start + 1024)
+        similarity = unit[part] @ unit.T
+        similarity[groups[part][:, None] == groups[None, :]] = -torch.inf
+        near = similarity.topk(min(k, len(unit)), dim=1)
+        votes = similarity.new_zeros((len(similarity), int(labels.max()) + 1))
+        votes.scatter_add_(1, labels[near.indices], (near.values / _TEMPERATURE).exp())
+        named = (votes.argmax(dim=1) == labels[part]) & (votes.amax(dim=1) > 0)
+        right += int(named.sum())
+    return right / len(unit)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A labelled picture: an image file, or a box of it, xyxy px. group: of which pieces share an image."""
+
+    path: Path
+    box: tuple[int, int, int, int] | None
+    label: int
+    group: int
+
+
+class LabelledCrops:
+    """Labelled pictures, made into square inputs of ``size`` px."""
+
+    def __init__(self, pieces: Sequence[Piece], classes: Sequence[str], size: int) -> None:
+        self.pieces, self.classes, self.size = list(pieces), tuple(classes), size
+        self.labels = torch.tensor([piece.label for piece in self.pieces])
+        self.groups = torch.tensor([piece.group for piece in self.pieces])
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    @torch.no_grad()
+    def features(self, model: SimSiam) -> Tensor:
+        """[N, C] float32: the model's pooled features in evaluation mode; its mode is restored."""
+        training, device = model.training, next(model.parameters()).device
+        model.eval()
+        preprocessor: Any = model.data_preprocessor
+        batches = [
+            model.features(preprocessor.normalised(batch.to(device).float() / 255)).float()
+            for batch in self._batches()
+        ]
+        model.train(training)
+        return torch.cat(batches)
+
+    def _batches(self) -> Iterator[Tensor]:
+        """[B, 3, size, size] uint8 RGB."""
+        batch: list[Tensor] = []
+        for pixels in self._pictures():
+            batch.append(pixels)
+            if len(batch) == _BATCH:
+                yield torch.stack(batch)
+                batch = []
+        if batch:
+            yield torch.stack(batch)
+
+    def _pictures(self) -> Iterator[Tensor]:
+        path, image = None, np.zeros((0, 0, 3), np.uint8)
+        for piece in self.pieces:
+            if piece.path != path:
+                path, image = piece.path, _decoded(piece.path)
+            left, top, right, bottom = piece.box or (0, 0, image.shape[1], image.shape[0])
+            cut = np.ascontiguousarray(image[top:bottom, left:right, ::-1])
+            rgb = torch.from_numpy(cut).permute(2, 0, 1)
+            yield F.resize(rgb, [self.size, self.size], antialias=True)
+
+
+def _decoded(path: Path) -> Bgr:
+    try:
+        return decode_bgr(path.read_bytes()).bgr
+    except (OSError, AlignDetError) as error:
+        raise AlignDetError(
+            f"labelled picture {path} cannot be read: {error}. Repair it or take it out"
+        ) from error
+
+
+def read_labelled(source: Path, images: Path | None, size: int) -> LabelledCrops:
+    """A folder with a folder of pictures for every class, or a COCO json, whose boxes become the pictures.
+
+    images: the json's folder of images; None takes the ``images`` folder beside it, or its own folder. Boxes that are
+    crowds or shorter than 8 px are left out. Raises AlignDetError when there is nothing to measure on.
+    """
+    if source.is_dir():
+        pieces, classes = _from_folder(source)
+    elif source.is_file():
+        pieces, classes = _from_coco(source, images)
+    else:
+        raise AlignDetError(
+            f"no labelled pictures at {source}: give a folder of class folders, or a COCO json"
+        )
+    if len(classes) < 2 or len(pieces) < 2:
+        raise AlignDetError(
+            f"{source} has {len(pieces)} pictures of {len(classes)} classes: k-NN accuracy needs two of each at least"
+        )
+    missing = [piece.path for piece in pieces if not piece.path.is_file()]
+    if missing:
+        raise AlignDetError(
+            f"{len(missing)} images of {source} are missing, {missing[0]} first: name their folder with --knn-images"
+        )
+    return LabelledCrops(pieces, classes, size)
+
+
+def _from_folder(folder: Path) -> tuple[list[Piece], list[str]]:
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+    ]
+    return [Piece(path, None, label, group) for group, (path, label) in enumerate(files)], classes
+
+
+def _from_coco(path: Path, images: Path | None) -> tuple[list[Piece], list[str]]:
+    try:
+        content = json.loads(path.read_bytes())
+        names = {entry["id"]: entry["name"] for entry in content["categories"]}
+        files = {entry["id"]: entry["file_name"] for entry in content["images"]}
+        annotations = sorted(content["annotations"], key=lambda entry: (entry["image_id"], entry["id"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise AlignDetError(f"{path} is not a COCO json of boxes: {type(error).__name__}: {error}") from error
+    beside = path.parent / "images"
+    folder = images or (beside if beside.is_dir() else path.parent)
+    used = sorted({entry["category_id"] for entry in annotations})
+    pieces = []
+    for entry in annotations:
+        x, y, width, height = entry["bbox"]
+        if entry.get("iscrowd") or min(width, height) < _MIN_SIDE:
+            continue
+        box = (max(0, int(x)), max(0, int(y)), round(x + width), round(y + height))
+        image = folder / files[entry["image_id"]]
+        pieces.append(Piece(image, box, used.index(entry["category_id"]), int(entry["image_id"])))
+    return pieces, [names[category] for category in used]

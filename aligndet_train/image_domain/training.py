@@ -1,0 +1,275 @@
+"""One image-domain run on mmengine's Runner, resumed where it stopped; leaves last.pth and backbone.pth."""
+
+import dataclasses
+import hashlib
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from aligndet_train.backbones.ours import BACKBONE_FILE, STAGE, write_backbone
+from aligndet_train.backbones.registry import BackboneChoice
+from aligndet_train.checkpoint import LAST, decoded, encoded, identity_difference, load_checkpoint
+from aligndet_train.distributed import join_processes, leave_processes, lost_ranks_explained, wrapped
+from aligndet_train.hooks import AnnounceHook, CheckpointHook, ThroughputHook
+from aligndet_train.image_domain.collapse import CollapseMonitor
+from aligndet_train.image_domain.config import ImageDomainConfig
+from aligndet_train.image_domain.crops import CropStream
+from aligndet_train.image_domain.hooks import FIXED_RATE, CollapseHook, KnnHook, ScheduleHook
+from aligndet_train.image_domain.knn import LabelledCrops
+from aligndet_train.image_domain.model import SimSiam, build_simsiam
+from aligndet_train.schedules import half_cosine
+from aligndet_train.stream import Sample, StepSampler, StreamState
+from aligndet_train.training import (
+    Bfloat16OptimWrapper,
+    RunOptions,
+    StreamTrainLoop,
+    TrainingStoppedError,
+)
+from proposals.dataset import ProposalDataset, open_dataset
+from proposals.errors import AlignDetError
+
+METHODS = ("simsiam",)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run made definite. identity: what must be equal to continue it; saved: the checkpoint it continues."""
+
+    choice: BackboneChoice
+    config: ImageDomainConfig
+    dataset: ProposalDataset
+    work_dir: Path
+    options: RunOptions
+    steps: int
+    identity: dict[str, Any]
+    saved: dict[str, Any] | None
+
+    @property
+    def start(self) -> int:
+        """Steps already done."""
+        return int(self.saved["step"]) if self.saved else 0
+
+    @property
+    def stream(self) -> StreamState:
+        """Where the order of samples goes on."""
+        return StreamState(*self.saved["stream"]) if self.saved else StreamState(self.config.seed, 0, 0)
+
+
+def pretrain_backbone(
+    choice: BackboneChoice,
+    config: ImageDomainConfig,
+    data: Path,
+    work_dir: Path,
+    options: RunOptions,
+    labelled: LabelledCrops | None = None,
+    knn_interval: int | None = None,
+) -> Path:
+    """Run (or resume) the image-domain stage; returns the path of backbone.pth.
+
+    labelled: pictures that k-NN accuracy is measured on, at both ends and every ``knn_interval`` steps.
+    Raises AlignDetError when ``work_dir`` holds another run, or the dataset cannot be read.
+    """
+    if options.launcher != "none":
+        join_processes(options.launcher)
+    try:
+        with lost_ranks_explained(
+            f"{work_dir / LAST} holds what was done: the same command goes on from there"
+        ):
+            plan = _plan(choice, config, open_dataset(data), work_dir, options)
+            return _run(plan, labelled, knn_interval)
+    finally:
+        leave_processes()
+
+
+def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -> Path:
+    out = plan.work_dir / BACKBONE_FILE
+    if plan.saved and plan.start >= plan.steps:
+        print_log(f"{plan.work_dir} is complete already, {plan.steps} steps: nothing to do")
+        if not out.exists():
+            write_backbone(plan.saved, out)
+        return out
+    model = build_simsiam(plan.choice, plan.config).to(get_device())
+    optimizer = build_optimizer(model, plan.config, get_world_size())
+    if plan.saved:
+        model.load_state_dict(plan.saved["model"])
+        optimizer.load_state_dict(plan.saved["optimizer"])
+    knn = [KnnHook(labelled, plan.work_dir, knn_interval)] if labelled is not None else []
+    runner = _runner(plan, model, optimizer, knn)
+    runner.train()
+    if runner.iter < plan.steps:
+        raise TrainingStoppedError(
+            f"stopped at step {runner.iter} of {plan.steps}; the same command goes on from there"
+        )
+    if is_main_process():
+        write_backbone(load_checkpoint(plan.work_dir / LAST), out)
+    return out
+
+
+def _plan(
+    choice: BackboneChoice,
+    config: ImageDomainConfig,
+    dataset: ProposalDataset,
+    work_dir: Path,
+    options: RunOptions,
+) -> Plan:
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlignDetError(
+            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
+        ) from error
+    global_batch = config.batch_size * get_world_size()
+    if config.batch_size < 2:
+        raise AlignDetError("batch normalisation needs 2 images a step on each GPU at least: --batch-size 2")
+    steps = config.iterations or max(1, config.epochs * len(dataset) // global_batch)
+    identity = _identity(choice, config, dataset, steps, options)
+    saved = _saved_state(work_dir / LAST, identity) if options.resume else None
+    return Plan(choice, config, dataset, work_dir, options, steps, identity, saved)
+
+
+def _identity(
+    choice: BackboneChoice,
+    config: ImageDomainConfig,
+    dataset: ProposalDataset,
+    steps: int,
+    options: RunOptions,
+) -> dict[str, Any]:
+    settings = dataclasses.asdict(config)
+    # Ranks may change on resume, the global batch may not.
+    settings["global_batch"] = settings.pop("batch_size") * get_world_size()
+    manifest = hashlib.sha256(dataset.manifest.model_dump_json().encode()).hexdigest()
+    identity = {
+        "stage": STAGE,
+        "method": "simsiam",
+        "backbone": choice.config,
+        "inputs": dataclasses.asdict(choice.inputs),
+        "settings": settings,
+        "steps": steps,
+        "amp": options.amp,
+        "dataset": {"images": len(dataset), "manifest": manifest},
+    }
+    return decoded(encoded(identity))
+
+
+def _saved_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    saved = load_checkpoint(path)
+    changed = identity_difference(saved["identity"], identity)
+    if changed:
+        raise AlignDetError(
+            f"{path} belongs to another run:\n  "
+            + "\n  ".join(changed)
+            + "\nUse another --work-dir, or --no-resume to overwrite it"
+        )
+    return saved
+
+
+def build_optimizer(model: SimSiam, config: ImageDomainConfig, world_size: int) -> torch.optim.SGD:
+    """SGD, its rate scaled linearly with the global batch; the predictor's rate stays as it begins (section 4.2)."""
+    rate = config.lr * config.batch_size * world_size / config.base_batch_size
+    predictor = list(model.predictor.parameters())
+    known = {id(parameter) for parameter in predictor}
+    encoder = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    groups: list[dict[str, Any]] = [
+        {"params": encoder, "lr": rate, "initial_lr": rate, FIXED_RATE: False},
+        {"params": predictor, "lr": rate, "initial_lr": rate, FIXED_RATE: True},
+    ]
+    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def build_loader(plan: Plan) -> "DataLoader[Sample]":
+    """This rank's batches (lists of samples) from where the order goes on to the end of the run."""
+    sampler = StepSampler(
+        plan.dataset.shard_sizes.tolist(),
+        start=plan.stream,
+        batch_size=plan.config.batch_size,
+        steps=plan.steps - plan.start,
+        rank=get_rank(),
+        world_size=get_world_size(),
+        window=plan.config.shard_window,
+    )
+    workers = plan.options.workers
+    return DataLoader(
+        CropStream(plan.dataset, plan.config),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_leave_signals_to_the_parent,
+        persistent_workers=workers > 0,
+    )
+
+
+def _leave_signals_to_the_parent(worker_id: int) -> None:
+    # A whole process group is signalled, but only the trainer knows when to stop.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def with_global_statistics(model: nn.Module) -> nn.Module:
+    """``model`` with batch statistics over all ranks. torch has them for GPUs only: on CPUs each rank keeps its own."""
+    if get_world_size() == 1 or not torch.cuda.is_available():
+        return model
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return converted
+
+
+def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra: list[KnnHook]) -> Runner:
+    config, options = plan.config, plan.options
+    monitor = CollapseMonitor(config.projection_dims, config.collapse_ratio, config.collapse_window)
+    optim_wrapper = (Bfloat16OptimWrapper if options.amp else OptimWrapper)(optimizer=optimizer)
+    return Runner(
+        model=wrapped(with_global_statistics(model)),
+        work_dir=str(plan.work_dir),
+        train_dataloader=build_loader(plan),
+        train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
+        optim_wrapper=optim_wrapper,
+        default_hooks={
+            "sampler_seed": None,
+            "param_scheduler": None,
+            "checkpoint": None,
+            "logger": {"type": "LoggerHook", "interval": options.log_interval},
+        },
+        custom_hooks=[
+            AnnounceHook(_summary(plan, model, optimizer)),
+            ThroughputHook(config.batch_size * get_world_size()),
+            ScheduleHook(config.seed, half_cosine(1.0, 0.0, plan.steps)),
+            CollapseHook(monitor, options.log_interval),
+            CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
+            *extra,
+        ],
+        log_processor={"by_epoch": False, "window_size": options.log_interval},
+        # mmengine's own INFO is pages of environment and hook lists; ours begins with AnnounceHook.
+        log_level="WARNING",
+        randomness={"seed": config.seed},
+        launcher=options.launcher,
+        default_scope="mmdet",
+        cfg={"backbone": plan.choice.config, "settings": plan.identity["settings"]},
+        experiment_name=f"simsiam_from_{plan.start}",
+    )
+
+
+def _summary(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer) -> list[str]:
+    config, inputs = plan.config, plan.choice.inputs
+    global_batch = config.batch_size * get_world_size()
+    trainable = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
+    rate = optimizer.param_groups[0]["initial_lr"]
+    drawn_from = "whole images" if config.crops == "images" else "proposals"
+    return [
+        f"SimSiam: {plan.choice.name}, {trainable:,} trainable parameters in the backbone, on {get_device()}",
+        f"{len(plan.dataset):,} images, views of {drawn_from}, {plan.steps:,} steps of {global_batch} images, "
+        f"learning rate {rate:g} ({config.lr:g} x {global_batch}/{config.base_batch_size})",
+        f"output_std of an even spread: {config.projection_dims**-0.5:.5f}; a collapsed output has none",
+        f"images as {'RGB' if inputs.bgr_to_rgb else 'BGR'}, mean {inputs.mean}, std {inputs.std}",
+        f"resumed at step {plan.start}" if plan.start else "from step 0",
+    ]

@@ -1,0 +1,95 @@
+"""k-NN accuracy against a plain loop, and the two kinds of labelled sets."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from aligndet_train.image_domain.knn import knn_accuracy, read_labelled
+from proposals.errors import AlignDetError
+from tests.aligndet_train.image_domain.conftest import small_simsiam
+
+
+def literal(features, labels, groups, k):
+    right = 0
+    unit = [row / np.linalg.norm(row) for row in features]
+    for i, row in enumerate(unit):
+        others = [(float(row @ unit[j]), labels[j]) for j in range(len(unit)) if groups[j] != groups[i]]
+        votes: dict[int, float] = {}
+        for similarity, label in sorted(others, reverse=True)[:k]:
+            votes[label] = votes.get(label, 0) + math.exp(similarity / 0.07)
+        right += bool(votes) and max(votes, key=votes.get) == labels[i]
+    return right / len(unit)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_it_is_the_weighted_vote_of_the_nearest_of_other_groups(k):
+    rng = np.random.default_rng(k)
+    labels, groups = rng.integers(0, 4, 60), rng.integers(0, 25, 60)
+    features = rng.normal(size=(60, 8)) + 0.8 * rng.normal(size=(4, 8))[labels]
+    tensors = (torch.from_numpy(features), torch.from_numpy(labels), torch.from_numpy(groups))
+    assert knn_accuracy(*tensors, k=k) == pytest.approx(literal(features, labels, groups, k))
+
+
+def test_pieces_of_one_image_do_not_vote_for_each_other():
+    features = torch.eye(2).repeat_interleave(3, dim=0)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert knn_accuracy(features, labels, torch.arange(6)) == 1
+    assert knn_accuracy(features, labels, torch.tensor([0, 0, 0, 1, 1, 1])) == 0
+    assert knn_accuracy(features, labels, torch.zeros(6, dtype=torch.long)) == 0
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """A folder of red and of blue noise, in class folders; and a COCO json of boxes in pictures that hold both."""
+    rng = np.random.default_rng(0)
+    for name, channel in (("red", 2), ("blue", 0)):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        for number in range(6):
+            picture = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
+            picture[..., channel] += 150
+            cv2.imwrite(str(tmp_path / "folders" / name / f"{number}.png"), picture)
+    (tmp_path / "coco" / "images").mkdir(parents=True)
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 5, "name": "red"}, {"id": 9, "name": "blue"}],
+    }
+    for image in range(4):
+        both = [cv2.imread(str(tmp_path / "folders" / name / f"{image}.png")) for name in ("red", "blue")]
+        cv2.imwrite(str(tmp_path / "coco" / "images" / f"{image}.png"), np.hstack(both))
+        content["images"].append({"id": image, "file_name": f"{image}.png", "width": 80, "height": 40})
+        for side, category in enumerate((5, 9)):
+            box = {"bbox": [40 * side, 0, 40, 40], "category_id": category, "image_id": image}
+            content["annotations"].append({"id": len(content["annotations"]), **box})
+    (tmp_path / "coco" / "set.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("source", "pieces"), [("folders", 12), ("coco/set.json", 8)])
+def test_colours_are_told_apart_by_a_random_network(colours, source, pieces):
+    labelled = read_labelled(colours / source, None, 24)
+    model, _ = small_simsiam()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    features = labelled.features(model)
+    assert (len(labelled), sorted(labelled.classes)) == (pieces, ["blue", "red"])
+    assert knn_accuracy(features, labelled.labels, labelled.groups, k=3) == 1
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_measured_says_why(colours, tmp_path):
+    with pytest.raises(AlignDetError, match="no labelled pictures at"):
+        read_labelled(tmp_path / "gone", None, 24)
+    with pytest.raises(AlignDetError, match=r"8 images of .* --knn-images"):
+        read_labelled(colours / "coco" / "set.json", colours / "folders", 24)
+    (colours / "text.json").write_text("hello")
+    with pytest.raises(AlignDetError, match="is not a COCO json of boxes"):
+        read_labelled(colours / "text.json", None, 24)
+    (colours / "folders" / "red" / "bad.png").write_bytes(b"nothing")
+    model, _ = small_simsiam()
+    with pytest.raises(AlignDetError, match=r"bad\.png cannot be read"):
+        read_labelled(colours / "folders", None, 24).features(model)

@@ -1,0 +1,179 @@
+"""Whole runs: killed and resumed, what they leave behind, several ranks, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from aligndet_train.backbones.ours import read_ours
+from aligndet_train.checkpoint import LAST, load_checkpoint
+from aligndet_train.schedules import half_cosine
+from proposals.cli import build_app
+from tests.aligndet_train.image_domain.conftest import TINY, TINY_BACKBONE
+
+STEPS = 40
+
+
+def arguments(data: Path, work_dir: Path, *extra: str, steps: int = STEPS) -> list[str]:
+    small = {name: value for name, value in TINY.items() if name != "batch_size"} | {"lr": 0.5}
+    settings = [word for name, value in small.items() for word in ("--cfg-options", f"{name}={value}")]
+    return [
+        *(
+            "pretrain-backbone",
+            "--backbone",
+            str(TINY_BACKBONE),
+            "--data",
+            str(data),
+            "--work-dir",
+            str(work_dir),
+        ),
+        *(
+            "--iterations",
+            str(steps),
+            "--batch-size",
+            "6",
+            "--log-interval",
+            "1",
+            "--checkpoint-interval",
+            "5",
+        ),
+        *("--workers", "0", *settings, *extra),
+    ]
+
+
+def invoke(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(build_app(), list(words))
+    return result.exit_code, result.output + (str(result.exception) if result.exception else "")
+
+
+def logged(work_dir: Path) -> dict[int, dict[str, float]]:
+    """Every logged step of every run in the folder; a step logged twice must be the same both times."""
+    by_step: dict[int, dict[str, float]] = {}
+    for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
+        for line in file.read_text().splitlines():
+            record = json.loads(line)
+            values = {name: record[name] for name in ("loss_simsiam", "output_std", "lr")}
+            assert by_step.setdefault(record["step"], values) == values
+    return by_step
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mined_dataset, tmp_path_factory) -> Path:
+    work_dir = tmp_path_factory.mktemp("undisturbed")
+    code, output = invoke(*arguments(mined_dataset, work_dir))
+    assert code == 0, output
+    return work_dir
+
+
+def test_a_killed_run_resumes_to_the_same_losses_and_weights(undisturbed, mined_dataset, tmp_path):
+    words = [sys.executable, "-m", "proposals", *arguments(mined_dataset, tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / "previous.pth").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stopped = load_checkpoint(tmp_path / LAST)["step"]
+    assert 10 <= stopped < STEPS, "killed too late to show anything"
+    assert not (tmp_path / "backbone.pth").exists()
+    code, output = invoke(*arguments(mined_dataset, tmp_path))
+    assert code == 0, output
+    assert sorted(logged(undisturbed)) == list(range(1, STEPS + 1))
+    assert logged(tmp_path) == logged(undisturbed)
+    first, second = (load_checkpoint(folder / LAST)["model"] for folder in (undisturbed, tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    files = [torch.load(folder / "backbone.pth", weights_only=True) for folder in (undisturbed, tmp_path)]
+    assert files[0]["meta"] == files[1]["meta"]
+
+
+def test_the_rate_follows_the_cosine_and_the_loss_falls(undisturbed):
+    steps = logged(undisturbed)
+    rates = [steps[step + 1]["lr"] for step in range(STEPS)]
+    assert rates == pytest.approx(list(0.5 * 6 / 256 * half_cosine(1, 0, STEPS)))
+    losses = [steps[step + 1]["loss_simsiam"] for step in range(STEPS)]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+def test_backbone_pth_is_the_checkpoints_backbone_with_its_inputs(undisturbed):
+    checkpoint = torch.load(undisturbed / LAST, weights_only=True)
+    state, meta = read_ours(torch.load(undisturbed / "backbone.pth", weights_only=True))
+    assert read_ours(checkpoint)[1] == meta
+    assert meta["backbone"]["type"] == "ResNet"
+    assert (meta["inputs"]["bgr_to_rgb"], meta["inputs"]["std"]) == (False, (1.0, 1.0, 1.0))
+    assert meta["step"] == STEPS
+    inside = {name: value for name, value in checkpoint["model"].items() if name.startswith("backbone.")}
+    assert {f"backbone.{name}" for name in state} == inside.keys()
+    assert all(torch.equal(value, inside[f"backbone.{name}"]) for name, value in state.items())
+
+
+def test_a_finished_run_is_left_alone_and_another_one_refused(undisturbed, mined_dataset):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file()}
+    assert invoke(*arguments(mined_dataset, undisturbed))[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.is_file()} == before
+    code, output = invoke(*arguments(mined_dataset, undisturbed, "--crops", "proposals"))
+    assert code != 0
+    assert "settings.crops: 'images' -> 'proposals'" in output
+
+
+def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, tmp_path):
+    for name, colour in (("red", (0, 0, 200)), ("green", (0, 200, 0))):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        for number in range(4):
+            picture = np.full((30, 30, 3), colour, np.uint8) + np.uint8(number)
+            cv2.imwrite(str(tmp_path / "labelled" / name / f"{number}.png"), picture)
+    knn = ("--knn", str(tmp_path / "labelled"), "--knn-interval", "2")
+    words = arguments(mined_dataset, tmp_path / "W", "--crops", "proposals", "--amp", *knn, steps=4)
+    code, output = invoke(*words)
+    assert code == 0, output
+    measured = [json.loads(line) for line in (tmp_path / "W" / "knn.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in measured] == [0, 2, 4]
+    assert measured[0]["knn_accuracy"] == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_agree(mined_dataset, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    words = arguments(mined_dataset, tmp_path, "--launcher", "pytorch", steps=4)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, "proposals", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_checkpoint(tmp_path / LAST)["identity"]["settings"]["global_batch"] == 12
+    assert (tmp_path / "backbone.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--method", "byol"], "no method 'byol': simsiam"),
+        (["--backbone", "resnet51"], "no backbone 'resnet51': give one of resnet18, "),
+        (["--backbone", "timm:nothing"], "'nothing'"),
+        (["--backbone", "gone.py"], "no config file at gone.py"),
+        (["--cfg-options", "stride=2"], "stride: Unexpected keyword argument"),
+        (["--crops", "boxes"], "crops: Input should be 'images' or 'proposals'"),
+        (["--knn", "gone"], "no labelled pictures at gone"),
+        (["--data", "gone"], "gone"),
+        (["--launcher", "pytorch"], "RANK is not set"),
+    ],
+)
+def test_mistakes_are_one_sentence(extra, message, mined_dataset, tmp_path):
+    result = CliRunner().invoke(build_app(), [*arguments(mined_dataset, tmp_path), *extra])
+    assert result.exit_code != 0
+    assert type(result.exception).__name__ in ("AlignDetError", "SystemExit")
+    assert message in f"{result.output} {result.exception}"
