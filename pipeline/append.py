@@ -1,55 +1,59 @@
-"""Adding images to a finished dataset: which are new, and the plan that puts them into shards of their own."""
+"""Adding images to a finished dataset: how a source differs from the plan that was committed."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from proposals.dataset.assemble import PLAN_SCHEMA
+from pipeline.plan import Plan
 
 _SHOWN = 5
+_Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class SourceChange:
-    """How a source differs from a plan, as uris: added, removed, changed in size."""
+    """How a source differs from a plan. added: [images listed now] bool. removed, changed: how many, and the first."""
 
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
+    added: _Flags
+    removed: tuple[int, tuple[str, ...]]
+    changed: tuple[int, tuple[str, ...]]
 
     def refusals(self) -> list[str]:
         """A line for the removed and one for the changed images; empty when images were only added."""
         kinds = (("removed", self.removed), ("changed in size", self.changed))
-        return [f"{len(uris)} images {what}: {_some(uris)}" for what, uris in kinds if uris]
+        return [f"{count} images {what}: {_some(count, uris)}" for what, (count, uris) in kinds if count]
 
 
-def compare(committed: pa.Table, listed: pa.Table) -> SourceChange:
-    """What happened to the source since the plan ``committed``; ``listed`` is a plan of what is there now."""
-    before, now = _sizes(committed), _sizes(listed)
-    return SourceChange(
-        added=tuple(uri for uri in now if uri not in before),
-        removed=tuple(uri for uri in before if uri not in now),
-        changed=tuple(uri for uri, size in before.items() if now.get(uri, size) != size),
-    )
+def compare(committed: Plan, listed: Plan) -> SourceChange:
+    """What happened to the source since the plan ``committed``; ``listed`` is a plan of what is there now.
+
+    Images are told apart by the 64-bit hash that ends their key, so a plan of any length takes 16 bytes an image.
+    """
+    before, now = committed.hashes(), listed.hashes()
+    order = np.argsort(now, kind="stable")
+    places = np.minimum(np.searchsorted(now, before, sorter=order), max(len(now) - 1, 0))
+    places = order[places] if len(now) else places
+    there = now[places] == before if len(now) else np.zeros(len(before), dtype=np.bool_)
+    added = np.ones(len(now), dtype=np.bool_)
+    added[places[there]] = False
+    changed = there.copy()
+    changed[there] = committed.sizes()[there] != listed.sizes()[places[there]]
+    return SourceChange(added, _named(committed, ~there), _named(committed, changed))
 
 
-def extended_plan(
-    committed: pa.Table, listed: pa.Table, added: tuple[str, ...], shards: int, images_per_shard: int
-) -> pa.Table:
-    """``committed`` and, after its ``shards`` shards, the ``added`` images of ``listed``, in its order."""
-    fresh = set(added)
-    chosen = listed.filter(pa.array([uri in fresh for uri in listed.column("uri").to_pylist()]))
-    numbers = shards + np.arange(chosen.num_rows, dtype=np.int32) // images_per_shard
-    chosen = chosen.set_column(0, "shard", pa.array(numbers, pa.int32()))
-    tables = [table.select(PLAN_SCHEMA.names).cast(PLAN_SCHEMA) for table in (committed, chosen)]
-    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables]).combine_chunks()
+def _named(plan: Plan, flags: _Flags) -> tuple[int, tuple[str, ...]]:
+    count, row = int(flags.sum()), 0
+    uris: list[str] = []
+    for part in plan.parts() if count else ():
+        uris += part.filter(pa.array(flags[row : row + len(part)])).column("uri").to_pylist()
+        row += len(part)
+        if len(uris) >= min(count, _SHOWN):
+            break
+    return count, tuple(uris[:_SHOWN])
 
 
-def _sizes(plan: pa.Table) -> dict[str, int]:
-    return dict(zip(plan.column("uri").to_pylist(), plan.column("size").to_pylist(), strict=True))
-
-
-def _some(uris: tuple[str, ...]) -> str:
-    more = f" and {len(uris) - _SHOWN} more" if len(uris) > _SHOWN else ""
-    return ", ".join(uris[:_SHOWN]) + more
+def _some(count: int, uris: tuple[str, ...]) -> str:
+    more = f" and {count - len(uris)} more" if count > len(uris) else ""
+    return ", ".join(uris) + more

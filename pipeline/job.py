@@ -10,7 +10,7 @@ from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
 from pipeline.shard_task import Count, Work
 from pipeline.signals import Drain
-from pipeline.sources import Source, describe
+from pipeline.sources import Source
 from pipeline.workspace import Workspace, begin, commit
 from proposals.dataset import layout
 from proposals.dataset.checks.folder import file_faults
@@ -64,19 +64,19 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
 def _run(
     source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer, drain: Drain
 ) -> Outcome:
-    entries = list(source.entries())
+    plan = make_plan(source.entries(), options.images_per_shard)
     identity = JobIdentity(
         recipe=recipe,
-        source=describe(source.kind, entries),
+        source=plan.source(source.kind),
         images_per_shard=options.images_per_shard,
         versions=library_versions(),
     )
-    workspace = begin(out.resolve(), make_plan(entries, options.images_per_shard), identity)
+    workspace = begin(out.resolve(), plan, identity)
     if workspace.finished is not None:
         return Outcome(workspace.finished, {}, already_complete=True)
     work = Work(source, workspace.out, recipe, identity.fingerprint(), options.engine, options.limits)
     resumed = sum((count_of(record) for record in workspace.done.values()), Count())
-    observer.start(len(entries), resumed)
+    observer.start(plan.images, resumed)
     driven = Driven()
     if workspace.pending:
         heartbeat = Heartbeat(workspace.out, resumed)

@@ -1,15 +1,28 @@
-"""The plan: which image goes into which shard. A pure function of the source's list."""
+"""The plan: which image goes into which shard. A pure function of the source's list, held on disk and not in memory."""
 
+import hashlib
+import tempfile
+from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from pipeline.sources import SourceEntry
+from pipeline.sources.base import SourceEntry
+from proposals.dataset.assemble import PLAN_SCHEMA, plan_groups
 from proposals.dataset.layout import key_of, shard_name
+from proposals.dataset.manifest import SourceInfo
 from proposals.errors import AlignDetError
+
+_GROUP = 65_536
+_LISTED = pa.schema([pa.field("uri", pa.string()), pa.field("size", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -24,30 +37,165 @@ class ShardTask:
         return len(self.uris)
 
 
-def make_plan(listed: Iterable[SourceEntry], images_per_shard: int) -> pa.Table:
-    """The plan table, one row per image in order: shard int32, key, uri, size int64 (bytes, -1 when not a file).
+class Plan(ABC):
+    """images, shards: how many. The rows are read from disk each time they are asked for."""
 
-    Consecutive images share a shard. Raises AlignDetError when two images have one key.
+    images: int
+    shards: int
+
+    @abstractmethod
+    def parts(self) -> Iterator[pa.Table]:
+        """All rows in order (PLAN_SCHEMA), some at a time."""
+
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """[images] uint64, of the uris: the first 16 hex digits of their sha256, which end a key."""
+        parts = [[int(key[-16:], 16) for key in part.column("key").to_pylist()] for part in self.parts()]
+        return np.concatenate([np.array(part, dtype=np.uint64) for part in parts] or [np.empty(0, np.uint64)])
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """[images] int64: bytes, -1 for what is no file or not known."""
+        parts = [part.column("size").to_numpy() for part in self.parts()]
+        return np.concatenate(parts or [np.empty(0, np.int64)])
+
+
+class ListedPlan(Plan):
+    """Of what a source lists now, in a temporary file until this object is gone."""
+
+    def __init__(self, entries: Iterable[SourceEntry], images_per_shard: int) -> None:
+        self._per_shard = images_per_shard
+        self._file = tempfile.TemporaryFile(prefix="aligndet-plan-")  # noqa: SIM115 - lives as long as this
+        digest, hashes, sizes = hashlib.sha256(), array("Q"), array("q")
+        with pq.ParquetWriter(self._file, _LISTED, compression="zstd") as writer:
+            rest = iter(entries)
+            while group := list(islice(rest, _GROUP)):
+                digest.update("".join(f"{entry.uri}\0{entry.size}\n" for entry in group).encode())
+                hashes.extend(_hash(entry.uri) for entry in group)
+                sizes.extend(entry.size for entry in group)
+                columns = [[entry.uri for entry in group], [entry.size for entry in group]]
+                writer.write_table(pa.table(columns, schema=_LISTED), row_group_size=_GROUP)
+        self._hashes, self._sizes = np.asarray(hashes), np.asarray(sizes)
+        self._fingerprint, self.images = digest.hexdigest(), len(hashes)
+        self.shards = -(-self.images // images_per_shard)
+        self._refuse_doubles()
+
+    def source(self, kind: str) -> SourceInfo:
+        """What a dataset remembers of the source, as `pipeline.sources.describe` says it."""
+        return SourceInfo(kind=kind, images=self.images, fingerprint=self._fingerprint)
+
+    def parts(self) -> Iterator[pa.Table]:
+        """See `Plan`."""
+        first = 0
+        for listed in self._listed():
+            shards = np.arange(first, first + len(listed)) // self._per_shard
+            uris = listed.column("uri").to_pylist()
+            keys = pa.array([key_of(uri) for uri in uris], pa.string())
+            columns = [pa.array(shards, pa.int32()), keys, *listed.columns]
+            yield pa.table(columns, schema=PLAN_SCHEMA)
+            first += len(listed)
+
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """See `Plan`."""
+        return self._hashes
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """See `Plan`."""
+        return self._sizes
+
+    def _listed(self) -> Iterator[pa.Table]:
+        with pq.ParquetFile(self._file) as file:
+            for group in range(file.metadata.num_row_groups):
+                yield file.read_row_group(group, use_threads=False)
+
+    def _refuse_doubles(self) -> None:
+        order = np.sort(self._hashes)
+        twice = set(order[1:][order[1:] == order[:-1]].tolist())
+        del order
+        if not twice:
+            return
+        seen: set[str] = set()
+        for listed in self._listed():
+            for uri in listed.column("uri").to_pylist():
+                key = key_of(uri) if _hash(uri) in twice else ""
+                if key in seen:
+                    raise AlignDetError(
+                        f"{uri!r} has the same key as another image. Rename it, or list it once."
+                    )
+                seen |= {key} - {""}
+
+
+class PlanFile(Plan):
+    """Of a plan.parquet; with ``shards``, only of that many from the first on."""
+
+    def __init__(self, path: Path, shards: int | None = None) -> None:
+        self._path, self._limit = path, shards
+        counts = [(part.num_rows, part.column("shard")[-1].as_py()) for part in self.parts() if part.num_rows]
+        self.images = sum(rows for rows, _ in counts)
+        self.shards = counts[-1][1] + 1 if counts else 0
+
+    def parts(self) -> Iterator[pa.Table]:
+        """See `Plan`. Raises AlignDetError when the file is damaged."""
+        for part in plan_groups(self._path):
+            if self._limit is not None:
+                part = part.filter(pc.less(part.column("shard"), self._limit))
+            yield part
+
+
+class ExtendedPlan(Plan):
+    """A committed plan and, in shards of their own behind it, the images of a longer list that are new.
+
+    added: [listed.images] bool, which these are.
     """
-    entries = list(listed)
-    uris = [entry.uri for entry in entries]
-    keys = [key_of(uri) for uri in uris]
-    if len(set(keys)) != len(keys):
-        twice = next(uri for i, uri in enumerate(uris) if keys[i] in keys[:i])
-        raise AlignDetError(f"{twice!r} has the same key as another image. Rename it.")
-    shards = np.arange(len(entries), dtype=np.int32) // images_per_shard
-    sizes = pa.array([entry.size for entry in entries], pa.int64())
-    return pa.table({"shard": shards, "key": pa.array(keys), "uri": pa.array(uris), "size": sizes})
 
-
-def tasks(plan: pa.Table) -> Iterator[ShardTask]:
-    """The shard tasks of a plan, in shard order."""
-    shards = plan.column("shard").to_numpy()
-    bounds = np.flatnonzero(np.diff(shards, prepend=-1, append=-1)) if len(shards) else np.zeros(0, int)
-    for first, last in pairwise(bounds.tolist()):
-        part = plan.slice(first, last - first)
-        yield ShardTask(
-            shard_name(int(shards[first])),
-            tuple(part.column("key").to_pylist()),
-            tuple(part.column("uri").to_pylist()),
+    def __init__(
+        self, committed: Plan, listed: Plan, added: npt.NDArray[np.bool_], images_per_shard: int
+    ) -> None:
+        self._committed, self._listed, self._added, self._per_shard = (
+            committed,
+            listed,
+            added,
+            images_per_shard,
         )
+        new = int(added.sum())
+        self.images = committed.images + new
+        self.shards = committed.shards - (-new // images_per_shard)
+
+    def parts(self) -> Iterator[pa.Table]:
+        """See `Plan`."""
+        yield from self._committed.parts()
+        row = new = 0
+        for part in self._listed.parts():
+            chosen = part.filter(pa.array(self._added[row : row + len(part)]))
+            numbers = self._committed.shards + np.arange(new, new + len(chosen)) // self._per_shard
+            yield chosen.set_column(0, PLAN_SCHEMA.field("shard"), pa.array(numbers, pa.int32()))
+            row, new = row + len(part), new + len(chosen)
+
+
+def make_plan(entries: Iterable[SourceEntry], images_per_shard: int) -> ListedPlan:
+    """The plan of a source's list: consecutive images share a shard.
+
+    Raises AlignDetError when two images have one key, and whatever ``entries`` raises.
+    """
+    return ListedPlan(entries, images_per_shard)
+
+
+def tasks(plan: Plan) -> Iterator[ShardTask]:
+    """The shard tasks of a plan, in shard order, one part of the plan in memory."""
+    held: pa.Table | None = None
+    for part in plan.parts():
+        rows = part if held is None else pa.concat_tables([held, part])
+        shards = rows.column("shard").to_numpy()
+        bounds = np.flatnonzero(np.diff(shards, prepend=-1, append=-1)).tolist() if len(shards) else [0]
+        *whole, last = list(pairwise(bounds)) or [(0, 0)]
+        yield from (_task(rows.slice(first, stop - first)) for first, stop in whole)
+        held = rows.slice(*last)  # it may go on in the next part
+    if held is not None and held.num_rows:
+        yield _task(held)
+
+
+def _task(rows: pa.Table) -> ShardTask:
+    name = shard_name(rows.column("shard")[0].as_py())
+    return ShardTask(name, tuple(rows.column("key").to_pylist()), tuple(rows.column("uri").to_pylist()))
+
+
+def _hash(uri: str) -> int:
+    return int.from_bytes(hashlib.sha256(uri.encode()).digest()[:8])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.plan import ShardTask, tasks
+from pipeline.plan import PlanFile, ShardTask, tasks
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
 from proposals.dataset import layout
@@ -17,7 +17,6 @@ from proposals.dataset.assemble import (
     assemble,
     plan_bytes,
     read_identity,
-    read_plan,
     rejected_bytes,
 )
 from proposals.dataset.consolidated import consolidate
@@ -112,7 +111,7 @@ def _rebuild_manifest(root: Path) -> None:
         raise AlignDetError(f"{path} is a folder, where a file should be. Move it away and repair again.")
     try:
         identity = read_identity(root / layout.PLAN)
-        records = [_record(root, task) for task in tasks(read_plan(root / layout.PLAN))]
+        records = [_record(root, task) for task in tasks(PlanFile(root / layout.PLAN))]
     except NewerFormatError:
         raise
     except AlignDetError as error:
@@ -179,7 +178,7 @@ def _mine_again(
             f"shards {', '.join(names)} of {root} must be mined again. Say where the images are: --images FOLDER"
         )
     job = read_identity(root / layout.PLAN).fingerprint()
-    planned = {task.name: task for task in tasks(read_plan(root / layout.PLAN))}
+    planned = {task.name: task for task in tasks(PlanFile(root / layout.PLAN))}
     entries = {shard.name: shard for shard in manifest.shards}
     with _staging(root) as staging:
         for name in names:

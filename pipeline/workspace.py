@@ -1,20 +1,26 @@
 """The output folder of a job: begin or resume it, know which shards are proven done, commit the whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from pipeline.append import compare, extended_plan
-from pipeline.plan import ShardTask, tasks
+from pipeline.append import compare
+from pipeline.plan import ExtendedPlan, Plan, PlanFile, ShardTask, tasks
 from proposals.dataset import layout
-from proposals.dataset.assemble import assemble, plan_bytes, read_identity, read_plan
+from proposals.dataset.assemble import assemble, read_identity, write_plan
 from proposals.dataset.clusters import remove_clusters
-from proposals.dataset.files import make_folder, remove_leftovers, remove_tree, sizes_in, write_atomically
+from proposals.dataset.files import (
+    copy_atomically,
+    file_sha256,
+    make_folder,
+    publish,
+    remove_leftovers,
+    remove_tree,
+    sizes_in,
+    temporary_beside,
+)
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, read_record
 from proposals.errors import AlignDetError
@@ -32,19 +38,37 @@ _GROWS = ("source.images:", "source.fingerprint:")
 class Workspace:
     """A job's output folder, opened by `begin`.
 
-    done: commit records of finished shards by name. pending: tasks still to do. finished: the manifest, when the
-    dataset was complete already.
+    done: commit records of finished shards by name. finished: the manifest, when the dataset was complete already.
     """
 
     out: Path
-    plan: pa.Table
+    plan: Plan
     identity: JobIdentity
     done: dict[str, CommitRecord]
-    pending: tuple[ShardTask, ...]
     finished: Manifest | None = None
 
+    @property
+    def pending(self) -> "Pending":
+        """Tasks still to do."""
+        return Pending(self.plan, frozenset(self.done) if self.finished is None else None)
 
-def begin(out: Path, plan: pa.Table, identity: JobIdentity) -> Workspace:
+
+@dataclass(frozen=True)
+class Pending:
+    """The tasks of ``plan`` but those named ``done`` (None: none), read from the plan while they are iterated."""
+
+    plan: Plan
+    done: frozenset[str] | None
+
+    def __len__(self) -> int:
+        return 0 if self.done is None else self.plan.shards - len(self.done)
+
+    def __iter__(self) -> Iterator[ShardTask]:
+        if self.done is not None:
+            yield from (task for task in tasks(self.plan) if task.name not in self.done)
+
+
+def begin(out: Path, plan: Plan, identity: JobIdentity) -> Workspace:
     """Start a job in ``out``, resume the one in it, add new images to a finished one, or find it complete.
 
     In a finished dataset ``plan`` tells which images there are now: added ones get shards of their own behind the
@@ -70,9 +94,9 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     """
     out = workspace.out
     remove_leftovers(out / layout.SHARDS)
-    ordered = [records[task.name] for task in tasks(workspace.plan)]
+    ordered = [records[layout.shard_name(number)] for number in range(workspace.plan.shards)]
     if (out / layout.APPEND).is_file():
-        write_atomically(out / layout.PLAN, (out / layout.APPEND).read_bytes())
+        copy_atomically(out / layout.APPEND, out / layout.PLAN)
     manifest = assemble(out, workspace.identity, ordered)
     # What the new manifest has overtaken: the plan of the append, boxes consolidated and clustered before it.
     (out / layout.APPEND).unlink(missing_ok=True)
@@ -81,33 +105,38 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     return manifest
 
 
-def _reopen(out: Path, plan: pa.Table, identity: JobIdentity, manifest: Manifest) -> Workspace:
+def _reopen(out: Path, plan: Plan, identity: JobIdentity, manifest: Manifest) -> Workspace:
     theirs = JobIdentity.of(manifest)
     if not identity.diff(theirs, versions=False):
         (out / layout.APPEND).unlink(missing_ok=True)
-        return Workspace(out, plan, identity, {}, (), manifest)
+        return Workspace(out, plan, identity, {}, manifest)
     # A run that was stopped while it committed may have left the longer plan: its first part is the committed one.
-    planned = read_plan(out / layout.PLAN)
-    committed = planned.filter(pc.less(planned.column("shard"), len(manifest.shards)))
+    committed = PlanFile(out / layout.PLAN, len(manifest.shards))
     change = compare(committed, plan)
     differences = identity.diff(theirs)
-    if change.refusals() or not change.added or not all(line.startswith(_GROWS) for line in differences):
+    if (
+        change.refusals()
+        or not change.added.any()
+        or not all(line.startswith(_GROWS) for line in differences)
+    ):
         _refuse_difference(out, [*differences, *change.refusals()])
-    extended = extended_plan(committed, plan, change.added, len(manifest.shards), manifest.images_per_shard)
+    extended = ExtendedPlan(committed, plan, change.added, manifest.images_per_shard)
     records = _committed_records(out, manifest)
     _start_append(out, extended, identity, manifest)
     return _with_proofs(out, extended, identity, records)
 
 
-def _start_append(out: Path, extended: pa.Table, identity: JobIdentity, manifest: Manifest) -> None:
-    path, content = out / layout.APPEND, plan_bytes(extended, identity)
+def _start_append(out: Path, extended: Plan, identity: JobIdentity, manifest: Manifest) -> None:
+    path = out / layout.APPEND
     remove_leftovers(out / layout.SHARDS)
-    if path.is_file() and path.read_bytes() == content:
-        return
-    for stale in (out / layout.SHARDS).glob("*.*"):
-        if stale.stem.isdigit() and int(stale.stem) >= len(manifest.shards):
-            stale.unlink()  # of an append of other images, never committed
-    write_atomically(path, content)
+    with temporary_beside(path) as (temporary,):
+        write_plan(temporary, extended.parts(), identity)
+        if path.is_file() and file_sha256(path) == file_sha256(temporary):
+            return
+        for stale in (out / layout.SHARDS).glob("*.*"):
+            if stale.stem.isdigit() and int(stale.stem) >= len(manifest.shards):
+                stale.unlink()  # of an append of other images, never committed
+        publish(temporary, path)
 
 
 def _committed_records(out: Path, manifest: Manifest) -> dict[str, CommitRecord]:
@@ -121,18 +150,17 @@ def _committed_records(out: Path, manifest: Manifest) -> dict[str, CommitRecord]
 
 
 def _with_proofs(
-    out: Path, plan: pa.Table, identity: JobIdentity, committed: dict[str, CommitRecord]
+    out: Path, plan: Plan, identity: JobIdentity, committed: dict[str, CommitRecord]
 ) -> Workspace:
     job = identity.fingerprint()
-    every = tuple(task for task in tasks(plan) if task.name not in committed)
     sizes = sizes_in(out / layout.SHARDS)
-    written = [task.name for task in every if f"{task.name}.json" in sizes]
+    names = (layout.shard_name(number) for number in range(plan.shards))
+    written = [name for name in names if name not in committed and f"{name}.json" in sizes]
     found = _read_records(out, written, _record_or_none)
     proven = {
         name: record for name, record in found.items() if record and _is_proof(record, name, job, sizes)
     }
-    pending = tuple(task for task in every if task.name not in proven)
-    return Workspace(out, plan, identity, {**committed, **proven}, pending)
+    return Workspace(out, plan, identity, {**committed, **proven})
 
 
 def _read_records(out: Path, names: list[str], read: Callable[[Path], Answer]) -> dict[str, Answer]:
@@ -155,13 +183,17 @@ def _is_proof(record: CommitRecord, name: str, job: str, sizes: dict[str, int]) 
     return record.job == job and record.shard.name == name and intact
 
 
-def _create(out: Path, plan: pa.Table, identity: JobIdentity) -> None:
+def _create(out: Path, plan: Plan, identity: JobIdentity) -> None:
     try:
-        if out.exists() and (not out.is_dir() or any(not _is_unfinished_plan(path) for path in out.iterdir())):
+        if out.exists() and (
+            not out.is_dir() or any(not _is_unfinished_plan(path) for path in out.iterdir())
+        ):
             raise AlignDetError(f"{out} is not empty and holds no mining job. Choose a new folder.")
         make_folder(out)
         remove_leftovers(out)
-        write_atomically(out / layout.PLAN, plan_bytes(plan, identity))
+        with temporary_beside(out / layout.PLAN) as (temporary,):
+            write_plan(temporary, plan.parts(), identity)
+            publish(temporary, out / layout.PLAN)
     except OSError as error:
         why = error.strerror or error
         raise AlignDetError(f"{out} cannot be written: {why}. Choose another folder.") from error

@@ -2,8 +2,9 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,13 +31,60 @@ REJECTED_SCHEMA = pa.schema(
         for name in ("key", "uri", "stage", "reason", "detail", "traceback_hash")
     ]
 )
+PLAN_GROUP = 131_072
 _IDENTITY_KEY = b"aligndet.job"
+_PACKING: dict[str, Any] = {"compression": "zstd", "version": "2.6"}
 
 
 def plan_bytes(plan: pa.Table, identity: JobIdentity) -> bytes:
     """The content of plan.parquet: the table (PLAN_SCHEMA), and the identity in the schema's metadata."""
+    buffer = io.BytesIO()
+    write_plan(buffer, [plan.select(PLAN_SCHEMA.names)], identity)
+    return buffer.getvalue()
+
+
+def write_plan(sink: Path | BinaryIO, parts: Iterable[pa.Table], identity: JobIdentity) -> None:
+    """Write the rows of ``parts`` (PLAN_SCHEMA) as plan.parquet, 131 072 to a row group: the same rows, the same bytes.
+
+    A part and a row group are in memory, not the plan.
+    """
     metadata = {_IDENTITY_KEY: identity.model_dump_json().encode()}
-    return parquet_bytes(plan.cast(PLAN_SCHEMA).replace_schema_metadata(metadata))
+    schema = PLAN_SCHEMA.with_metadata(metadata)
+    with pq.ParquetWriter(sink, schema, **_PACKING) as writer:
+        for group in regrouped(parts, PLAN_GROUP):
+            writer.write_table(
+                group.cast(PLAN_SCHEMA).replace_schema_metadata(metadata), row_group_size=PLAN_GROUP
+            )
+
+
+def regrouped(parts: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows, ``rows`` to a table, fewer in the last; one empty table when there are none."""
+    held: list[pa.Table] = []
+    count, given = 0, False
+    for part in parts:
+        held.append(part.replace_schema_metadata(None))
+        count += part.num_rows
+        while count >= rows:
+            joined = pa.concat_tables(held).combine_chunks()
+            yield joined.slice(0, rows)
+            given, held, count = True, [joined.slice(rows)], count - rows
+    if count or not given:
+        yield pa.concat_tables(held).combine_chunks() if held else PLAN_SCHEMA.empty_table()
+
+
+def plan_groups(path: Path) -> Iterator[pa.Table]:
+    """The rows of a plan file (PLAN_SCHEMA), a row group at a time; raises AlignDetError when it is damaged."""
+    try:
+        check_footer_length(path)
+        with opened(path) as source, pq.ParquetFile(source) as file:
+            for number in range(file.metadata.num_row_groups):
+                yield checked_plan(path, file.read_row_group(number, use_threads=False)).select(
+                    PLAN_SCHEMA.names
+                )
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise AlignDetError(
+            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
+        ) from error
 
 
 def read_identity(plan: Path) -> JobIdentity:
@@ -104,7 +152,7 @@ def rejected_rows(records: Sequence[CommitRecord]) -> pa.Table:
 def parquet_bytes(table: pa.Table) -> bytes:
     """``table`` as a Parquet file, always the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", version="2.6")
+    pq.write_table(table, buffer, **_PACKING)
     return buffer.getvalue()
 
 

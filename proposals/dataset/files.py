@@ -62,6 +62,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         publish(temporary, path)
 
 
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copy the content of the file ``source`` to ``path``: readers see the old content or all of the new."""
+    with temporary_beside(path) as (temporary,):
+        with source.open("rb") as content, temporary.open("wb") as copy:
+            shutil.copyfileobj(content, copy, 2**20)
+        publish(temporary, path)
+
+
 def fsync(path: Path) -> None:
     """Flush a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,13 +1,19 @@
 """Listing a folder and planning its shards."""
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import make_plan, tasks
+import pipeline.plan
+from pipeline.append import compare
+from pipeline.plan import ExtendedPlan, PlanFile, make_plan, tasks
 from pipeline.sources import FolderSource, SourceEntry, describe
+from proposals.dataset.assemble import PLAN_GROUP, plan_bytes, plan_groups, write_plan
+from proposals.dataset.identity import JobIdentity
 from proposals.errors import AlignDetError
 from proposals.images import ImageRejected
+from proposals.recipe import Recipe
 
 _URIS = st.lists(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True, max_size=40
@@ -64,3 +70,66 @@ def test_a_plan_holds_every_image_once_and_in_order(uris, per_shard):
 def test_one_image_listed_twice_is_refused():
     with pytest.raises(AlignDetError, match=r"'a\.jpg' has the same key"):
         make_plan([SourceEntry("a.jpg", 1), SourceEntry("a.jpg", 1)], 2)
+
+
+def _entries(sizes):
+    return [SourceEntry(uri, size) for uri, size in sizes.items()]
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(pipeline.plan, "_GROUP", 3)
+
+
+def test_a_shard_may_begin_in_one_part_of_the_plan_and_end_in_another(small_parts):
+    plan = make_plan([SourceEntry(f"{number}.jpg", number) for number in range(11)], 4)
+    assert [len(part) for part in plan.parts()] == [3, 3, 3, 2]
+    assert [[int(uri[:-4]) for uri in task.uris] for task in tasks(plan)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10],
+    ]
+    assert (plan.images, plan.shards) == (11, 3)
+
+
+def test_a_plan_streamed_to_disk_has_the_bytes_of_one_written_at_once(tmp_path):
+    entries = [SourceEntry(f"{number}.jpg", number) for number in range(PLAN_GROUP + 1000)]
+    plan = make_plan(entries, 700)
+    info = plan.source("folder")
+    assert info == describe("folder", entries)
+    identity = JobIdentity(recipe=Recipe(), source=info, images_per_shard=700, versions={})
+    write_plan(tmp_path / "plan.parquet", plan.parts(), identity)
+    assert (tmp_path / "plan.parquet").read_bytes() == plan_bytes(pa.concat_tables(plan.parts()), identity)
+    assert list(tasks(PlanFile(tmp_path / "plan.parquet"))) == list(tasks(plan))
+    assert [len(part) for part in plan_groups(tmp_path / "plan.parquet")] == [PLAN_GROUP, 1000]
+
+
+_LISTED = st.dictionaries(
+    st.sampled_from([f"{letter}.jpg" for letter in "abcdefgh"]), st.integers(0, 1), max_size=8
+)
+
+
+@given(_LISTED, _LISTED)
+def test_what_changed_in_a_source_is_what_sets_of_names_say(before, now):
+    change = compare(make_plan(_entries(before), 3), make_plan(_entries(now), 3))
+    assert [uri for uri, new in zip(now, change.added, strict=True) if new] == [
+        uri for uri in now if uri not in before
+    ]
+    removed = [uri for uri in before if uri not in now]
+    changed = [uri for uri in before if uri in now and now[uri] != before[uri]]
+    assert change.removed == (len(removed), tuple(removed[:5]))
+    assert change.changed == (len(changed), tuple(changed[:5]))
+
+
+@given(_LISTED, _LISTED, st.integers(1, 4))
+def test_an_extended_plan_keeps_old_shards_and_puts_new_images_behind_them(before, now, per_shard):
+    old = make_plan(_entries(before), 3)
+    listed = make_plan(_entries({**before, **now}), 5)
+    extended = ExtendedPlan(old, listed, compare(old, listed).added, per_shard)
+    planned = list(tasks(extended))
+    assert planned[: old.shards] == list(tasks(old))
+    fresh = [uri for uri in now if uri not in before]
+    assert [uri for task in planned[old.shards :] for uri in task.uris] == fresh
+    assert all(len(task) == per_shard for task in planned[old.shards : -1])
+    assert [task.name for task in planned] == [f"{number:05d}" for number in range(extended.shards)]
+    assert extended.images == len(before) + len(fresh)
