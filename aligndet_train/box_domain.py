@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from aligndet_train.config import PretrainConfig, head_type
 from aligndet_train.detectors import BACKGROUND, adapter_for
 from aligndet_train.detectors.adapter import FamilyAdapter, Reading
-from aligndet_train.diagnostics import embedding_diagnostics
+from aligndet_train.diagnostics import contrastive_floor, embedding_diagnostics
 from aligndet_train.distributed import mean_over_ranks, rows_of_other_ranks
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
@@ -117,7 +117,15 @@ class BoxDomainPretrainer(BaseModel):
                 *views, background=BACKGROUND, temperature=self.config.temperature, others=others
             )
             losses.append(loss * query.weight)
+            floor = contrastive_floor(
+                query.ids,
+                key.ids,
+                background=BACKGROUND,
+                temperature=self.config.temperature,
+                more_negatives=None if others is None else others.real.sum(),
+            )
             figures = embedding_diagnostics(*views, background=BACKGROUND)
+            figures["loss_over_floor"] = loss.detach() - floor
         return {"loss_contrastive": torch.stack(losses).sum() * self.config.contrastive_weight, **figures}
 
     def _over_all_ranks(self, stock: Losses, queries: Stages) -> Losses:

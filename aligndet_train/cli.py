@@ -1,6 +1,7 @@
 """The trainer's verbs. Light to import: torch and mmdet come in when a verb runs."""
 
 import ast
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,14 @@ import typer
 from aligndet_train import cli_backbone, cli_finetune
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
+
+
+class Library(StrEnum):
+    """Libraries whose detectors can load exported weights, as the command line spells them."""
+
+    mmdet = "mmdet"
+    torchvision = "torchvision"
+    transformers = "transformers"
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +52,9 @@ def pretrain(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
     log_interval: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
     checkpoint_interval: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    picture_interval: Annotated[
+        int, typer.Option(min=0, help="Steps between pictures of both views and their boxes; 0: none.")
+    ] = 500,
     resume: Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")] = True,
     launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
     gather_negatives: Annotated[
@@ -86,6 +98,7 @@ def pretrain(
         workers=workers,
         log_interval=log_interval,
         checkpoint_interval=checkpoint_interval,
+        picture_interval=picture_interval,
         resume=resume,
         launcher=launcher,
     )
@@ -95,7 +108,10 @@ def pretrain(
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="WORK_DIR/last.pth of a pretraining run.")],
-    out: Annotated[Path, typer.Argument(help="MODEL.pth or MODEL.safetensors.")],
+    out: Annotated[
+        Path, typer.Argument(help="MODEL.pth or MODEL.safetensors; for transformers a folder.")
+    ],
+    to: Annotated[Library, typer.Option(help="Whose detector loads the weights.")] = Library.mmdet,
     keep_predictors: Annotated[
         bool, typer.Option("--keep-predictors", help="Also export the final box predictors.")
     ] = False,
@@ -106,6 +122,9 @@ def export(
 ) -> None:
     """Write weights that the stock mmdet config loads, and say what became of every key.
 
+    torchvision: fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn, fcos_resnet50_fpn. transformers:
+    DetrForObjectDetection.
+
     Example: aligndet export work_dirs/fcos/last.pth fcos_pretrained.pth
     """
     require_extra("train", "export")
@@ -115,16 +134,25 @@ def export(
     from rich.console import Console
 
     from aligndet_train.export import export as run_export
+    from aligndet_train.export_elsewhere import LIBRARIES, export_elsewhere
 
     for module in modules or []:
         import_module(module)
-    report = run_export(checkpoint, out, keep_predictors=keep_predictors)
+    differences: list[str] = []
+    if to is Library.mmdet:
+        report = run_export(checkpoint, out, keep_predictors=keep_predictors)
+    else:
+        report, differences = export_elsewhere(
+            checkpoint, out, LIBRARIES[to], keep_predictors=keep_predictors
+        )
     console = Console()
     console.print(report.table())
     if report.left_at_init:
         console.print("left at init: " + ", ".join(report.left_at_init))
     if report.unexpected:
         console.print("unexpected: " + ", ".join(report.unexpected))
+    for sentence in differences:
+        console.print(f"other than in {to.value}: {sentence}")
     console.print(f"wrote {out}")
     if not report.beyond_backbone:
         raise AlignDetError(f"nothing but the backbone of {checkpoint} fits its stock detector")

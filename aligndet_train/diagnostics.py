@@ -4,6 +4,8 @@ InfoNCE at temperature t with K orthogonal negatives cannot fall below ln(1 + K 
 be a success. These figures have a fixed meaning instead.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -45,6 +47,31 @@ def embedding_diagnostics(
             "uniformity": _uniformity(q[:: -(-len(q) // _UNIFORMITY_ROWS)]),
             "positives": positives,
         }
+
+
+@torch.no_grad()
+def contrastive_floor(
+    query_ids: Tensor,
+    key_ids: Tensor,
+    *,
+    background: int,
+    temperature: float,
+    more_negatives: Tensor | None = None,
+) -> Tensor:
+    """What box_contrastive_loss is when positives agree fully and negatives are orthogonal: a float32 scalar.
+
+    The mean over ids of ln(1 + K e^{-1/t}), K being the boxes of both views with another id (and
+    ``more_negatives``, a scalar, of other ranks). Zero when there is no query. No host synchronisation.
+    """
+    is_query = query_ids != background
+    all_ids = torch.cat([key_ids, query_ids])
+    negatives = (query_ids[:, None] != all_ids[None, :]).sum(dim=1).float()
+    if more_negatives is not None:
+        negatives = negatives + more_negatives
+    floors = torch.log1p(negatives * math.exp(-1 / temperature))
+    queries_of_id = (query_ids[:, None] == query_ids[None, :]).sum(dim=1)
+    weights = is_query.float() / queries_of_id.clamp(min=1)
+    return (floors * weights).sum() / weights.sum().clamp(min=1)
 
 
 def _uniformity(rows: Tensor) -> Tensor:

@@ -81,20 +81,25 @@ def export(checkpoint_path: Path, out: Path, *, keep_predictors: bool = False) -
 
     Raises AlignDetError for another extension or an unreadable checkpoint.
     """
-    if out.suffix not in {".safetensors", ".pth"}:
-        raise AlignDetError(f"cannot export to {out}: the extension must be .safetensors or .pth")
     checkpoint = load_checkpoint(checkpoint_path)
     exported, stock = exported_state(checkpoint, keep_predictors=keep_predictors)
-    meta = {"config": checkpoint["identity"]["config"], "step": str(checkpoint["step"]), "format": "pt"}
+    write_weights(exported, out, checkpoint)
+    return key_report(exported, stock)
+
+
+def write_weights(state: State, out: Path, checkpoint: dict[str, Any]) -> None:
+    """Write ``state`` as a .safetensors file, or a .pth with a ``state_dict``, whole or not at all.
+
+    checkpoint: it came from; named in the file's metadata. Raises AlignDetError for another extension.
+    """
+    if out.suffix not in {".safetensors", ".pth"}:
+        raise AlignDetError(f"cannot export to {out}: the extension must be .safetensors or .pth")
+    identity = checkpoint["identity"]
+    meta = {"config": identity["config"], "step": str(checkpoint["step"]), "format": "pt"}
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.partial")
     if out.suffix == ".safetensors":
-        save_file(
-            exported,
-            temporary,
-            metadata={**meta, "stock_model": json.dumps(checkpoint["identity"]["stock_model"])},
-        )
+        save_file(state, temporary, metadata={**meta, "stock_model": json.dumps(identity["stock_model"])})
     else:
-        torch.save({"state_dict": exported, "meta": meta}, temporary)
+        torch.save({"state_dict": state, "meta": meta}, temporary)
     temporary.replace(out)
-    return key_report(exported, stock)

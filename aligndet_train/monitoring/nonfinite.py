@@ -1,0 +1,76 @@
+"""A loss that is not a number stops the run, with the batch that did it on disk."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from safetensors.torch import save_file
+
+from aligndet_train.monitoring.metrics import gradient_norm
+from aligndet_train.stream import Sample
+from proposals.errors import AlignDetError
+
+FOLDER = "nonfinite"
+
+
+class NonFiniteLossError(AlignDetError):
+    """The loss or its gradient became NaN or infinite."""
+
+
+class NonFiniteHook(Hook):
+    """Stop at the first loss, or clipped gradient's norm, that is NaN or infinite, before a checkpoint is written.
+
+    The step's batch goes to ``FOLDER/step_NNNNNN.safetensors`` (``image_i`` [3, H, W] uint8 BGR, ``boxes_i``,
+    ``classes_i``) and ``.json`` (keys, epoch and index of its images, losses): with the last checkpoint the step
+    can be done again.
+    """
+
+    # After RuntimeInfoHook, which waits for the figures; before anything is logged or saved.
+    priority = "HIGH"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Look at the figures. Raises NonFiniteLossError naming figures, images and files."""
+        figures = {name: float(value) for name, value in (outputs or {}).items()}
+        norm = gradient_norm(runner)
+        if norm is not None:
+            figures["grad_norm"] = norm
+        wrong = {name: value for name, value in figures.items() if not math.isfinite(value)}
+        if wrong:
+            path = save_batch(self.folder / FOLDER, runner.iter + 1, data_batch, figures)
+            what = ", ".join(f"{name} is {value}" for name, value in wrong.items())
+            keys = ", ".join(sample.key for sample in data_batch)
+            raise NonFiniteLossError(
+                f"step {runner.iter + 1}: {what}. The batch is in {path} (images {keys}); the last checkpoint is of "
+                "a step before it. Lower the learning rate (--cfg-options pretrain.optimizer.lr=...), clip gradients "
+                "(pretrain.clip_grad=...), or train without --amp"
+            )
+
+
+def save_batch(folder: Path, step: int, samples: Sequence[Sample], figures: dict[str, float]) -> Path:
+    """Write ``samples`` and ``figures`` of this rank; returns the path of the tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = f"_rank{get_rank()}" if get_rank() else ""
+    path = folder / f"step_{step:06d}{rank}.safetensors"
+    tensors = {}
+    for i, sample in enumerate(samples):
+        parts = {"image": sample.image, "boxes": sample.boxes, "classes": sample.classes}
+        tensors.update({f"{name}_{i}": tensor.contiguous() for name, tensor in parts.items()})
+    save_file(tensors, path)
+    facts = {
+        "step": step,
+        "images": [{"key": s.key, "epoch": s.epoch, "index": s.index} for s in samples],
+        # JSON has no NaN: as words.
+        "figures": {name: value if math.isfinite(value) else str(value) for name, value in figures.items()},
+    }
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    return path

@@ -1,0 +1,133 @@
+"""What a run tells about itself: figures of every step, pictures, the batch behind a loss that is not a number."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aligndet_train.box_domain import build_pretrainer
+from aligndet_train.config import load_run_config
+from aligndet_train.detectors import BACKGROUND
+from aligndet_train.monitoring import NonFiniteLossError
+from aligndet_train.monitoring.pictures import step_picture
+from aligndet_train.monitoring.predicted import ids_of, watched_boxes
+from aligndet_train.training import RunOptions, pretrain
+from proposals.dataset import open_dataset
+from tests.aligndet_train.conftest import TINY
+
+CONFIGS = TINY["fcos"].parent
+FAMILIES = ("fcos", "faster_rcnn", "retinanet", "detr", "deformable_detr")
+
+
+@pytest.fixture(scope="module")
+def trained(mined_dataset, tmp_path_factory):
+    """A folder where FCOS trained four steps, killed after two."""
+    work = tmp_path_factory.mktemp("run") / "work"
+    run = load_run_config(TINY["fcos"], {"iterations": 4, "clip_grad": 5.0}, {})
+    options = {"workers": 0, "log_interval": 1, "picture_interval": 2, "checkpoint_interval": 2}
+    pretrain(run, mined_dataset, work, RunOptions(**options))
+    lines = (work / "metrics.jsonl").read_text()
+    # As a kill at the end of step 3 leaves it: the checkpoint of step 2, a line beyond it, and half a line.
+    (work / "last.pth").unlink()
+    (work / "previous.pth").rename(work / "last.pth")
+    cut = lines.splitlines(keepends=True)
+    (work / "metrics.jsonl").write_text("".join(cut[:3]) + cut[3][:20])
+    pretrain(run, mined_dataset, work, RunOptions(**options))
+    return work, [json.loads(line) for line in lines.splitlines()]
+
+
+def test_every_step_is_one_line_also_when_the_run_was_killed(trained):
+    work, unbroken = trained
+    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    wanted = {
+        "retrieval",
+        "alignment",
+        "uniformity",
+        "loss_over_floor",
+        "positives_per_image",
+        "data_wait_share",
+    }
+    assert wanted | {"loss", "loss_bbox", "grad_norm", "lr", "images_per_second"} <= set(lines[-1])
+    assert all(0 <= line["data_wait_share"] <= 1 for line in lines)
+    for mine, theirs in zip(lines, unbroken, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine["positives_per_image"] == mine["positives"] / 2
+
+
+def test_tensorboard_has_the_same_figures(trained):
+    work, _ = trained
+    events = EventAccumulator(str(work / "tensorboard")).Reload()
+    last = json.loads((work / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("loss", "retrieval", "data_wait_share"):
+        assert events.Scalars(name)[-1].step == 4
+        assert events.Scalars(name)[-1].value == pytest.approx(last[name], rel=1e-5)
+
+
+def test_pictures_are_drawn_every_so_many_steps(trained):
+    work, _ = trained
+    assert [path.name for path in sorted((work / "pictures").iterdir())] == [
+        "step_000002.jpg",
+        "step_000004.jpg",
+    ]
+    assert Image.open(work / "pictures" / "step_000002.jpg").width > 200
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_predicted_boxes_are_those_of_the_assigned_proposals(name, samples):
+    run = load_run_config(CONFIGS / f"tiny_{name}.py", {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    (inputs, targets), _ = model.data_preprocessor(samples(0), True)["views"]
+    proposals = targets[0].gt_instances
+    with watched_boxes(model.student) as pairs:
+        model.student.loss(inputs, model.adapter.targets(targets))
+    (reading, *_) = model.adapter.read(model.student)
+    found = torch.cat([ids_of(target, proposals.bboxes, proposals.labels) for _, target in pairs])
+    assigned = set(reading.ids[reading.ids != BACKGROUND].tolist())
+    assert assigned
+    # The target of a box loss is a proposal, and which one is what the assigner says.
+    assert set(found.tolist()) == assigned
+    assert all(predicted.shape == target.shape for predicted, target in pairs)
+
+
+def test_a_picture_changes_neither_weights_nor_random_numbers(samples):
+    run = load_run_config(TINY["faster_rcnn"], {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    picture = step_picture(model, samples(2)[0], most=6)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    step_picture(model, samples(2)[0], most=6)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 500
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch(mined_dataset, tmp_path):
+    settings = {"iterations": 50, "warmup_steps": 0, "optimizer": {"lr": 1e25}}
+    run = load_run_config(TINY["fcos"], settings, {})
+    with pytest.raises(
+        NonFiniteLossError, match=r"step \d+: .* is (nan|inf).*Lower the learning rate"
+    ) as stopped:
+        pretrain(run, mined_dataset, tmp_path, RunOptions(workers=0, checkpoint_interval=1))
+    (path,) = (tmp_path / "nonfinite").glob("*.safetensors")
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert str(path) in str(stopped.value)
+    assert not math.isfinite(float(facts["figures"]["loss"]))
+    tensors, dataset = load_file(path), open_dataset(mined_dataset)
+    for place, image in enumerate(facts["images"]):
+        record = dataset[image["index"]]
+        assert record.key == image["key"]
+        assert image["key"] in str(stopped.value)
+        assert np.array_equal(tensors[f"boxes_{place}"].numpy(), record.boxes)
+        assert tensors[f"image_{place}"].shape[1:] == (record.height, record.width)
+    if (tmp_path / "last.pth").exists():
+        weights = torch.load(tmp_path / "last.pth", weights_only=True)
+        assert weights["step"] < facts["step"]
