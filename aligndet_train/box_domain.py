@@ -125,7 +125,7 @@ class BoxDomainPretrainer(BaseModel):
                 more_negatives=None if others is None else others.real.sum(),
             )
             figures = embedding_diagnostics(*views, background=BACKGROUND)
-            figures["loss_over_floor"] = loss.detach() - floor
+            figures["above_floor"] = loss.detach() - floor
         return {"loss_contrastive": torch.stack(losses).sum() * self.config.contrastive_weight, **figures}
 
     def _over_all_ranks(self, stock: Losses, queries: Stages) -> Losses:
@@ -194,7 +194,10 @@ def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> Box
     student: Any = build_detector(adapter.pretraining_model(stock_model, config))
     student.init_weights()
     preprocessor = TwoViewPreprocessor(
-        InputSpec.from_stock(stock_model.get("data_preprocessor") or {}), config.views, config.seed
+        InputSpec.from_stock(stock_model.get("data_preprocessor") or {}),
+        config.views,
+        config.seed,
+        config.canvas_multiple,
     )
     return BoxDomainPretrainer(student, adapter, preprocessor, config)
 

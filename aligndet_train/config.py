@@ -34,6 +34,7 @@ class PretrainConfig:
     sampled_boxes: predicted boxes per view and step that enter the contrastive loss, positives first; None: all.
     gather_negatives: contrast the boxes of all ranks with each other; the release keeps each rank to itself.
     proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, None for no clipping.
+    canvas_multiple: batches are padded to multiples of it, and of the detector's divisor: fewer shapes, more pixels.
     classes: of the class branch, where a family keeps it (query detectors): the number of clusters. None takes the
     dataset's, or 1 when it has none.
     """
@@ -62,6 +63,7 @@ class PretrainConfig:
     classes: Count | None = None
     shard_window: Count = 8
     seed: Annotated[int, Field(ge=0)] = 0
+    canvas_multiple: Count = 1
     views: ViewConfig = field(default_factory=ViewConfig)
 
 

@@ -62,10 +62,13 @@ class StepHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        """Move the teacher."""
+        """Move the teacher, then bring the step's figures to the host, in place: the one wait for the GPU a step."""
         momentum = float(self.momentum[runner.iter])
         _pretrainer(runner).momentum_step(momentum)
         runner.message_hub.update_scalar("train/teacher_momentum", momentum)
+        if outputs:
+            # Every later hook would fetch each figure by itself.
+            outputs.update(zip(outputs, torch.stack(list(outputs.values())).tolist(), strict=True))
 
 
 class ThroughputHook(Hook):

@@ -1,5 +1,6 @@
 """From a list of samples to two batches a detector takes: views, ids, normalisation and padding, on the device."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -41,15 +42,18 @@ class InputSpec:
 class TwoViewPreprocessor(BaseDataPreprocessor):
     """``forward(samples)`` -> ``{"views": ((inputs, data_samples), (inputs, data_samples))}``.
 
-    inputs: [B, 3, H, W] float32, normalised, zero-padded to a multiple of the divisor.
+    inputs: [B, 3, H, W] float32, normalised, zero-padded to the canvas: the largest image of the batch, rounded up to
+    a multiple of the divisor and of ``canvas_multiple``. A coarser canvas has fewer distinct shapes, for which a GPU
+    library plans anew each time; ``pad_shape``, where anchors are valid, does not depend on it.
     data_samples: per image, ``gt_instances`` with ``bboxes`` [M, 4] float32 xyxy pixels of the view, ``labels`` [M]
     int64: the proposals' ids, and ``clusters`` [M] int64, see Sample. Ids run over the batch; row i of an image has
     the same id in both views, and one that a view loses keeps its id reserved.
     """
 
-    def __init__(self, spec: InputSpec, config: ViewConfig, seed: int) -> None:
+    def __init__(self, spec: InputSpec, config: ViewConfig, seed: int, canvas_multiple: int = 1) -> None:
         super().__init__()
         self.spec, self.config, self.seed = spec, config, seed
+        self._canvas_multiple = math.lcm(spec.pad_size_divisor, canvas_multiple)
         self.register_buffer("mean", torch.tensor(spec.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
 
@@ -72,22 +76,21 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
             targets.append(self._target(sample, view, boxes, rows, first_id, seed))
         inputs = self._batch(drawn)
         for target in targets:
-            target.set_metainfo(
-                {"batch_input_shape": tuple(inputs.shape[-2:]), "pad_shape": tuple(inputs.shape[-2:])}
-            )
+            target.set_metainfo({"batch_input_shape": tuple(inputs.shape[-2:])})
         return inputs, targets
 
     def _target(
         self, sample: Sample, view: View, boxes: Tensor, rows: Tensor, first_id: int, seed: int
     ) -> DetDataSample:
         height, width = sample.image.shape[-2:]
-        device = self.mean.device
+        device, divisor = self.mean.device, self.spec.pad_size_divisor
         target = DetDataSample(
             metainfo={
                 "img_id": sample.index,
                 "img_path": sample.key,
                 "ori_shape": (height, width),
                 "img_shape": (view.height, view.width),
+                "pad_shape": tuple(_rounded_up(side, divisor) for side in (view.height, view.width)),
                 "scale_factor": (view.width / width, view.height / height),
                 "flip": view.flip,
             }
@@ -98,16 +101,19 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
             labels=(rows + first_id).to(device, non_blocking=True),
             clusters=sample.classes[rows].to(device, non_blocking=True),
         )
-        target.ignored_instances = InstanceData(bboxes=boxes.new_zeros((0, 4)).to(device))
+        target.ignored_instances = InstanceData(bboxes=boxes.new_zeros((0, 4), device=device))
         return target
 
     def _batch(self, images: list[Tensor]) -> Tensor:
-        divisor = self.spec.pad_size_divisor
         height, width = (
-            -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2)
+            _rounded_up(max(image.shape[axis] for image in images), self._canvas_multiple) for axis in (1, 2)
         )
         batch: Tensor = self.mean.new_zeros((len(images), 3, height, width))
         for row, image in zip(batch, images, strict=True):
             channels = image.flip(0) if self.spec.bgr_to_rgb else image
             row[:, : image.shape[1], : image.shape[2]] = (channels - self.mean) / self.std
         return batch
+
+
+def _rounded_up(side: int, multiple: int) -> int:
+    return -(-side // multiple) * multiple

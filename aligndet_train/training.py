@@ -30,23 +30,29 @@ from aligndet_train.distributed import (
     lost_ranks_explained,
     wrapped,
 )
-from aligndet_train.hooks import AnnounceHook, CheckpointHook, StepHook, ThroughputHook
+from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, StepHook, ThroughputHook
 from aligndet_train.monitoring import MetricsHook, NonFiniteHook, PictureHook
 from aligndet_train.schedules import Schedule, half_cosine, warmup_multistep
 from aligndet_train.stream import ProposalStream, Sample, StepSampler, StreamState
+from aligndet_train.stream.cache import CachedDataset, CacheSpec, Prefetcher
+from aligndet_train.stream.dataset import Damaged, readable
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.dataset.clusters import read_cluster_record, read_clusters
 from proposals.errors import AlignDetError
 
 # A signal reaches the ranks in different steps; asking in each would keep their hosts in lockstep.
 _STEPS_BETWEEN_AGREEMENTS = 4
+# For the trainer to finish its step and write a checkpoint, with its workers alive.
+_SECONDS_TO_STOP = 100
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How to run, none of which changes what is computed (but for ``amp``'s precision).
 
-    workers: decoding processes. intervals in steps; a picture_interval of 0 draws none. resume: continue from WORK_DIR/last.pth when it is there.
+    workers: decoding processes. intervals in steps; a picture_interval of 0 draws none. resume: continue from
+    WORK_DIR/last.pth when it is there. damaged: see ProposalStream. cache: where shards are kept on their way; None:
+    they are read where they are.
     """
 
     amp: bool = False
@@ -56,6 +62,8 @@ class RunOptions:
     picture_interval: int = 500
     resume: bool = True
     launcher: str = "none"
+    damaged: Damaged = "raise"
+    cache: CacheSpec | None = None
 
 
 class Bfloat16OptimWrapper(OptimWrapper):
@@ -101,9 +109,23 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def leave_interrupts_to_the_parent(worker_id: int) -> None:
-    """A DataLoader worker's start: Ctrl-C reaches the whole group, but only the trainer knows when to stop."""
+def leave_signals_to_the_parent(worker_id: int) -> None:
+    """A DataLoader worker's start: Ctrl-C, torchrun and Slurm signal the whole group, the trainer says when to stop.
+
+    A worker whose trainer is killed notices by itself; one that was asked to end does so after a while.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_STOP))
+
+
+@contextmanager
+def workers_ended(loader: "DataLoader[Sample]") -> Iterator[None]:
+    """End the loader's processes on the way out, also of an error: at exit Python would signal and wait for them."""
+    try:
+        yield
+    finally:
+        if loader.num_workers and loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class StreamTrainLoop(IterBasedTrainLoop):
@@ -120,7 +142,7 @@ class StreamTrainLoop(IterBasedTrainLoop):
         self.runner.model.train()
         with stop_requests() as stop:
             while self._iter < self._max_iters and not self._stopped(stop):
-                self.run_iter(next(self.dataloader_iterator))
+                self.run_iter(readable(next(self.dataloader_iterator)))
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
@@ -160,7 +182,8 @@ def _pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) -
         model.load_state_dict(plan.saved["model"])
         optimizer.load_state_dict(plan.saved["optimizer"])
     runner = _runner(plan, model, optimizer)
-    runner.train()
+    with workers_ended(runner.train_dataloader):
+        runner.train()
     if runner.iter < plan.steps:
         raise TrainingStoppedError(
             f"stopped at step {runner.iter} of {plan.steps}; the same command goes on from there"
@@ -266,8 +289,18 @@ def build_loader(
     steps: int,
     workers: int,
     start: StreamState | None = None,
+    damaged: Damaged = "raise",
+    cache: CacheSpec | None = None,
 ) -> "DataLoader[Sample]":
-    """``steps`` batches (lists of samples) of this rank, from ``start`` on; None: from the beginning."""
+    """``steps`` batches (lists of samples) of this rank, from ``start`` on; None: from the beginning.
+
+    damaged: see ProposalStream. cache: see RunOptions. Batches of workers go through ``readable``.
+    """
+    expect = None
+    clusters = None if config.classes is None else read_clusters(dataset.root, dataset.manifest)
+    if cache is not None:
+        dataset = CachedDataset(dataset.root, cache)
+        expect = Prefetcher(dataset).expect
     sampler = StepSampler(
         dataset.shard_sizes.tolist(),
         start=start or StreamState(config.seed, 0, 0),
@@ -276,16 +309,16 @@ def build_loader(
         rank=get_rank(),
         world_size=get_world_size(),
         window=config.shard_window,
+        expect=expect,
     )
-    clusters = None if config.classes is None else read_clusters(dataset.root, dataset.manifest)
     return DataLoader(
-        ProposalStream(dataset, config.proposals_per_image, clusters),
+        ProposalStream(dataset, config.proposals_per_image, clusters, damaged),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=leave_interrupts_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
         persistent_workers=workers > 0,
-        pin_memory=False,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -328,7 +361,13 @@ def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optim
         model=wrapped(model),
         work_dir=str(plan.work_dir),
         train_dataloader=build_loader(
-            plan.dataset, config, steps=plan.steps - plan.start, workers=options.workers, start=plan.stream
+            plan.dataset,
+            config,
+            steps=plan.steps - plan.start,
+            workers=options.workers,
+            start=plan.stream,
+            damaged=options.damaged,
+            cache=options.cache,
         ),
         train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
         optim_wrapper=_optim_wrapper(optimizer, config, options.amp),
@@ -343,6 +382,7 @@ def _runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optim
             ThroughputHook(config.batch_size * get_world_size()),
             StepHook(config.seed, *_schedules(config, plan.steps)),
             CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
+            SkippedHook(options.log_interval),
             NonFiniteHook(plan.work_dir),
             MetricsHook(plan.work_dir, plan.start),
             PictureHook(plan.work_dir, options.picture_interval),

@@ -132,7 +132,7 @@ def _decode(image: Image.Image) -> DecodedImage:
     rgb = _to_rgb(image)
     if pending is not None:
         rgb = rgb.transpose(pending)
-    bgr = np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8)[:, :, ::-1])
+    bgr = cv2.cvtColor(np.asarray(rgb, dtype=np.uint8), cv2.COLOR_RGB2BGR)
     return DecodedImage(bgr, rgb.width, rgb.height, orientation, str(image.format))
 
 

@@ -15,9 +15,12 @@ gradient and an id never spans two ranks, so the gradient of that mean is exact 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, cat, finfo, float32, float64, where, zeros_like
+from torch import Tensor, cat, finfo, float32, float64
 from torch import amp as torch_amp
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize, softplus
 
 # torch's softplus returns x itself above 20, which is wrong by e^-20: visible in float64 at small temperatures.
@@ -61,36 +64,65 @@ def box_contrastive_loss(
         q = normalize(query.to(dtype), dim=1)
         k = normalize(key.detach().to(dtype), dim=1)
         is_query = query_ids != background
-        all_ids = cat([key_ids, query_ids])
-        same = query_ids[:, None] == all_ids[None, :]
-
-        stopped = cat([k, q.detach()]) / temperature
-        to_negatives = (q @ stopped.T).masked_fill(same, finfo(dtype).min)
-        if others is not None:
-            to_negatives = cat([to_negatives, _to_others(q, others, temperature)], dim=1)
-        negatives = to_negatives.logsumexp(dim=1)
-
+        same = query_ids[:, None] == cat([key_ids, query_ids])[None, :]
         positive = _positives(same, n_keys=len(k)) & is_query[:, None]
-        # Only fallback positives carry a gradient of their own, so this product keeps q attached.
-        to_positives = q @ cat([k, q]).T / temperature
-        gaps = negatives[:, None] - to_positives
-        pair_losses = where(positive, softplus(gaps, threshold=_SOFTPLUS_EXACT_BELOW), zeros_like(gaps))
         queries_of_id = _queries_of_id(query_ids, is_query)
-        summed = (pair_losses.sum(dim=1) * _row_weights(is_query, queries_of_id, positive, pair_losses)).sum()
         n_ids = (is_query.to(dtype) / queries_of_id.to(dtype)).sum().clamp(min=1)
-        return summed / (n_ids if others is None else others.mean_ids.to(dtype))
+        if others is not None:
+            foreign = normalize(others.embeddings.to(dtype), dim=1)
+            k, n_ids = cat([foreign, k]), others.mean_ids.to(dtype)
+            same = cat([(~others.real).expand(len(q), -1), same], dim=1)
+            positive = cat([positive.new_zeros((len(q), len(foreign))), positive], dim=1)
+        weights = _row_weights(is_query, queries_of_id, positive, q) / n_ids
+        loss: Tensor = _WeightedPairs.apply(q, k, same, positive, weights, temperature)
+        return loss
+
+
+class _WeightedPairs(Function):
+    """sum_i w_i sum_{j in P_i} softplus(n_i - s_ij), with n_i = logsumexp of s_ij over j not excluded, s = q z^T / t.
+
+    z are ``k`` [K, D], then ``q`` [Q, D] itself; excluded and positive: [Q, K+Q] bool; weights: [Q]. Written out with
+    its gradient, because autograd would keep eight [Q, K+Q] matrices and multiply three times more of them:
+
+        g_ij = w_i sigmoid(n_i - s_ij) on P_i;   dL/ds_ij = -g_ij + (sum_P g_i) exp(s_ij - n_i) outside ``excluded``
+        dL/dq = (dL/ds z - g_qq^T q) / t, the last term because a positive of the same view has a gradient of its own
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        excluded: Tensor,
+        positive: Tensor,
+        weights: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        z = cat([k, q])
+        logits = (q / temperature) @ z.T
+        share = logits.masked_fill(excluded, finfo(q.dtype).min)
+        negatives = share.logsumexp(dim=1, keepdim=True)
+        gaps = negatives - logits
+        pulls = softplus(gaps, threshold=_SOFTPLUS_EXACT_BELOW).masked_fill_(~positive, 0)
+        loss = (pulls.sum(dim=1) * weights).sum()
+        if ctx.needs_input_grad[0]:
+            pull = gaps.sigmoid_().masked_fill_(~positive, 0).mul_(weights[:, None])
+            push = share.sub_(negatives).exp_().mul_(pull.sum(dim=1, keepdim=True)).sub_(pull)
+            gradient = push @ z - pull[:, len(k) :].T @ q
+            ctx.save_for_backward(gradient / temperature)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return scale * gradient, None, None, None, None, None
 
 
 def ids_with_a_query(query_ids: Tensor, background: int) -> Tensor:
     """Scalar float64: how many ids, ``background`` apart, are among ``query_ids`` [Q]. No host synchronisation."""
     is_query = query_ids != background
     return (is_query.to(float64) / _queries_of_id(query_ids, is_query)).sum()
-
-
-def _to_others(q: Tensor, others: OtherRanks, temperature: float) -> Tensor:
-    """[Q, F] logits of negatives on other ranks."""
-    stopped = normalize(others.embeddings.to(q.dtype), dim=1) / temperature
-    return (q @ stopped.T).masked_fill(~others.real, finfo(q.dtype).min)
 
 
 def _positives(same: Tensor, n_keys: int) -> Tensor:

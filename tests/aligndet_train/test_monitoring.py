@@ -49,7 +49,7 @@ def test_every_step_is_one_line_also_when_the_run_was_killed(trained):
         "retrieval",
         "alignment",
         "uniformity",
-        "loss_over_floor",
+        "above_floor",
         "positives_per_image",
         "data_wait_share",
     }

@@ -96,3 +96,40 @@ def test_normalisation_uses_the_channel_order_of_the_stock_config():
     config = ViewConfig(short_sides=(64,), long_side=64, color_ops=("identity",))
     ((inputs, _), _) = TwoViewPreprocessor(SPEC, config, seed=0)([flat])["views"]
     assert inputs[0, :, 5, 5].tolist() == [(200 - 10) / 2, (100 - 20) / 4, (50 - 30) / 8]
+
+
+def test_a_coarser_canvas_adds_padding_and_changes_nothing_else():
+    batch = [sample(0), sample(1, height=90, width=60)]
+    fine = TwoViewPreprocessor(SPEC, SMALL, seed=3)(batch)["views"]
+    coarse = TwoViewPreprocessor(SPEC, SMALL, seed=3, canvas_multiple=128)(batch)["views"]
+    for (inputs, targets), (more_inputs, more_targets) in zip(fine, coarse, strict=True):
+        height, width = inputs.shape[-2:]
+        assert more_inputs.shape[-2:] == (-(-height // 128) * 128, -(-width // 128) * 128)
+        assert torch.equal(more_inputs[:, :, :height, :width], inputs)
+        assert more_inputs.sum() == pytest.approx(inputs.sum().item())
+        for target, other in zip(targets, more_targets, strict=True):
+            assert torch.equal(target.gt_instances.bboxes, other.gt_instances.bboxes)
+            assert target.pad_shape == other.pad_shape
+            # As mmdet has it: each image's own size, rounded up to the divisor.
+            assert all(
+                0 <= pad - side < 32 for pad, side in zip(target.pad_shape, target.img_shape, strict=True)
+            )
+
+
+@pytest.mark.gpu
+def test_views_on_the_gpu_are_those_of_the_cpu():
+    config = dataclasses.replace(SMALL, color_ops=("identity", "color", "brightness", "solarize"))
+    on_cpu = TwoViewPreprocessor(SPEC, config, seed=2)
+    on_gpu = TwoViewPreprocessor(SPEC, config, seed=2).cuda()
+    batch = [sample(index) for index in range(6)]
+    for (inputs, targets), (others, other_targets) in zip(
+        on_cpu(batch)["views"], on_gpu(batch)["views"], strict=True
+    ):
+        # In units of the image: resizing may round the other way, by one level, and an enhancement of up to 1.9
+        # doubles that. A level at the threshold of solarize flips: those are few.
+        levels = ((inputs - others.cpu()) * on_cpu.std).abs()
+        assert (levels > 2).float().mean() < 0.01
+        assert levels.mean() < 0.3
+        for target, other in zip(targets, other_targets, strict=True):
+            assert torch.equal(target.gt_instances.bboxes, other.gt_instances.bboxes.cpu())
+            assert torch.equal(target.gt_instances.labels, other.gt_instances.labels.cpu())
