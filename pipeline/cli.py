@@ -112,6 +112,10 @@ def mine(
         str | None,
         typer.Option(help="Where relative names in a list or COCO json start. Default: its own folder."),
     ] = None,
+    retry_rejected: Annotated[
+        bool,
+        typer.Option("--retry-rejected", help="Only try the rejected images of a finished OUT again."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Mine object proposals from unlabeled images.
@@ -137,7 +141,7 @@ def mine(
     console, start, place = Console(), time.monotonic(), as_path(out)
     with LiveProgress(console, quiet) as progress:
         limits = Limits(image_timeout or default_seconds(recipe, engine.value), int(image_memory * 2**30))
-        options = JobOptions(images_per_shard, workers, address, engine.value, limits)
+        options = JobOptions(images_per_shard, workers, address, engine.value, limits, retry_rejected)
         images = open_source(
             source,
             source_kind.value if source_kind else None,
@@ -150,7 +154,9 @@ def mine(
         return
     if outcome.already_complete:
         console.print(
-            f"{out} is complete already, mined from the same images by the same recipe: nothing to do."
+            f"{out} has no rejected image: nothing to do."
+            if retry_rejected
+            else f"{out} is complete already, mined from the same images by the same recipe: nothing to do."
         )
     console.print(summary(outcome, place, time.monotonic() - start))
     console.print(f"look at it: aligndet show {out} --out sheet.png", highlight=False, soft_wrap=True)

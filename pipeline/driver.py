@@ -1,5 +1,6 @@
 """Runs pending shards on Ray and tells those who watch: the terminal, `aligndet status`, Prometheus."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +13,8 @@ from pipeline.scheduler import Callbacks, Scheduler
 from pipeline.shard_task import Count, Work
 from pipeline.signals import Drain
 from proposals.dataset.manifest import CommitRecord
+
+_TICK_SECONDS = 0.25
 
 
 class Observer(Protocol):
@@ -69,9 +72,15 @@ def drive(
             driven.count += count_of(done)
             metrics.add(done)
 
+        last = 0.0
+
         def tick() -> None:
-            observer.update(resumed + driven.count + executor.live())
-            heartbeat.beat(resumed + driven.count + executor.live(), scheduler)
+            nonlocal last
+            if time.monotonic() - last > _TICK_SECONDS:
+                last = time.monotonic()
+                count = resumed + driven.count + executor.live()
+                observer.update(count)
+                heartbeat.beat(count, scheduler)
 
         scheduler = Scheduler(executor, Callbacks(record, observer.say, tick, confirm))
         drain.allow(lambda: observer.say(_draining(len(scheduler.running))))

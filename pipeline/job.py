@@ -11,7 +11,7 @@ from pipeline.plan import ShardTask, make_plan
 from pipeline.shard_task import Count, Work
 from pipeline.signals import Drain
 from pipeline.sources import Source
-from pipeline.workspace import Workspace, begin, commit
+from pipeline.workspace import Workspace, abandon, begin, begin_retry, commit
 from proposals.dataset import layout
 from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.identity import JobIdentity
@@ -27,6 +27,7 @@ class JobOptions:
     """How a job runs. Nothing here changes a byte of the dataset, except images_per_shard.
 
     workers: processes, one core each (None: every core available, or the cluster's). address: of a Ray cluster.
+    retry_rejected: only try the rejected images of a finished dataset again.
     """
 
     images_per_shard: int = 64
@@ -34,6 +35,7 @@ class JobOptions:
     address: str | None = None
     engine: Engine = "fast"
     limits: Limits = field(default_factory=Limits)
+    retry_rejected: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,13 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
 def _run(
     source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer, drain: Drain
 ) -> Outcome:
-    plan = make_plan(source.entries(), options.images_per_shard)
-    identity = JobIdentity(
-        recipe=recipe,
-        source=plan.source(source.kind),
-        images_per_shard=options.images_per_shard,
-        versions=library_versions(),
-    )
-    workspace = begin(out.resolve(), plan, identity)
+    workspace = _open(source, out.resolve(), recipe, options)
     if workspace.finished is not None:
         return Outcome(workspace.finished, {}, already_complete=True)
-    work = Work(source, workspace.out, recipe, identity.fingerprint(), options.engine, options.limits)
+    job = workspace.identity.fingerprint()
+    work = Work(source, workspace.out, recipe, job, options.engine, options.limits)
     resumed = sum((count_of(record) for record in workspace.done.values()), Count())
-    observer.start(plan.images, resumed)
+    observer.start(workspace.plan.images, resumed)
     driven = Driven()
     if workspace.pending:
         heartbeat = Heartbeat(workspace.out, resumed)
@@ -88,7 +84,29 @@ def _run(
             heartbeat.stop()
     _require_all(workspace, driven, drain)
     records = {**workspace.done, **driven.records}
-    return Outcome(commit(workspace, records), records, driven.count, _cost(driven.records))
+    if workspace.relieved and not _some_passed(workspace, records):
+        observer.say("none of the rejected images passed: the dataset stays as it was")
+        manifest = abandon(workspace, records)
+    else:
+        manifest = commit(workspace, records)
+    return Outcome(manifest, records, driven.count, _cost(driven.records))
+
+
+def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions) -> Workspace:
+    if options.retry_rejected:
+        return begin_retry(out, recipe, source.kind)
+    plan = make_plan(source.entries(), options.images_per_shard)
+    identity = JobIdentity(
+        recipe=recipe,
+        source=plan.source(source.kind),
+        images_per_shard=options.images_per_shard,
+        versions=library_versions(),
+    )
+    return begin(out, plan, identity)
+
+
+def _some_passed(workspace: Workspace, records: dict[str, CommitRecord]) -> bool:
+    return any(records[name].shard.images for name in workspace.retried)
 
 
 def proven(out: Path, job: str, task: ShardTask) -> CommitRecord | None:

@@ -170,6 +170,27 @@ class ExtendedPlan(Plan):
             row, new = row + len(part), new + len(chosen)
 
 
+class RetryPlan(Plan):
+    """A committed plan whose images ``keys`` have moved into shards of their own behind the others."""
+
+    def __init__(self, committed: Plan, shards: int, keys: frozenset[str], images_per_shard: int) -> None:
+        self._committed, self._first, self._per_shard = committed, shards, images_per_shard
+        self._keys = pa.array(sorted(keys), pa.string())
+        self.images = committed.images
+        self.shards = shards - (-len(keys) // images_per_shard)
+
+    def parts(self) -> Iterator[pa.Table]:
+        """See `Plan`."""
+        for part in self._committed.parts():
+            yield part.filter(pc.invert(pc.is_in(part.column("key"), self._keys)))
+        moved = 0
+        for part in self._committed.parts():
+            chosen = part.filter(pc.is_in(part.column("key"), self._keys))
+            numbers = self._first + np.arange(moved, moved + len(chosen)) // self._per_shard
+            yield chosen.set_column(0, PLAN_SCHEMA.field("shard"), pa.array(numbers, pa.int32()))
+            moved += len(chosen)
+
+
 def make_plan(entries: Iterable[SourceEntry], images_per_shard: int) -> ListedPlan:
     """The plan of a source's list: consecutive images share a shard.
 

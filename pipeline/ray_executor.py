@@ -10,7 +10,7 @@ from pipeline.shard_task import Count, Work, mine_shard, probe_images
 from proposals.dataset.manifest import CommitRecord
 
 _SLOTS_SECONDS = 5.0
-_REPORT_SECONDS = 0.25
+_REPORT_SECONDS = 1.0
 # Reports reach one actor, and it should not see more than some hundred a second.
 _REPORTERS_PER_SECOND = 200
 
@@ -26,6 +26,7 @@ class RayExecutor:
         self._remote = ray.remote(num_cpus=1, memory=_task_memory(ray), max_retries=0)(_remote_attempt)
         self._tally = _start_tally(ray)
         self._asked: Any = None
+        self._ask_after = 0.0
         self._counts: dict[str, Count] = {}
         self._flying: dict[Any, Attempt] = {}
 
@@ -68,16 +69,17 @@ class RayExecutor:
 
     def live(self) -> Count:
         """How far the shards in flight are, by the last reports."""
+        flying = {attempt.task.name for attempt in self._flying.values() if not attempt.probe}
         if self._asked is not None and self._ray.wait([self._asked], timeout=0)[0]:
             try:
                 self._counts = self._ray.get(self._asked)
             except self._ray.exceptions.RayError:
                 self._counts = {}  # the actor is being restarted
             self._asked = None
-        names = {attempt.task.name for attempt in self._flying.values() if not attempt.probe}
-        if self._asked is None:
-            self._asked = self._tally.keep.remote(names)
-        return sum((count for name, count in self._counts.items() if name in names), Count())
+        if self._asked is None and time.monotonic() > self._ask_after:
+            self._ask_after = time.monotonic() + _REPORT_SECONDS
+            self._asked = self._tally.keep.remote(flying)
+        return sum((count for name, count in self._counts.items() if name in flying), Count())
 
     def _end(self, reference: Any) -> End:
         attempt = self._flying.pop(reference)

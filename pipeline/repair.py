@@ -111,7 +111,7 @@ def _rebuild_manifest(root: Path) -> None:
         raise AlignDetError(f"{path} is a folder, where a file should be. Move it away and repair again.")
     try:
         identity = read_identity(root / layout.PLAN)
-        records = [_record(root, task) for task in tasks(PlanFile(root / layout.PLAN))]
+        records = [_record(root, task) for task in _every_task(PlanFile(root / layout.PLAN))]
     except NewerFormatError:
         raise
     except AlignDetError as error:
@@ -120,6 +120,17 @@ def _rebuild_manifest(root: Path) -> None:
             f"If the folder is of a job that never ended, run that job again; if not, mine into a new folder."
         ) from error
     assemble(root, identity, records)
+
+
+def _every_task(plan: PlanFile) -> Iterator[ShardTask]:
+    """The tasks of ``plan``, and an empty one for each shard that a retry left without an image."""
+    number = 0
+    for task in tasks(plan):
+        while layout.shard_name(number) != task.name:
+            yield ShardTask(layout.shard_name(number), (), ())
+            number += 1
+        yield task
+        number += 1
 
 
 def _record(root: Path, task: ShardTask) -> CommitRecord:
@@ -178,7 +189,7 @@ def _mine_again(
             f"shards {', '.join(names)} of {root} must be mined again. Say where the images are: --images FOLDER"
         )
     job = read_identity(root / layout.PLAN).fingerprint()
-    planned = {task.name: task for task in tasks(PlanFile(root / layout.PLAN))}
+    planned = {task.name: task for task in _every_task(PlanFile(root / layout.PLAN))}
     entries = {shard.name: shard for shard in manifest.shards}
     with _staging(root) as staging:
         for name in names:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.append import compare
-from pipeline.plan import ExtendedPlan, Plan, PlanFile, ShardTask, tasks
+from pipeline.plan import ExtendedPlan, Plan, PlanFile, RetryPlan, ShardTask, tasks
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity, write_plan
 from proposals.dataset.clusters import remove_clusters
@@ -22,9 +25,17 @@ from proposals.dataset.files import (
     temporary_beside,
 )
 from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, read_record
+from proposals.dataset.manifest import (
+    CommitRecord,
+    Manifest,
+    library_versions,
+    read_manifest,
+    read_record,
+    write_model,
+)
 from proposals.errors import AlignDetError
-from proposals.paths import is_remote
+from proposals.paths import is_remote, is_there
+from proposals.recipe import Recipe
 
 _READERS = 32  # of an object store, where each read waits for the network
 
@@ -39,6 +50,7 @@ class Workspace:
     """A job's output folder, opened by `begin`.
 
     done: commit records of finished shards by name. finished: the manifest, when the dataset was complete already.
+    relieved: shards of ``done`` whose record on disk still has rejected images that are tried again in ``retried``.
     """
 
     out: Path
@@ -46,6 +58,8 @@ class Workspace:
     identity: JobIdentity
     done: dict[str, CommitRecord]
     finished: Manifest | None = None
+    relieved: tuple[str, ...] = ()
+    retried: tuple[str, ...] = ()
 
     @property
     def pending(self) -> "Pending":
@@ -97,6 +111,8 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     ordered = [records[layout.shard_name(number)] for number in range(workspace.plan.shards)]
     if (out / layout.APPEND).is_file():
         copy_atomically(out / layout.APPEND, out / layout.PLAN)
+    for name in workspace.relieved:
+        write_model(layout.record_path(out, name), records[name])
     manifest = assemble(out, workspace.identity, ordered)
     # What the new manifest has overtaken: the plan of the append, boxes consolidated and clustered before it.
     (out / layout.APPEND).unlink(missing_ok=True)
@@ -105,8 +121,78 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     return manifest
 
 
+def begin_retry(out: Path, recipe: Recipe, kind: str) -> Workspace:
+    """Try the rejected images of the dataset in ``out`` again, in shards of their own behind the others.
+
+    kind: of the source that is there now. Tars and tables of old shards stay as they are; once the new shards are
+    done, `commit` takes the images out of the old commit records. Without rejected images the dataset is
+    ``finished``. Raises AlignDetError when it is not complete, or of another recipe, source or library versions.
+    """
+    manifest = read_manifest(out)
+    theirs = JobIdentity.of(manifest)
+    source = theirs.source.model_copy(update={"kind": kind})
+    here = theirs.model_copy(update={"recipe": recipe, "source": source, "versions": library_versions()})
+    _refuse_difference(out, here.diff(theirs))
+    if is_there(out / layout.APPEND) and not _holds_retry(out, manifest):
+        raise AlignDetError(
+            f"images are being added to {out}. Finish that first: the same command without --retry-rejected"
+        )
+    return _retry(out, manifest)
+
+
+def abandon(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
+    """Take back a retry in which no image passed: the dataset is as it was before."""
+    for name in workspace.retried:
+        if records[name].shard.images:
+            raise ValueError(f"shard {name} of the retry has images")
+        layout.record_path(workspace.out, name).unlink()
+    (workspace.out / layout.APPEND).unlink()
+    return read_manifest(workspace.out)
+
+
+def _retry(out: Path, manifest: Manifest) -> Workspace:
+    identity, records = JobIdentity.of(manifest), _committed_records(out, manifest)
+    keys = frozenset(row.key for record in records.values() for row in record.rejected)
+    if _holds_retry(out, manifest):
+        plan: Plan = PlanFile(out / layout.APPEND)
+    else:
+        committed = PlanFile(out / layout.PLAN)
+        if not keys:
+            return Workspace(out, committed, identity, {}, manifest)
+        plan = RetryPlan(committed, len(manifest.shards), keys, manifest.images_per_shard)
+        _start_append(out, plan, identity, manifest)
+    relieved = _relieved(records, plan, keys)
+    opened = _with_proofs(out, plan, identity, {**records, **relieved})
+    new = range(len(manifest.shards), plan.shards)
+    return replace(opened, relieved=tuple(relieved), retried=tuple(map(layout.shard_name, new)))
+
+
+def _relieved(records: dict[str, CommitRecord], plan: Plan, keys: frozenset[str]) -> dict[str, CommitRecord]:
+    """The records that name images which ``plan`` has moved into other shards, without them."""
+    homes: dict[str, str] = {}
+    for part in plan.parts():
+        moved = part.filter(pc.is_in(part.column("key"), pa.array(sorted(keys), pa.string())))
+        shards = (layout.shard_name(number) for number in moved.column("shard").to_pylist())
+        homes.update(zip(moved.column("key").to_pylist(), shards, strict=True))
+    changed: dict[str, CommitRecord] = {}
+    for name, record in records.items():
+        left = tuple(row for row in record.rejected if homes.get(row.key) == name)
+        if len(left) < len(record.rejected):
+            changed[name] = record.model_copy(update={"rejected": left})
+    return changed
+
+
+def _holds_retry(out: Path, manifest: Manifest) -> bool:
+    # An append has another source than the dataset it extends.
+    path = out / layout.APPEND
+    return is_there(path) and read_identity(path) == JobIdentity.of(manifest)
+
+
 def _reopen(out: Path, plan: Plan, identity: JobIdentity, manifest: Manifest) -> Workspace:
     theirs = JobIdentity.of(manifest)
+    if _holds_retry(out, manifest):
+        _refuse_difference(out, identity.diff(theirs))
+        return _retry(out, manifest)
     if not identity.diff(theirs, versions=False):
         (out / layout.APPEND).unlink(missing_ok=True)
         return Workspace(out, plan, identity, {}, manifest)

@@ -1,0 +1,158 @@
+"""`--retry-rejected`: what was rejected is tried again in shards of its own, all or nothing."""
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import workspace as workspaces
+from pipeline.image_task import Refusal
+from pipeline.job import JobOptions, run_job
+from pipeline.plan import make_plan
+from pipeline.repair import repair_dataset
+from pipeline.shard_task import Work, mine_shard
+from pipeline.sources import FolderSource
+from pipeline.workspace import begin, begin_retry, commit
+from proposals.dataset import layout, open_dataset
+from proposals.dataset.identity import JobIdentity
+from proposals.dataset.manifest import library_versions, read_manifest
+from proposals.dataset.verify import verify_dataset
+from proposals.errors import AlignDetError
+from proposals.recipe import Recipe
+
+_RECIPE = Recipe(max_side=100)
+_WRONGED = ("astronaut.jpg", "cat.jpg", "more/rocket.jpg")
+_REFUSAL = Refusal.without_traceback("propose", "timeout", "no result within the time limit")
+
+
+@pytest.fixture(scope="module")
+def source(photos, tmp_path_factory):
+    folder = shutil.copytree(photos, tmp_path_factory.mktemp("retry") / "in")
+    (folder / "torn.jpg").write_bytes((photos / "cat.jpg").read_bytes()[:900])
+    return FolderSource(folder)
+
+
+@pytest.fixture(scope="module")
+def made(source, mine_folder, tmp_path_factory):
+    """Nine images in shards of one, four of them rejected, three of those without cause."""
+    quarantine = {layout.key_of(uri): _REFUSAL for uri in _WRONGED}
+    return mine_folder(
+        source.root, tmp_path_factory.mktemp("retry") / "out", _RECIPE, 1, quarantine=quarantine
+    )
+
+
+@pytest.fixture
+def out(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "out")
+
+
+class _Nobody:
+    def start(self, images, resumed):
+        pass
+
+    def update(self, count):
+        pass
+
+    def say(self, sentence):
+        pass
+
+
+def _finish(source, opened):
+    work = Work(source, opened.out, _RECIPE, opened.identity.fingerprint())
+    fresh = {task.name: mine_shard(task, work) for task in opened.pending}
+    commit(opened, {**opened.done, **fresh})
+
+
+def _rejected(out):
+    return {row["uri"]: row["reason"] for row in pq.read_table(out / "rejected.parquet").to_pylist()}
+
+
+def _is_right(source, out, whole):
+    assert not verify_dataset(out, deep=True).problems
+    assert not verify_dataset(out).unfinished
+    assert _rejected(out) == {"torn.jpg": "truncated"}
+    found = {record.uri: record.boxes.tolist() for record in open_dataset(out)}
+    assert found == {record.uri: record.boxes.tolist() for record in open_dataset(whole)}
+
+
+@pytest.fixture(scope="module")
+def whole(source, mine_folder, tmp_path_factory):
+    return mine_folder(source.root, tmp_path_factory.mktemp("retry") / "whole", _RECIPE, 1)
+
+
+def test_those_that_pass_leave_the_rejected_and_old_files_are_not_touched(source, out, whole):
+    data = [path for path in out.glob("shards/*") if path.suffix != ".json"]
+    before = {path: path.stat().st_mtime_ns for path in data}
+    assert len(_rejected(out)) == 4
+    outcome = run_job(source, out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), _Nobody())
+    assert (outcome.mined.images, outcome.mined.rejected) == (3, 1)
+    assert len(outcome.manifest.shards) == 13
+    assert {path: path.stat().st_mtime_ns for path in data} == before
+    _is_right(source, out, whole)
+    # A rebuilt manifest, and images added later, know of the shards that lost their only image.
+    manifest = (out / layout.MANIFEST).read_bytes()
+    (out / layout.MANIFEST).unlink()
+    assert not repair_dataset(out, [source.root], 1, lambda _: None).problems
+    assert (out / layout.MANIFEST).read_bytes() == manifest
+
+
+def test_images_can_be_added_after_a_retry(source, out, tmp_path):
+    _finish(source, begin_retry(out, _RECIPE, "folder"))
+    more = FolderSource(shutil.copytree(source.root, tmp_path / "more"))
+    shutil.copy(more.root / "cat.jpg", more.root / "also.jpg")
+    plan = make_plan(more.entries(), 1)
+    identity = JobIdentity(
+        recipe=_RECIPE, source=plan.source("folder"), images_per_shard=1, versions=library_versions()
+    )
+    _finish(more, begin(out, plan, identity))
+    assert "also.jpg" in {record.uri for record in open_dataset(out)}
+    assert not verify_dataset(out, deep=True).problems
+
+
+def test_when_none_passes_not_a_byte_changes(source, out, content):
+    _finish(source, begin_retry(out, _RECIPE, "folder"))
+    before = content(out)
+    outcome = run_job(source, out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), _Nobody())
+    assert (outcome.mined.images, outcome.mined.rejected) == (0, 1)
+    assert content(out) == before
+    assert not verify_dataset(out, deep=True).problems
+
+
+@pytest.mark.parametrize("step", ["begun", "mined", "plan", "records", "manifest"])
+def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
+    source, out, whole, content, step, monkeypatch
+):
+    opened = begin_retry(out, _RECIPE, "folder")
+    if step != "begun":
+        broken = {"plan": "copy_atomically", "records": "write_model", "manifest": "assemble"}
+        names = {"mined": "remove_leftovers"} | broken
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(workspaces, names[step], stop)
+            with pytest.raises(KeyboardInterrupt):
+                _finish(source, opened)
+    plan = make_plan(source.entries(), 1)
+    identity = JobIdentity(
+        recipe=_RECIPE, source=plan.source("folder"), images_per_shard=1, versions=library_versions()
+    )
+    again = begin(out, plan, identity)
+    assert len(again.pending) == (4 if step == "begun" else 0)
+    _finish(source, again)
+    _is_right(source, out, whole)
+    assert begin(out, plan, identity).finished == read_manifest(out)
+
+
+def test_another_recipe_and_an_unfinished_job_are_refused(source, out):
+    with pytest.raises(AlignDetError, match=r"recipe\.max_side: 100 there, 64 here"):
+        begin_retry(out, Recipe(max_side=64), "folder")
+    (out / layout.MANIFEST).unlink()
+    with pytest.raises(AlignDetError, match="in progress"):
+        begin_retry(out, _RECIPE, "folder")
+
+
+def test_a_dataset_without_rejected_images_is_left_alone(photos, mine_folder, tmp_path):
+    out = mine_folder(photos, tmp_path / "out", _RECIPE)
+    assert begin_retry(out, _RECIPE, "folder").finished is not None
