@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.plan import Plan
+from pipeline.plan import ListedPlan, Plan, key_hashes
 
 _SHOWN = 5
 _Flags = npt.NDArray[np.bool_]
@@ -26,32 +26,41 @@ class SourceChange:
         return [f"{count} images {what}: {_some(count, uris)}" for what, (count, uris) in kinds if count]
 
 
-def compare(committed: Plan, listed: Plan) -> SourceChange:
+def compare(committed: Plan, listed: ListedPlan) -> SourceChange:
     """What happened to the source since the plan ``committed``; ``listed`` is a plan of what is there now.
 
-    Images are told apart by the 64-bit hash that ends their key, so a plan of any length takes 16 bytes an image.
+    Images are told apart by the 64-bit hash that ends their key, so a list of any length takes 25 bytes an image.
     """
-    before, now = committed.hashes(), listed.hashes()
+    now, sizes = listed.hashes, listed.sizes
     order = np.argsort(now, kind="stable")
-    places = np.minimum(np.searchsorted(now, before, sorter=order), max(len(now) - 1, 0))
-    places = order[places] if len(now) else places
-    there = now[places] == before if len(now) else np.zeros(len(before), dtype=np.bool_)
     added = np.ones(len(now), dtype=np.bool_)
-    added[places[there]] = False
-    changed = there.copy()
-    changed[there] = committed.sizes()[there] != listed.sizes()[places[there]]
-    return SourceChange(added, _named(committed, ~there), _named(committed, changed))
+    removed, changed = _Tally(), _Tally()
+    for part in committed.parts():
+        uris, hashes = part.column("uri"), key_hashes(part)
+        place = np.minimum(np.searchsorted(now, hashes, sorter=order), max(len(now) - 1, 0))
+        place = order[place] if len(now) else place
+        there = now[place] == hashes if len(now) else np.zeros(len(hashes), dtype=np.bool_)
+        added[place[there]] = False
+        removed.add(uris, ~there)
+        there[there] = part.column("size").to_numpy()[there] != sizes[place[there]]
+        changed.add(uris, there)
+    return SourceChange(added, removed.found(), changed.found())
 
 
-def _named(plan: Plan, flags: _Flags) -> tuple[int, tuple[str, ...]]:
-    count, row = int(flags.sum()), 0
-    uris: list[str] = []
-    for part in plan.parts() if count else ():
-        uris += part.filter(pa.array(flags[row : row + len(part)])).column("uri").to_pylist()
-        row += len(part)
-        if len(uris) >= min(count, _SHOWN):
-            break
-    return count, tuple(uris[:_SHOWN])
+class _Tally:
+    """How many images, and the first of them."""
+
+    def __init__(self) -> None:
+        self._count, self._uris = 0, list[str]()
+
+    def add(self, uris: pa.ChunkedArray, flags: _Flags) -> None:
+        self._count += int(flags.sum())
+        room = _SHOWN - len(self._uris)
+        if room and flags.any():
+            self._uris += uris.filter(pa.array(flags)).slice(0, room).to_pylist()
+
+    def found(self) -> tuple[int, tuple[str, ...]]:
+        return self._count, tuple(self._uris)
 
 
 def _some(count: int, uris: tuple[str, ...]) -> str:

@@ -38,6 +38,13 @@ class SourceKind(StrEnum):
     arrow = "arrow"
 
 
+class ImagesMode(StrEnum):
+    """What becomes of the images, as the command line spells it."""
+
+    embed = "embed"
+    reference = "reference"
+
+
 class RankName(StrEnum):
     """Orders of boxes, as the command line spells them."""
 
@@ -100,6 +107,12 @@ def mine(
     image_memory: Annotated[
         float, typer.Option(min=0.05, help="GiB of memory for one image, then it is rejected.")
     ] = 4.0,
+    images: Annotated[
+        ImagesMode,
+        typer.Option(
+            help="embed: image files become part of OUT; reference: they stay in SOURCE, boxes only."
+        ),
+    ] = ImagesMode.embed,
     source_kind: Annotated[
         SourceKind | None, typer.Option(help="What SOURCE is. Default: by its suffix, or what lies in it.")
     ] = None,
@@ -141,15 +154,16 @@ def mine(
     console, start, place = Console(), time.monotonic(), as_path(out)
     with LiveProgress(console, quiet) as progress:
         limits = Limits(image_timeout or default_seconds(recipe, engine.value), int(image_memory * 2**30))
-        options = JobOptions(images_per_shard, workers, address, engine.value, limits, retry_rejected)
-        images = open_source(
+        embed = images is ImagesMode.embed
+        options = JobOptions(images_per_shard, workers, address, engine.value, limits, retry_rejected, embed)
+        opened = open_source(
             source,
             source_kind.value if source_kind else None,
             glob=glob,
             column=image_column,
             image_root=image_root,
         )
-        outcome = run_job(images, place, recipe, options, progress)
+        outcome = run_job(opened, place, recipe, options, progress)
     if quiet:
         return
     if outcome.already_complete:

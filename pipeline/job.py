@@ -27,7 +27,8 @@ class JobOptions:
     """How a job runs. Nothing here changes a byte of the dataset, except images_per_shard.
 
     workers: processes, one core each (None: every core available, or the cluster's). address: of a Ray cluster.
-    retry_rejected: only try the rejected images of a finished dataset again.
+    retry_rejected: only try the rejected images of a finished dataset again. embed: whether image files become part
+    of the dataset.
     """
 
     images_per_shard: int = 64
@@ -36,6 +37,7 @@ class JobOptions:
     engine: Engine = "fast"
     limits: Limits = field(default_factory=Limits)
     retry_rejected: bool = False
+    embed: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def _run(
     if workspace.finished is not None:
         return Outcome(workspace.finished, {}, already_complete=True)
     job = workspace.identity.fingerprint()
-    work = Work(source, workspace.out, recipe, job, options.engine, options.limits)
+    embed = workspace.identity.images is None
+    work = Work(source, workspace.out, recipe, job, options.engine, options.limits, embed)
     resumed = sum((count_of(record) for record in workspace.done.values()), Count())
     observer.start(workspace.plan.images, resumed)
     driven = Driven()
@@ -101,6 +104,7 @@ def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions) -> Wor
         source=plan.source(source.kind),
         images_per_shard=options.images_per_shard,
         versions=library_versions(),
+        images=None if options.embed else source.images,
     )
     return begin(out, plan, identity)
 

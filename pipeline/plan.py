@@ -47,19 +47,13 @@ class Plan(ABC):
     def parts(self) -> Iterator[pa.Table]:
         """All rows in order (PLAN_SCHEMA), some at a time."""
 
-    def hashes(self) -> npt.NDArray[np.uint64]:
-        """[images] uint64, of the uris: the first 16 hex digits of their sha256, which end a key."""
-        parts = [[int(key[-16:], 16) for key in part.column("key").to_pylist()] for part in self.parts()]
-        return np.concatenate([np.array(part, dtype=np.uint64) for part in parts] or [np.empty(0, np.uint64)])
-
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """[images] int64: bytes, -1 for what is no file or not known."""
-        parts = [part.column("size").to_numpy() for part in self.parts()]
-        return np.concatenate(parts or [np.empty(0, np.int64)])
-
 
 class ListedPlan(Plan):
-    """Of what a source lists now, in a temporary file until this object is gone."""
+    """Of what a source lists now, in a temporary file until this object is gone.
+
+    hashes: [images] uint64, of the uris: the first 16 hex digits of their sha256, which end a key. sizes: [images]
+    int64, bytes, -1 for what is no file or not known.
+    """
 
     def __init__(self, entries: Iterable[SourceEntry], images_per_shard: int) -> None:
         self._per_shard = images_per_shard
@@ -73,7 +67,7 @@ class ListedPlan(Plan):
                 sizes.extend(entry.size for entry in group)
                 columns = [[entry.uri for entry in group], [entry.size for entry in group]]
                 writer.write_table(pa.table(columns, schema=_LISTED), row_group_size=_GROUP)
-        self._hashes, self._sizes = np.asarray(hashes), np.asarray(sizes)
+        self.hashes, self.sizes = np.asarray(hashes), np.asarray(sizes)
         self._fingerprint, self.images = digest.hexdigest(), len(hashes)
         self.shards = -(-self.images // images_per_shard)
         self._refuse_doubles()
@@ -93,21 +87,13 @@ class ListedPlan(Plan):
             yield pa.table(columns, schema=PLAN_SCHEMA)
             first += len(listed)
 
-    def hashes(self) -> npt.NDArray[np.uint64]:
-        """See `Plan`."""
-        return self._hashes
-
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """See `Plan`."""
-        return self._sizes
-
     def _listed(self) -> Iterator[pa.Table]:
         with pq.ParquetFile(self._file) as file:
             for group in range(file.metadata.num_row_groups):
                 yield file.read_row_group(group, use_threads=False)
 
     def _refuse_doubles(self) -> None:
-        order = np.sort(self._hashes)
+        order = np.sort(self.hashes)
         twice = set(order[1:][order[1:] == order[:-1]].tolist())
         del order
         if not twice:
@@ -211,6 +197,11 @@ def tasks(plan: Plan) -> Iterator[ShardTask]:
         held = rows.slice(*last)  # it may go on in the next part
     if held is not None and held.num_rows:
         yield _task(held)
+
+
+def key_hashes(part: pa.Table) -> npt.NDArray[np.uint64]:
+    """[rows] uint64: the hash of each uri, from the end of its key."""
+    return np.array([int(key[-16:], 16) for key in part.column("key").to_pylist()], dtype=np.uint64)
 
 
 def _task(rows: pa.Table) -> ShardTask:

@@ -195,7 +195,9 @@ def _mine_again(
         for name in names:
             task = planned[name]
             source = FolderSource(_folder_of(task, folders))
-            record = mine_shard(task, Work(source, staging, manifest.recipe, job))
+            record = mine_shard(
+                task, Work(source, staging, manifest.recipe, job, embed=manifest.images is None)
+            )
             _require_same(record, entries[name], manifest, source.root)
             files = [*(entry.path for entry in record.shard.files), f"{layout.SHARDS}/{name}.json"]
             for file in files:

@@ -39,7 +39,8 @@ class Count:
 class Work:
     """What every shard of a job shares. job: the job's fingerprint, written into each commit record.
 
-    engine: of the selective search; it does not change the boxes. limits: of one image.
+    engine: of the selective search; it does not change the boxes. limits: of one image. embed: whether image files
+    become part of the dataset.
     """
 
     source: Source
@@ -48,6 +49,7 @@ class Work:
     job: str
     engine: Engine = "fast"
     limits: Limits = field(default_factory=Limits)
+    embed: bool = True
 
 
 def mine_shard(
@@ -75,7 +77,7 @@ def write_shard(
 ) -> CommitRecord:
     """Write ``outcomes`` as shard ``name``: its files, then the commit record that makes them count."""
     rejected, count = [], Count()
-    with watch.stage("total"), ShardWriter(work.out, name) as writer:
+    with watch.stage("total"), ShardWriter(work.out, name, embed=work.embed) as writer:
         for outcome in outcomes:
             if isinstance(outcome, Rejection):
                 rejected.append(outcome)

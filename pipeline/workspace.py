@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.append import compare
-from pipeline.plan import ExtendedPlan, Plan, PlanFile, RetryPlan, ShardTask, tasks
+from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, tasks
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity, write_plan
 from proposals.dataset.clusters import remove_clusters
@@ -82,7 +82,7 @@ class Pending:
             yield from (task for task in tasks(self.plan) if task.name not in self.done)
 
 
-def begin(out: Path, plan: Plan, identity: JobIdentity) -> Workspace:
+def begin(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace:
     """Start a job in ``out``, resume the one in it, add new images to a finished one, or find it complete.
 
     In a finished dataset ``plan`` tells which images there are now: added ones get shards of their own behind the
@@ -188,7 +188,7 @@ def _holds_retry(out: Path, manifest: Manifest) -> bool:
     return is_there(path) and read_identity(path) == JobIdentity.of(manifest)
 
 
-def _reopen(out: Path, plan: Plan, identity: JobIdentity, manifest: Manifest) -> Workspace:
+def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manifest) -> Workspace:
     theirs = JobIdentity.of(manifest)
     if _holds_retry(out, manifest):
         _refuse_difference(out, identity.diff(theirs))

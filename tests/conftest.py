@@ -14,7 +14,7 @@ import sklearn.datasets
 from pipeline.image_task import Refusal
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
-from pipeline.sources import FolderSource, describe
+from pipeline.sources import FolderSource, Source, describe
 from pipeline.workspace import begin, commit
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions
@@ -58,25 +58,30 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mine_folder() -> Callable[..., Path]:
-    """``mine_folder(images, out, recipe=..., images_per_shard=3)``: the whole job in this process, without Ray."""
+    """``mine_folder(images, out, recipe=..., images_per_shard=3)``: the whole job in this process, without Ray.
+
+    images: a folder, or a source. embed=False leaves the images where they are.
+    """
 
     def mine(
-        images: Path,
+        images: Path | Source,
         out: Path,
         recipe: Recipe | None = None,
         images_per_shard: int = 3,
         quarantine: dict[str, Refusal] | None = None,
+        embed: bool = True,
     ) -> Path:
-        source, recipe = FolderSource(images), recipe or Recipe()
+        source, recipe = images if isinstance(images, Source) else FolderSource(images), recipe or Recipe()
         entries = list(source.entries())
         identity = JobIdentity(
             recipe=recipe,
-            source=describe("folder", entries),
+            source=describe(source.kind, entries),
             images_per_shard=images_per_shard,
             versions=library_versions(),
+            images=None if embed else source.images,
         )
         workspace = begin(out, make_plan(entries, images_per_shard), identity)
-        work = Work(source, out, recipe, identity.fingerprint())
+        work = Work(source, out, recipe, identity.fingerprint(), embed=embed)
         if workspace.finished is None:
             fresh = {task.name: mine_shard(task, work, quarantine=quarantine) for task in workspace.pending}
             commit(workspace, {**workspace.done, **fresh})

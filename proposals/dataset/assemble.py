@@ -13,7 +13,15 @@ from proposals.dataset import layout
 from proposals.dataset.bounds import check_footer_length, opened, read_parquet
 from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, Totals, write_model
+from proposals.dataset.manifest import (
+    EMBEDDED_VERSION,
+    FORMAT_VERSION,
+    CommitRecord,
+    FileEntry,
+    Manifest,
+    Totals,
+    write_model,
+)
 from proposals.errors import AlignDetError
 from proposals.filters import STATUSES
 
@@ -48,7 +56,7 @@ def write_plan(sink: Path | BinaryIO, parts: Iterable[pa.Table], identity: JobId
 
     A part and a row group are in memory, not the plan.
     """
-    metadata = {_IDENTITY_KEY: identity.model_dump_json().encode()}
+    metadata = {_IDENTITY_KEY: identity.model_dump_json(exclude_none=True).encode()}
     schema = PLAN_SCHEMA.with_metadata(metadata)
     with pq.ParquetWriter(sink, schema, **_PACKING) as writer:
         for group in regrouped(parts, PLAN_GROUP):
@@ -121,6 +129,7 @@ def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord])
     """
     write_atomically(root / layout.REJECTED, rejected_bytes(records))
     manifest = Manifest(
+        format_version=EMBEDDED_VERSION if identity.images is None else FORMAT_VERSION,
         recipe=identity.recipe,
         recipe_fingerprint=identity.recipe.fingerprint(),
         source=identity.source,
@@ -130,6 +139,7 @@ def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord])
         plan=FileEntry.of(root, root / layout.PLAN),
         rejected=FileEntry.of(root, root / layout.REJECTED),
         shards=tuple(record.shard for record in records),
+        images=identity.images,
     )
     write_model(root / layout.MANIFEST, manifest)
     return manifest

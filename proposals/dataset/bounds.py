@@ -22,6 +22,10 @@ MAX_SHARD_PROPOSALS = 2**31 - 1  # Arrow's list offsets are int32
 MIN_IMAGE_BYTES = 4 * 512
 MIN_BOX_BYTES = 11
 
+# Of a shard without a tar: each row has two hashes in its Parquet table; boxes of equal images compress to little.
+MIN_ROW_BYTES = 32
+MAX_BOXES_PER_BYTE = 64
+
 # What one row and one box may take in memory, all columns together, with room for other writers' encodings.
 _ROW_BYTES = 2**15
 _BOX_BYTES = 64

@@ -6,11 +6,15 @@ import json
 from pydantic import BaseModel, ConfigDict
 
 from proposals.dataset.manifest import Manifest, SourceInfo
+from proposals.image_roots import ImageRoot
 from proposals.recipe import Recipe
 
 
 class JobIdentity(BaseModel):
-    """Everything that decides the bytes of a dataset: two jobs with the same identity write the same files."""
+    """Everything that decides the bytes of a dataset: two jobs with the same identity write the same files.
+
+    images: where they stay, None when they become part of the dataset.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -18,6 +22,7 @@ class JobIdentity(BaseModel):
     source: SourceInfo
     images_per_shard: int
     versions: dict[str, str]
+    images: ImageRoot | None = None
 
     @classmethod
     def of(cls, manifest: Manifest) -> "JobIdentity":
@@ -26,12 +31,12 @@ class JobIdentity(BaseModel):
 
     def fingerprint(self) -> str:
         """sha256, in hex, of the canonical JSON."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.model_dump(exclude_none=True), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def diff(self, other: "JobIdentity", *, versions: bool = True) -> list[str]:
         """What differs, one line per field: ``recipe.max_side: 512 there, 640 here``, there being ``other``."""
-        here, there = _flat(self.model_dump()), _flat(other.model_dump())
+        here, there = (_flat(job.model_dump(exclude_none=True)) for job in (self, other))
         names = [name for name in sorted({*here, *there}) if versions or not name.startswith("versions.")]
         return [
             f"{name}: {there.get(name)} there, {here.get(name)} here"

@@ -2,20 +2,30 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from proposals.dataset import bounds, layout
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError, NewerFormatError
 from proposals.filters import Status
+from proposals.image_roots import ImageRoot
 from proposals.paths import as_path, is_there
 from proposals.recipe import Recipe
 
 FORMAT_NAME = "aligndet-proposals"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"  # the newest that is read
+EMBEDDED_VERSION = "1.0"  # what is written where the images are in tars, so that older readers read it
 _UPGRADE = "Upgrade it: pip install --upgrade aligndet"
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -60,15 +70,26 @@ class ShardEntry(BaseModel):
 
     @model_validator(mode="after")
     def _is_possible(self) -> "ShardEntry":
-        expected = [f"{layout.SHARDS}/{self.name}.{kind}" for kind in ("tar", "parquet") if self.images]
+        kinds = ("tar", "parquet") if self.tar is not None else ("parquet",)
+        expected = [f"{layout.SHARDS}/{self.name}.{kind}" for kind in kinds if self.images]
         if [entry.path for entry in self.files] != expected:
             raise ValueError(f"shard {self.name} of {self.images} images must have the files {expected}")
         if sum(self.statuses.values()) != self.images or (self.proposals > 0) != (self.images > 0):
             raise ValueError(f"shard {self.name}: images, statuses and proposals do not add up")
-        room = self.tar.bytes if self.tar is not None else 0
-        if self.images * bounds.MIN_IMAGE_BYTES > room or self.proposals * bounds.MIN_BOX_BYTES > room:
-            raise ValueError(f"shard {self.name}: a tar of {room} bytes cannot hold what it declares")
+        if not self._has_room():
+            raise ValueError(f"shard {self.name}: its files are too small to hold what it declares")
         return self
+
+    def _has_room(self) -> bool:
+        if self.tar is not None:
+            room = self.tar.bytes
+            return (
+                self.images * bounds.MIN_IMAGE_BYTES <= room and self.proposals * bounds.MIN_BOX_BYTES <= room
+            )
+        room = self.parquet.bytes if self.parquet is not None else 0
+        return (
+            self.images * bounds.MIN_ROW_BYTES <= room and self.proposals <= room * bounds.MAX_BOXES_PER_BYTE
+        )
 
 
 class Rejection(BaseModel):
@@ -89,7 +110,7 @@ class CommitRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format_version: Version = FORMAT_VERSION
+    format_version: Version = EMBEDDED_VERSION
     job: str
     shard: ShardEntry
     rejected: tuple[Rejection, ...]
@@ -122,13 +143,14 @@ class Totals(BaseModel):
 class Manifest(BaseModel):
     """``dataset.json``, written last. Unknown fields are those of a newer minor version and are ignored.
 
-    consolidated: the files of proposals.zarr, empty when there is none.
+    consolidated: the files of proposals.zarr, empty when there is none. images: where they are when they are not
+    in the shards' tars, None when they are.
     """
 
     model_config = ConfigDict(frozen=True)
 
     format: Literal["aligndet-proposals"] = "aligndet-proposals"
-    format_version: str = FORMAT_VERSION
+    format_version: str = EMBEDDED_VERSION
     recipe: Recipe
     recipe_fingerprint: Sha256
     source: SourceInfo
@@ -139,6 +161,14 @@ class Manifest(BaseModel):
     rejected: FileEntry
     shards: tuple[ShardEntry, ...]
     consolidated: tuple[FileEntry, ...] = ()
+    images: ImageRoot | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_images(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        if self.images is None:
+            del content["images"]
+        return content
 
     @model_validator(mode="after")
     def _adds_up(self) -> "Manifest":
@@ -148,6 +178,8 @@ class Manifest(BaseModel):
             raise ValueError(f"plan and rejected must be {layout.PLAN} and {layout.REJECTED}")
         if not all(layout.is_consolidated_path(entry.path) for entry in self.consolidated):
             raise ValueError(f"consolidated names a file outside {layout.CONSOLIDATED}")
+        if any((shard.tar is None) != (self.images is not None) for shard in self.shards if shard.images):
+            raise ValueError("shards have tars exactly where images does not say that they are elsewhere")
         totals, shards = self.totals, self.shards
         declared = totals.images, totals.proposals, totals.images + totals.rejected
         sums = sum(shard.images for shard in shards), sum(shard.proposals for shard in shards)

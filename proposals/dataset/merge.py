@@ -79,6 +79,7 @@ def _identity(parts: Sequence[_Part]) -> JobIdentity:
                 f"{part.root} was not made as {parts[0].root} was:{listed}\n"
                 "Boxes of different makes do not belong into one dataset: mine one of them again."
             )
+    _require_same_place(parts)
     manifests = [part.manifest for part in parts]
     source = first.source if len(parts) == 1 else _joined_source(manifests)
     shared = set.intersection(*(set(manifest.versions.items()) for manifest in manifests))
@@ -87,7 +88,21 @@ def _identity(parts: Sequence[_Part]) -> JobIdentity:
         source=source,
         images_per_shard=max(manifest.images_per_shard for manifest in manifests),
         versions={name: version for name, version in first.versions.items() if (name, version) in shared},
+        images=first.images,
     )
+
+
+def _require_same_place(parts: Sequence[_Part]) -> None:
+    first = parts[0]
+    for part in parts[1:]:
+        if part.manifest.images != first.manifest.images:
+            places = [
+                each.manifest.images.root if each.manifest.images else "its tars" for each in (first, part)
+            ]
+            raise AlignDetError(
+                f"the images of {first.root} are in {places[0]}, those of {part.root} in {places[1]}: one dataset has "
+                "its images in one place. Mine one of them again."
+            )
 
 
 def _joined_source(manifests: Sequence[Manifest]) -> SourceInfo:

@@ -17,8 +17,10 @@ from proposals.dataset import layout
 from proposals.dataset.bounds import read_parquet
 from proposals.dataset.files import read_range
 from proposals.dataset.manifest import Manifest, read_manifest
-from proposals.dataset.tables import SCHEMA, box_offsets, flat_boxes, flat_ranks, read_shard
+from proposals.dataset.tables import REFERENCE_SCHEMA, SCHEMA, box_offsets, flat_boxes, flat_ranks, read_shard
 from proposals.errors import AlignDetError
+from proposals.image_roots import ImageRoot
+from proposals.images import ImageRejected
 from proposals.paths import as_path
 
 _CACHE_BYTES = 64 * 2**20
@@ -32,7 +34,8 @@ class Record:
     width, height: px of the upright image, that is with EXIF orientation applied; orientation: its EXIF value.
     boxes: [N, 4] float32 xyxy px of the upright original, half-open, best first. rank: [N] float32, ascending.
     status: ``ok`` or the fallback that gave the boxes (proposals.filters). sha256: of the image bytes, hex.
-    shard, row: where it is stored; tar, offset, size: the image file's place in bytes.
+    shard, row: where it is stored; size: of the image file in bytes; tar, offset: its place, None when it stayed
+    where it was, which ``images`` tells.
     """
 
     key: str
@@ -46,13 +49,20 @@ class Record:
     sha256: str
     shard: int
     row: int
-    tar: Path
-    offset: int
+    tar: Path | None
+    offset: int | None
     size: int
+    images: ImageRoot | None = None
 
     def image_bytes(self) -> bytes:
-        """The original image file, for `proposals.images.decode_bgr`; raises AlignDetError when it is gone or cut."""
-        return _read_range(self.tar, self.offset, self.size)
+        """The original image file, for `proposals.images.decode_bgr`.
+
+        Raises AlignDetError when it is gone, cut, or, where it is not part of the dataset, has another size than the
+        file that was mined. `aligndet verify --deep` compares sha256.
+        """
+        if self.tar is not None and self.offset is not None:
+            return _read_range(self.tar, self.offset, self.size)
+        return _read_reference(self.images, self.uri, self.size)
 
 
 def open_dataset(path: str | Path) -> "ProposalDataset":
@@ -128,7 +138,7 @@ class ProposalDataset(Sequence[Record]):
         return self[index].image_bytes()
 
     def shard_tar(self, shard: int) -> Path:
-        """The tar file of shard ``shard``."""
+        """The tar file of shard ``shard``, in a dataset whose images are part of it."""
         return layout.tar_path(self.root, self._shards[shard].name)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -138,7 +148,7 @@ class ProposalDataset(Sequence[Record]):
             for shard in self._shards
         ]
         if not tables:
-            empty = SCHEMA.empty_table()
+            empty = (SCHEMA if self.manifest.images is None else REFERENCE_SCHEMA).empty_table()
             return empty if columns is None else empty.select(columns)
         return pa.concat_tables(tables)
 
@@ -153,7 +163,8 @@ class ProposalDataset(Sequence[Record]):
             rank=flat_ranks(table)[first:last].copy(),
             shard=shard,
             row=row,
-            tar=self.shard_tar(shard),
+            tar=self.shard_tar(shard) if self.manifest.images is None else None,
+            images=self.manifest.images,
             offset=table.column("tar_offset")[row].as_py(),
             size=table.column("tar_size")[row].as_py(),
         )
@@ -182,4 +193,24 @@ def _read_range(path: Path, offset: int, size: int) -> bytes:
         ) from error
     if len(data) != size:
         raise AlignDetError(f"{path} ends inside the image at byte {offset}: the dataset is damaged.")
+    return data
+
+
+def _read_reference(images: ImageRoot | None, uri: str, size: int) -> bytes:
+    if images is None:
+        raise AlignDetError(
+            f"{uri} is in no tar and dataset.json does not say where: the dataset is damaged."
+        )
+    try:
+        data = images.read(uri)
+    except (ImageRejected, OSError) as error:
+        raise AlignDetError(
+            f"{uri} cannot be read below {images.root}: {error}. This dataset holds boxes only, its images must stay "
+            "where they were mined."
+        ) from error
+    if len(data) != size:
+        raise AlignDetError(
+            f"{uri} below {images.root} has changed since it was mined: {len(data)} bytes, it had {size}. "
+            "Put the old file back, or mine the images again."
+        )
     return data

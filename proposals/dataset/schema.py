@@ -21,7 +21,7 @@ def manifest_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **{name: value for name, value in schema.items() if name != "description"},
         "title": "dataset.json of an AlignDet proposal dataset, format version 1",
-        "required": sorted(properties),
+        "required": sorted(set(properties) - {"images"}),
     }
 
 

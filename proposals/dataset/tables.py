@@ -29,6 +29,11 @@ SCHEMA = pa.schema(
     ]
 )
 
+# Of a shard without a tar: the images are elsewhere, found by uri.
+REFERENCE_SCHEMA = SCHEMA.set(
+    SCHEMA.get_field_index("tar_offset"), pa.field("tar_offset", pa.int64(), nullable=True)
+)
+
 
 def read_shard(root: Path, entry: ShardEntry) -> pa.Table:
     """The table of a shard that holds images, every column in one chunk.
@@ -37,7 +42,8 @@ def read_shard(root: Path, entry: ShardEntry) -> pa.Table:
     """
     path = layout.parquet_path(root, entry.name)
     table = read_parquet(path, entry.images, entry.proposals).combine_chunks()
-    fault = _schema_fault(table.schema) or _value_fault(table, entry)
+    wanted = SCHEMA if entry.tar is not None else REFERENCE_SCHEMA
+    fault = _schema_fault(table.schema, wanted) or _value_fault(table, entry)
     if fault:
         raise AlignDetError(f"{path}: {fault}. The dataset is damaged: see `aligndet verify {root}`.")
     return table
@@ -64,8 +70,8 @@ def numbers(array: pa.Array) -> np.ndarray[tuple[int], np.dtype[Any]]:
     return np.asarray(np.from_dlpack(array))
 
 
-def _schema_fault(schema: pa.Schema) -> str | None:
-    for field in SCHEMA:
+def _schema_fault(schema: pa.Schema, wanted: pa.Schema) -> str | None:
+    for field in wanted:
         place = schema.get_field_index(field.name)
         if place < 0:
             return f"it has no column {field.name}"
@@ -80,8 +86,11 @@ def _value_fault(table: pa.Table, entry: ShardEntry) -> str | None:
         return "boxes and rank have lists of different lengths"
     if not len(boxes.values) == len(ranks.values) == entry.proposals:
         return f"it has {len(boxes.values)} boxes, dataset.json says {entry.proposals}"
+    if entry.tar is None:
+        known = table.column("tar_offset").null_count < table.num_rows
+        return "it has offsets into a tar, and the shard has no tar" if known else None
     offset, size = (numbers(table.column(name).chunk(0)) for name in ("tar_offset", "tar_size"))
-    limit = entry.tar.bytes if entry.tar is not None else 0
+    limit = entry.tar.bytes
     outside = (offset < 512) | (size < 1) | (size > limit) | (offset > limit - size)
     if outside.any():
         row = int(np.flatnonzero(outside)[0])

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from proposals.dataset import layout
 from proposals.dataset.files import publish, temporary_beside
 from proposals.dataset.manifest import FileEntry, ShardEntry
-from proposals.dataset.tables import BOX, SCHEMA
+from proposals.dataset.tables import BOX, REFERENCE_SCHEMA, SCHEMA
 from proposals.filters import STATUSES, Filtered
 
 _BLOCK = 512
@@ -41,11 +41,12 @@ class MinedImage:
 class ShardWriter:
     """Collects the images of one shard; `commit` makes them visible together.
 
+    embed: whether image files become part of the dataset, in a tar; otherwise they stay where they are.
     Use as a context manager: leaving it without `commit` removes what was written.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
-        self._root, self._name = root, name
+    def __init__(self, root: Path, name: str, *, embed: bool = True) -> None:
+        self._root, self._name, self._embed = root, name, embed
         self._tar_path, self._parquet_path = layout.tar_path(root, name), layout.parquet_path(root, name)
         self._temporary = temporary_beside(self._tar_path, self._parquet_path)
         self._rows: list[dict[str, Any]] = []
@@ -62,8 +63,10 @@ class ShardWriter:
 
     def add(self, image: MinedImage) -> None:
         """Append one image and its proposals."""
-        offset = self._member(f"{image.key}.{layout.image_extension(image.uri)}", image.data)
-        self._member(f"{image.key}.json", _annotation(image))
+        offset = None
+        if self._embed:
+            offset = self._member(f"{image.key}.{layout.image_extension(image.uri)}", image.data)
+            self._member(f"{image.key}.json", _annotation(image))
         self._rows.append(_row(image, offset))
 
     def commit(self) -> ShardEntry:
@@ -75,11 +78,12 @@ class ShardWriter:
             return ShardEntry(name=self._name, images=0, proposals=0, statuses={}, tar=None, parquet=None)
         self._tar.close()
         self._stream.close()
-        table = _table(self._rows)
+        table = _table(self._rows, SCHEMA if self._embed else REFERENCE_SCHEMA)
         pq.write_table(table, self._parquet_temporary, compression="zstd", version="2.6")
-        tar = FileEntry.of(self._root, self._tar_path, self._tar_temporary)
+        tar = FileEntry.of(self._root, self._tar_path, self._tar_temporary) if self._embed else None
         parquet = FileEntry.of(self._root, self._parquet_path, self._parquet_temporary)
-        publish(self._tar_temporary, self._tar_path)
+        if self._embed:
+            publish(self._tar_temporary, self._tar_path)
         publish(self._parquet_temporary, self._parquet_path)
         found = Counter(row["status"] for row in self._rows)
         return ShardEntry(
@@ -112,7 +116,7 @@ def _annotation(image: MinedImage) -> bytes:
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _row(image: MinedImage, offset: int) -> dict[str, Any]:
+def _row(image: MinedImage, offset: int | None) -> dict[str, Any]:
     return {
         "key": image.key,
         "uri": image.uri,
@@ -128,17 +132,17 @@ def _row(image: MinedImage, offset: int) -> dict[str, Any]:
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     offsets = pa.array(np.cumsum([0, *(len(row["rank"]) for row in rows)]), pa.int32())
     flat = pa.array(np.concatenate([row["boxes"] for row in rows]).reshape(-1), pa.float32())
     ranks = pa.array(np.concatenate([row["rank"] for row in rows]), pa.float32())
     boxes = pa.FixedSizeListArray.from_arrays(flat, type=BOX)
     lists = {
-        "boxes": pa.ListArray.from_arrays(offsets, boxes, type=SCHEMA.field("boxes").type),
-        "rank": pa.ListArray.from_arrays(offsets, ranks, type=SCHEMA.field("rank").type),
+        "boxes": pa.ListArray.from_arrays(offsets, boxes, type=schema.field("boxes").type),
+        "rank": pa.ListArray.from_arrays(offsets, ranks, type=schema.field("rank").type),
     }
     columns = [
         lists[field.name] if field.name in lists else pa.array([row[field.name] for row in rows], field.type)
-        for field in SCHEMA
+        for field in schema
     ]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -9,7 +9,8 @@ import pipeline.plan
 from pipeline.append import compare
 from pipeline.plan import ExtendedPlan, PlanFile, make_plan, tasks
 from pipeline.sources import FolderSource, SourceEntry, describe
-from proposals.dataset.assemble import PLAN_GROUP, plan_bytes, plan_groups, write_plan
+from proposals.dataset import assemble
+from proposals.dataset.assemble import plan_bytes, plan_groups, write_plan
 from proposals.dataset.identity import JobIdentity
 from proposals.errors import AlignDetError
 from proposals.images import ImageRejected
@@ -92,16 +93,17 @@ def test_a_shard_may_begin_in_one_part_of_the_plan_and_end_in_another(small_part
     assert (plan.images, plan.shards) == (11, 3)
 
 
-def test_a_plan_streamed_to_disk_has_the_bytes_of_one_written_at_once(tmp_path):
-    entries = [SourceEntry(f"{number}.jpg", number) for number in range(PLAN_GROUP + 1000)]
-    plan = make_plan(entries, 700)
+def test_a_plan_streamed_to_disk_has_the_bytes_of_one_written_at_once(small_parts, monkeypatch, tmp_path):
+    monkeypatch.setattr(assemble, "PLAN_GROUP", 50)
+    entries = [SourceEntry(f"{number}.jpg", number) for number in range(70)]
+    plan = make_plan(entries, 7)
     info = plan.source("folder")
     assert info == describe("folder", entries)
-    identity = JobIdentity(recipe=Recipe(), source=info, images_per_shard=700, versions={})
+    identity = JobIdentity(recipe=Recipe(), source=info, images_per_shard=7, versions={})
     write_plan(tmp_path / "plan.parquet", plan.parts(), identity)
     assert (tmp_path / "plan.parquet").read_bytes() == plan_bytes(pa.concat_tables(plan.parts()), identity)
     assert list(tasks(PlanFile(tmp_path / "plan.parquet"))) == list(tasks(plan))
-    assert [len(part) for part in plan_groups(tmp_path / "plan.parquet")] == [PLAN_GROUP, 1000]
+    assert [len(part) for part in plan_groups(tmp_path / "plan.parquet")] == [50, 20]
 
 
 _LISTED = st.dictionaries(

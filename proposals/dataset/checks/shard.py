@@ -10,6 +10,7 @@ from proposals.dataset import layout
 from proposals.dataset.bounds import MAX_RECORD_BYTES, read_bounded
 from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.checks.members import edge_faults, tar_faults
+from proposals.dataset.checks.references import reference_faults
 from proposals.dataset.checks.rows import plan_faults, record_faults, row_faults
 from proposals.dataset.files import file_sha256
 from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, ShardEntry, read_record
@@ -97,10 +98,14 @@ def _owner(path: Path, manifest: Manifest, entry: ShardEntry) -> str | None:
 def _content_faults(
     root: Path, entry: ShardEntry, table: pa.Table | None, manifest: Manifest, *, deep: bool
 ) -> Iterator[tuple[str, str]]:
-    if table is None or entry.parquet is None or entry.tar is None:
+    if table is None or entry.parquet is None:
         return
     table.validate(full=True)
     yield from ((entry.parquet.path, what) for what in row_faults(table, entry, manifest.recipe.max_pixels))
+    if entry.tar is None:
+        if deep and manifest.images is not None:
+            yield from ((entry.parquet.path, what) for what in reference_faults(manifest.images, table))
+        return
     tar = root / entry.tar.path
     if tar.is_file() and not tar.is_symlink():
         look = tar_faults if deep else edge_faults
