@@ -8,7 +8,8 @@ DataLoader samples of a decoded uint8 image and its boxes, shuffled, in batches 
 time to first batch begins after the imports and includes opening the data. Rounds alternate the readers; medians.
 
 --grow: the resident memory of a process that opened a dataset of so many images and read 64 samples, without workers.
-The dataset is OUT's shards again and again under new names (hard links); COCO json repeats its records likewise.
+The dataset is OUT's shards again and again under new names (hard links); COCO json repeats its records likewise, with
+20 boxes an image only, or it would outgrow the machine.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from proposals.dataset import layout, open_dataset
 from proposals.dataset.manifest import write_model
 
 BATCH = 8
+JSON_BOXES = 20
 READERS = ("ours", "webdataset", "datasets", "mmdet")
 Sample = tuple[np.ndarray, np.ndarray]
 
@@ -193,28 +195,30 @@ def grown(data: Path, images: int, folder: Path) -> Path:
 
 def write_coco(data: Path, folder: Path, repeat: int) -> None:
     """``annotations.json`` of ``repeat`` records, the dataset's own again and again, and its ``images``."""
-    dataset = open_dataset(data)
+    records = list(open_dataset(data))
     pictures = folder / "images"
-    pictures.mkdir(exist_ok=True)
-    names = []
-    for record in dataset:
-        names.append(f"{record.key}.jpg")
-        (pictures / names[-1]).write_bytes(record.image_bytes())
-    numbers = 0
+    pictures.mkdir()
+    for record in records:
+        (pictures / f"{record.key}.jpg").write_bytes(record.image_bytes())
+    most = JSON_BOXES if repeat > len(records) else None
+    boxes = [
+        [[left, top, right - left, bottom - top] for left, top, right, bottom in record.boxes[:most].tolist()]
+        for record in records
+    ]
+    number = 0
     with (folder / "annotations.json").open("w") as file:
         file.write('{"categories":[{"id":1,"name":"selective_search"}],"images":[')
         for place in range(repeat):
-            record = dataset[place % len(dataset)]
-            image = {"id": place, "file_name": names[place % len(dataset)]}
+            record = records[place % len(records)]
+            image = {"id": place, "file_name": f"{record.key}.jpg"}
             size = {"width": record.width, "height": record.height}
             file.write(("," if place else "") + json.dumps({**image, **size}))
         file.write('],"annotations":[')
         for place in range(repeat):
-            for left, top, right, bottom in dataset[place % len(dataset)].boxes.tolist():
-                box = [left, top, right - left, bottom - top]
-                line = {"id": numbers, "image_id": place, "category_id": 1, "iscrowd": 0, "bbox": box}
-                file.write(("," if numbers else "") + json.dumps({**line, "area": box[2] * box[3]}))
-                numbers += 1
+            for box in boxes[place % len(records)]:
+                line = {"id": number, "image_id": place, "category_id": 1, "iscrowd": 0, "bbox": box}
+                file.write(("," if number else "") + json.dumps({**line, "area": box[2] * box[3]}))
+                number += 1
         file.write("]}")
 
 

@@ -1,79 +1,151 @@
-"""Images per second of the box-domain step on one device, data from a real proposal dataset.
+"""Images per second of the box-domain step against a reference loop, in one run on one device.
 
-python benchmarks/step.py --data OUT --steps 100 --batch-size 8 --amp [--detector fcos faster_rcnn]
+    python -m benchmarks.step --data OUT --workers 12                     on a GPU, 800x1333
+    python -m benchmarks.step --data OUT --small --steps 4 --batch-size 2 on a CPU
 
-Without --small the release's sizes are used (short side 640-800, long side <= 1333), random backbone weights (the
-arithmetic is the same). Prints one line per detector: images/s after warm-up, the share of time spent waiting for
-data, peak GPU memory, and the losses of the first and last steps.
+Rows: the reference (benchmarks/reference_loop.py, float32, two images a step), ours at the same two images, ours at
+every --batch-size, and with --fill at the doubled batch until memory ends. Random backbone weights: the arithmetic is
+the same. Timed from the step after --warmup on, until the device is done. data wait: share of the time in which the loop
+waited for the loader. peak: the share of the device's bfloat16 rate (a 8192^3 matrix product, measured here) that the
+first step's floating-point operations, counted by torch, stand for. --canvas, --channels-last and --compile try settings of ours.
 """
 
 import argparse
-import json
 import time
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torchvision
-from mmengine.device import get_device
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from aligndet_train.box_domain import build_pretrainer
-from aligndet_train.config import RunConfig, load_run_config, shipped_config
-from aligndet_train.schedules import warmup_multistep
-from aligndet_train.training import Bfloat16OptimWrapper, OptimWrapper, build_loader, build_optimizer
-from proposals.dataset import open_dataset
+from aligndet_train import ops
 
-WARMUP = 10
+ops.install()
+
+from mmengine.device import get_device  # noqa: E402
+
+from aligndet_train.box_domain import build_pretrainer  # noqa: E402
+from aligndet_train.config import RunConfig, load_run_config, shipped_config  # noqa: E402
+from aligndet_train.training import Bfloat16OptimWrapper, build_loader, build_optimizer  # noqa: E402
+from benchmarks.reference_loop import ReferenceStep  # noqa: E402
+from proposals.dataset import ProposalDataset, open_dataset  # noqa: E402
 
 
-def measure(run: RunConfig, data: Path, steps: int, workers: int, amp: bool) -> dict[str, Any]:
-    """Train ``steps`` steps and time all but the first few."""
+class Row(NamedTuple):
+    """One measurement."""
+
+    images_per_second: float
+    data_wait: float
+    peak_memory: float
+    flops_per_second: float
+
+
+class OurStep:
+    """Our model, in bfloat16, with the settings of the command line."""
+
+    def __init__(self, run: RunConfig, device: str, channels_last: bool, compiled: bool) -> None:
+        self.model = build_pretrainer(run.stock_model, run.pretrain).to(device)
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if compiled:
+            self.model.student.backbone.compile(dynamic=False)
+        self.model.train()
+        clip = run.pretrain.clip_grad and {"max_norm": run.pretrain.clip_grad}
+        optimizer = build_optimizer(self.model, run.pretrain, world_size=1)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-4
+        self.wrapper = Bfloat16OptimWrapper(optimizer=optimizer, clip_grad=clip)
+
+    def loader(self, dataset: ProposalDataset, run: RunConfig, steps: int, workers: int) -> Any:
+        """The stream."""
+        return build_loader(dataset, run.pretrain, steps=steps, workers=workers)
+
+    def step(self, batch: Any) -> Tensor:
+        """What mmengine's loop and our hooks do in a step."""
+        figures = self.model.train_step(batch, self.wrapper)
+        self.model.momentum_step(0.996)
+        return torch.stack(list(figures.values())).cpu()[0]
+
+
+def measure(step: Any, data: Path, run: RunConfig, arguments: argparse.Namespace) -> Row:
+    """Run ``warmup`` and then ``steps`` steps."""
+    steps, warmup = arguments.steps + arguments.warmup, arguments.warmup
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    model = build_pretrainer(run.stock_model, run.pretrain).to(get_device())
-    model.train()
-    optimizer = build_optimizer(model, run.pretrain, world_size=1)
-    wrapper = (Bfloat16OptimWrapper if amp else OptimWrapper)(
-        optimizer=optimizer, clip_grad=run.pretrain.clip_grad and {"max_norm": run.pretrain.clip_grad}
-    )
-    factors = warmup_multistep(steps, warmup=steps // 5, warmup_ratio=1e-3, milestones=(), gamma=0.1)
-    batches = iter(build_loader(open_dataset(data), run.pretrain, steps=steps, workers=workers))
-    waited, logs = 0.0, []
-    for step in range(steps):
-        if step == min(WARMUP, steps - 1):
+    batches: Iterator[Any] = iter(step.loader(open_dataset(data), run, steps, arguments.workers))
+    waited, flops, began = 0.0, 0, 0.0
+    for number in range(steps):
+        if number == warmup:
             synchronize()
-            started, waited = time.perf_counter(), 0.0
+            waited, began = 0.0, time.perf_counter()
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * float(factors[step])
-        logs.append(model.train_step(batch, wrapper))
-        model.momentum_step(0.996)
+        if number == 0:
+            with FlopCounterMode(display=False) as counter:
+                loss = step.step(batch)
+            flops = counter.get_total_flops()
+        else:
+            loss = step.step(batch)
     synchronize()
-    seconds = time.perf_counter() - started
-    timed = steps - min(WARMUP, steps - 1)
-    return {
-        "detector": run.name,
-        "images_per_second": round(timed * run.pretrain.batch_size / seconds, 1),
-        "data_wait_percent": round(100 * waited / seconds, 1),
-        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1)
-        if torch.cuda.is_available()
-        else None,
-        "first": figures(logs[0]),
-        "last": figures(logs[-1]),
-    }
-
-
-def figures(log: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The logged scalars as numbers."""
-    return {name: round(float(value), 3) for name, value in log.items()}
+    seconds = time.perf_counter() - began
+    assert torch.isfinite(loss), "the step diverged: its time means nothing"
+    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
+    per_step = seconds / arguments.steps
+    return Row(run.pretrain.batch_size / per_step, waited / seconds, memory, flops / per_step)
 
 
 def synchronize() -> None:
     """Wait for the GPU where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def bfloat16_rate(size: int = 8192, repeat: int = 20) -> float:
+    """Floating-point operations a second of a bfloat16 matrix product; nan without a GPU."""
+    if not torch.cuda.is_available():
+        return float("nan")
+    left, right = (torch.randn((size, size), device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for attempt in range(repeat + 3):
+        if attempt == 3:
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+        left @ right
+    torch.cuda.synchronize()
+    return 2 * size**3 * repeat / (time.perf_counter() - began)
+
+
+def configured(name: str, batch_size: int, arguments: argparse.Namespace) -> RunConfig:
+    """The shipped config of a detector with the benchmark's settings."""
+    overrides: dict[str, Any] = {"batch_size": batch_size, "canvas_multiple": arguments.canvas}
+    if arguments.small:
+        overrides["views"] = {"short_sides": (224, 256, 288, 320), "long_side": 448}
+    return load_run_config(shipped_config(name), overrides, {"model.backbone.init_cfg": None})
+
+
+def rows(name: str, arguments: argparse.Namespace) -> Iterator[tuple[str, int, Row | None]]:
+    """(label, batch size, measurement); None when memory did not suffice."""
+    device = get_device()
+    if not arguments.no_reference:
+        run = configured(name, 2, arguments)
+        yield "reference", 2, measure(ReferenceStep(run, device), arguments.data, run, arguments)
+    sizes = list(dict.fromkeys([2, *arguments.batch_size]))
+    while sizes:
+        size = sizes.pop(0)
+        run = configured(name, size, arguments)
+        try:
+            step = OurStep(run, device, arguments.channels_last, arguments.compile)
+            row = measure(step, arguments.data, run, arguments)
+        except torch.OutOfMemoryError:
+            row = None
+        yield "ours", size, row
+        if arguments.fill and row is not None and not sizes:
+            sizes = [2 * size]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -83,24 +155,34 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--detector", nargs="+", default=["fcos", "faster_rcnn"])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, nargs="*", default=[8])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--canvas", type=int, default=1, help="round batches up to multiples of it")
+    for flag in ("--fill", "--channels-last", "--compile", "--no-reference"):
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--small", action="store_true", help="short side 224-320: for a CPU")
     arguments = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{device}, torch {torch.__version__}, torchvision {torchvision.__version__}")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "mmdet"))
+    rate = bfloat16_rate()
+    print(f"{device}, {packages}, bfloat16 {rate / 1e12:.0f} TFLOP/s, {arguments.workers} workers\n")
+    print("| detector | loop | images a step | images/s | ratio | data wait | peak | memory, GiB |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in arguments.detector:
-        overrides: dict[str, Any] = {"batch_size": arguments.batch_size}
-        if arguments.small:
-            overrides["views"] = {"short_sides": (224, 256, 288, 320), "long_side": 448}
-        options = {"model.backbone.init_cfg": None}
-        run = load_run_config(shipped_config(name), overrides, options)
-        print(
-            json.dumps(measure(run, arguments.data, arguments.steps, arguments.workers, arguments.amp)),
-            flush=True,
-        )
+        base = float("nan")
+        for label, size, row in rows(name, arguments):
+            if row is None:
+                print(f"| {name} | {label} | {size} | out of memory | | | | |", flush=True)
+                continue
+            base = row.images_per_second if label == "reference" else base
+            share = row.flops_per_second / rate
+            print(
+                f"| {name} | {label} | {size} | {row.images_per_second:.2f} | {row.images_per_second / base:.2f} | "
+                f"{row.data_wait:.1%} | {share:.1%} | {row.peak_memory:.1f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
