@@ -35,7 +35,7 @@ from pipeline.ray_executor import RayExecutor
 from pipeline.scheduler import Callbacks, Scheduler
 from pipeline.shard_task import Count, Work
 from pipeline.simulated_executor import SimulatedExecutor
-from pipeline.sources import FolderSource, SourceEntry, describe
+from pipeline.sources import FolderSource, SourceEntry
 from pipeline.status import StatusReader
 from pipeline.workspace import begin
 from proposals.dataset import layout
@@ -245,14 +245,16 @@ def scan(images: int, shard: int) -> None:
     """How long a resume and `aligndet status` take to read the records of a job that is almost done."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
-        entries = [SourceEntry(f"train/{n // 1000:06d}/{n:012d}.jpg", 200_000) for n in range(images)]
+        plan = make_plan(
+            (SourceEntry(f"train/{n // 1000:06d}/{n:012d}.jpg", 200_000) for n in range(images)), shard
+        )
         identity = JobIdentity(
             recipe=Recipe(),
-            source=describe("folder", entries),
+            source=plan.source("folder"),
             images_per_shard=shard,
             versions=library_versions(),
         )
-        workspace = begin(out, make_plan(entries, shard), identity)
+        workspace = begin(out, plan, identity)
         for task in list(workspace.pending)[:-1]:
             record = _record(task, identity.versions, identity.fingerprint())
             for file in record.shard.files:
@@ -260,7 +262,7 @@ def scan(images: int, shard: int) -> None:
                     stream.truncate(file.bytes)
             text = record.model_dump_json(indent=1).encode() + b"\n"
             layout.record_path(out, task.name).write_bytes(seal(text))
-        timed("resume scan", lambda: begin(out, make_plan(entries, shard), identity))
+        timed("resume scan", lambda: begin(out, plan, identity))
         timed("status", lambda: StatusReader(out).read())
 
 

@@ -1,11 +1,12 @@
 """Runs pending shards on Ray and tells those who watch: the terminal, `aligndet status`, Prometheus."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.cluster import connected
+from pipeline.cluster import connected, import_ray
 from pipeline.heartbeat import Heartbeat
 from pipeline.plan import ShardTask
 from pipeline.ray_executor import RayExecutor
@@ -13,6 +14,7 @@ from pipeline.scheduler import Callbacks, Scheduler
 from pipeline.shard_task import Count, Work
 from pipeline.signals import Drain
 from proposals.dataset.manifest import CommitRecord
+from proposals.errors import AlignDetError
 
 _TICK_SECONDS = 0.25
 
@@ -84,7 +86,8 @@ def drive(
 
         scheduler = Scheduler(executor, Callbacks(record, observer.say, tick, confirm))
         drain.allow(lambda: observer.say(_draining(len(scheduler.running))))
-        scheduler.run(iter(tasks), drain.requested)
+        with _lost_cluster():
+            scheduler.run(iter(tasks), drain.requested)
     driven.failures = scheduler.failures
     return driven
 
@@ -92,6 +95,17 @@ def drive(
 def count_of(record: CommitRecord) -> Count:
     """The counts of a finished shard."""
     return Count(record.shard.images, record.shard.proposals, len(record.rejected))
+
+
+@contextmanager
+def _lost_cluster() -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, import_ray().exceptions.RayError) as error:
+        raise AlignDetError(
+            f"the Ray cluster was lost ({type(error).__name__}). Finished shards are kept: once there is a cluster, "
+            "run the same command again to resume."
+        ) from error
 
 
 def _draining(running: int) -> str:
