@@ -6,11 +6,13 @@ from aligndet_train.detectors.anchor import (
     ATSSAdapter,
     DDODAdapter,
     GFLAdapter,
+    GuidedAnchoringAdapter,
     RetinaNetAdapter,
     SSDAdapter,
     YOLOFAdapter,
 )
 from aligndet_train.detectors.cascade import CascadeRCNNAdapter
+from aligndet_train.detectors.fsaf import FSAFAdapter
 from aligndet_train.detectors.point import FCOSAdapter, FoveaBoxAdapter, RepPointsAdapter, VFNetAdapter
 from aligndet_train.detectors.query import QueryAdapter
 from aligndet_train.detectors.sparse_rcnn import SparseRCNNAdapter
@@ -20,7 +22,8 @@ from proposals.errors import AlignDetError
 
 ADAPTERS: tuple[type[FamilyAdapter], ...] = (
     FCOSAdapter, FoveaBoxAdapter, RepPointsAdapter, VFNetAdapter,
-    RetinaNetAdapter, ATSSAdapter, DDODAdapter, GFLAdapter, SSDAdapter, YOLOFAdapter,
+    RetinaNetAdapter, ATSSAdapter, DDODAdapter, GFLAdapter, FSAFAdapter, GuidedAnchoringAdapter,
+    SSDAdapter, YOLOFAdapter,
     TOODAdapter, RTMDetAdapter, YOLOXAdapter,
     FasterRCNNAdapter, CascadeRCNNAdapter, SparseRCNNAdapter,
     QueryAdapter,

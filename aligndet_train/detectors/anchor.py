@@ -70,6 +70,31 @@ class GFLAdapter(DenseHeadAdapter):
         head.cls_out_channels = 1
 
 
+class GuidedAnchoringAdapter(DenseHeadAdapter):
+    """RetinaNet with guided anchors: their places and shapes are learned on the proposals with their own losses."""
+
+    family = "Guided anchoring"
+    head_types = ("GARetinaHead",)
+    kernel_size = 1
+    defaults: ClassVar[dict[str, Any]] = {**RetinaNetAdapter.defaults, "clip_grad": 35.0}
+    embedding_layers = ("bbox_head.retina_cls.",)
+    predictors = ("bbox_head.retina_reg.", "bbox_head.conv_loc.", "bbox_head.conv_shape.")
+
+    def projector(self, stock: nn.Module, embed_dims: int, anchors: int) -> nn.Module:
+        """As every dense head's; the stock predictor takes a mask, which is None in training."""
+        return _Unmasked(super().projector(stock, embed_dims, anchors))
+
+
+class _Unmasked(nn.Module):
+    def __init__(self, projector: nn.Module) -> None:
+        super().__init__()
+        self.projector = projector
+
+    def forward(self, features: Tensor, mask: None = None) -> Tensor:
+        embeddings: Tensor = self.projector(features)
+        return embeddings
+
+
 class SSDAdapter(DenseHeadAdapter):
     """SSD: an embedding per default box on every level. Its hard-negative mining, a ranking by class loss, goes:
     ``sampled_boxes`` limits the negatives."""

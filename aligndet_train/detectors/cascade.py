@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import EmbeddingTap, FamilyAdapter
+from aligndet_train.detectors.neutral import use_loss_of
 from aligndet_train.detectors.two_stage import (
     FasterRCNNAdapter,
     embed_roi_head,
@@ -49,7 +50,8 @@ class CascadeRCNNAdapter(FamilyAdapter):
         roi_head: Any = detector.roi_head
         switch_off_labelled_branches(detector)
         if detector.__class__.__name__ == "SCNet":
-            roi_head.__class__ = _plain_cascade(roi_head.__class__)
+            # Its own always adds the masks'.
+            use_loss_of(roi_head, CascadeRoIHead)
         # HTC refines boxes for its mask branch first, and for the next stage only then.
         roi_head.interleaved = False
         for head, weight in zip(roi_head.bbox_head, roi_head.stage_loss_weights, strict=True):
@@ -66,12 +68,6 @@ class CascadeRCNNAdapter(FamilyAdapter):
         if name.startswith(self.predictors):
             value = repeated_regressor(value, stock)
         return super().to_stock_shape(name, value, stock)
-
-
-@cache
-def _plain_cascade(base: Any) -> type:
-    """SCNet's loss always adds its masks'; a cascade's does not."""
-    return type(base.__name__, (base,), {"loss": CascadeRoIHead.loss})
 
 
 @cache

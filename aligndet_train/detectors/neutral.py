@@ -71,10 +71,18 @@ class ScoresAside(nn.Module):
 
 def switch_off(module: nn.Module, *properties: str) -> None:
     """Let stock code believe that ``module`` has not what ``properties`` (like ``with_mask``) say it has."""
-    stock: Any = type(module)
-    module.__class__ = _with_constants(stock, properties)
+    _override(module, tuple((name, False) for name in properties))
+
+
+def use_loss_of(module: nn.Module, base: Any) -> None:
+    """Let ``module`` compute its losses as its parent class ``base`` does, without what it adds."""
+    _override(module, (("loss", base.loss),))
+
+
+def _override(module: Any, attributes: tuple[tuple[str, Any], ...]) -> None:
+    module.__class__ = _with_attributes(module.__class__, attributes)
 
 
 @cache
-def _with_constants(base: Any, properties: tuple[str, ...]) -> type:
-    return type(base.__name__, (base,), dict.fromkeys(properties, False))
+def _with_attributes(base: Any, attributes: tuple[tuple[str, Any], ...]) -> type:
+    return type(base.__name__, (base,), dict(attributes))

@@ -2,19 +2,19 @@
 
 from typing import Any, ClassVar
 
-from mmdet.models import PISARoIHead, StandardRoIHead
+from mmdet.models import PISARoIHead, StandardRoIHead, TwoStageDetector, TwoStagePanopticSegmentor
 from mmdet.models.task_modules import RandomSampler
 from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter
-from aligndet_train.detectors.neutral import switch_off
+from aligndet_train.detectors.neutral import switch_off, use_loss_of
 from aligndet_train.detectors.projectors import mlp_projector
 
 # Of the release: positives only, ground-truth boxes among the candidates.
 _SAMPLED_PER_IMAGE = 4096
 
 # Branches that need labels of pixels, or of the whole image, by the property that announces them.
-LABELLED_BRANCHES = ("with_mask", "with_semantic", "with_semantic_head", "with_glbctx", "with_feat_relay")
+LABELLED_BRANCHES = ("with_mask", "with_semantic", "with_glbctx", "with_feat_relay")
 
 
 def embed_roi_head(head: Any, embed_dims: int, tap: EmbeddingTap) -> None:
@@ -32,10 +32,10 @@ def embed_roi_head(head: Any, embed_dims: int, tap: EmbeddingTap) -> None:
 
 def switch_off_labelled_branches(detector: Any) -> None:
     """Masks, semantic maps and image-level classes: proposals have no labels for them."""
-    for module in (detector, detector.roi_head):
-        present = tuple(name for name in LABELLED_BRANCHES if getattr(module, name, False))
-        if present:
-            switch_off(module, *present)
+    if isinstance(detector, TwoStagePanopticSegmentor):
+        use_loss_of(detector, TwoStageDetector)
+    present = tuple(name for name in LABELLED_BRANCHES if getattr(detector.roi_head, name, False))
+    switch_off(detector.roi_head, *present)
 
 
 def repeated_regressor(value: Tensor, stock: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ REASONS: dict[str, str] = {
     "CrowdDet": "it predicts pairs of boxes, and its loss chooses their order by class score",
     "FastRCNN": _FIXED,
     "FreeAnchorRetinaHead": "its loss multiplies class and box probabilities: the box part does not stand alone",
-    "FSAFHead": "it chooses the level of a box by class loss",
-    "GARetinaHead": "its anchors are predicted, with ops on masks that have no stand-in here",
     "GLIP": _TEXT,
     "GroundingDINO": _TEXT,
     "KnowledgeDistillationSingleStageDetector": _TEACHER,

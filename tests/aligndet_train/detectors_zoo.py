@@ -10,7 +10,7 @@ Options = dict[str, Any]
 
 PRETRAIN: Options = {
     "batch_size": 2,
-    "sampled_boxes": 256,
+    "sampled_boxes": 64,
     "embed_dims": 32,
     "views": {"short_sides": (96, 128), "long_side": 192},
 }
@@ -67,6 +67,8 @@ FAMILIES: dict[str, tuple[str, Options]] = {
     "cascade_rcnn": ("cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py", {**_RPN, **_STAGES}),
     "ddod": ("ddod/ddod_r50_fpn_1x_coco.py", _NORMED),
     "foveabox": ("foveabox/fovea_r50_fpn_4xb4-1x_coco.py", _NORMED),
+    "fsaf": ("fsaf/fsaf_r50_fpn_1x_coco.py", _DENSE),
+    "ga_retinanet": ("guided_anchoring/ga-retinanet_r50_fpn_1x_coco.py", _DENSE),
     "gfl": ("gfl/gfl_r50_fpn_1x_coco.py", _NORMED),
     "htc": ("htc/htc_r50_fpn_1x_coco.py", {**_RPN, **_STAGES}),
     "mask_rcnn": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", _ROI),
