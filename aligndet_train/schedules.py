@@ -14,11 +14,12 @@ def warmup_multistep(
 ) -> Schedule:
     """[total] learning-rate factors: linear warm-up from ``warmup_ratio`` to 1, then ``gamma`` at each milestone.
 
-    milestones: fractions of the run in (0, 1); 8/12 is "after epoch 8 of 12".
+    warmup: its steps; with 0 the first step has the full rate. milestones: fractions of the run in (0, 1); 8/12 is "after epoch 8 of 12".
     """
     steps = np.arange(total)
     factors = gamma ** sum((steps >= round(m * total)).astype(np.float64) for m in milestones)
-    ramp = np.minimum(1.0, warmup_ratio + (1 - warmup_ratio) * steps / max(1, warmup))
+    done = np.minimum(1.0, steps / warmup) if warmup else 1.0
+    ramp = warmup_ratio + (1 - warmup_ratio) * done
     return np.asarray(factors * ramp * np.ones(total), dtype=np.float64)
 
 

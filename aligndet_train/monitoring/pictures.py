@@ -79,10 +79,11 @@ def _panel(
     panel = Image.new("RGB", (width, height + _HEADER), _BACKGROUND)
     panel.paste(_pixels(model, inputs[0, :, :height, :width]), (0, _HEADER))
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(13)
-    draw.text((6, 4), f"{title}: {len(boxes)} proposals, {len(predicted)} with a predicted box", _TEXT, font)
+    draw.text((6, 4), f"{title}: {len(boxes)} proposals, {len(predicted)} predicted", _TEXT, font)
     colors = rank_colors(most)
     # Alone in its batch, an image has its proposals' ranks as ids.
-    for box, id_ in zip(boxes.tolist(), ids.tolist(), strict=True):
+    placed = list(zip(boxes.tolist(), ids.tolist(), strict=True))
+    for box, id_ in sorted(placed, key=lambda pair: -pair[1]):
         _rectangle(draw, box, colors[id_] if id_ < most else _GREY, 1)
     for id_, box in predicted.items():
         if id_ < most:

@@ -24,6 +24,11 @@ def test_momentum_rises_along_half_a_cosine():
     assert np.all(np.diff(values) > 0)
 
 
+def test_without_a_warm_up_the_first_step_has_the_full_rate():
+    factors = warmup_multistep(10, warmup=0, warmup_ratio=1e-3, milestones=(0.8,), gamma=0.1)
+    assert factors == pytest.approx([1.0] * 8 + [0.1] * 2)
+
+
 @pytest.mark.parametrize("total", [1, 2])
 def test_shortest_runs_are_legal(total):
     assert len(half_cosine(0.9, 1.0, total)) == total
