@@ -14,7 +14,8 @@ def warmup_multistep(
 ) -> Schedule:
     """[total] learning-rate factors: linear warm-up from ``warmup_ratio`` to 1, then ``gamma`` at each milestone.
 
-    warmup: its steps; with 0 the first step has the full rate. milestones: fractions of the run in (0, 1); 8/12 is "after epoch 8 of 12".
+    warmup: its steps; with 0 the first step has the full rate. milestones: fractions of the run in (0, 1); 8/12 is
+    "after epoch 8 of 12".
     """
     steps = np.arange(total)
     factors = gamma ** sum((steps >= round(m * total)).astype(np.float64) for m in milestones)
