@@ -56,10 +56,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Marks:
-    """Watches a job: (clock, processor seconds of this session, images done) at every look."""
+    """Watches a job: (clock, processor seconds by role, images done) at every look, one a second."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, float, int]] = []
+        self.seen: list[tuple[float, dict[str, float], int]] = []
 
     def start(self, images: int, resumed: Count) -> None:
         """See pipeline.driver.Observer."""
@@ -70,28 +70,43 @@ class Marks:
 
     def update(self, count: Count) -> None:
         """See pipeline.driver.Observer."""
-        self.seen.append((time.perf_counter(), session_seconds(), count.images + count.rejected))
+        if not self.seen or time.perf_counter() - self.seen[-1][0] > 1:
+            self.seen.append((time.perf_counter(), session_seconds(), count.images + count.rejected))
 
     def rates(self) -> tuple[float, float]:
         """Images per second of the clock and of processor time, between the first and the last tenth."""
         last = self.seen[-1][2]
         first = next(mark for mark in self.seen if mark[2] >= last / 10)
         end = next(mark for mark in self.seen if mark[2] >= 9 * last / 10)
-        images = end[2] - first[2]
-        return images / (end[0] - first[0]), images / (end[1] - first[1])
+        images, clock = end[2] - first[2], end[0] - first[0]
+        spent = {role: end[1][role] - first[1].get(role, 0.0) for role in end[1]}
+        print(
+            f"           search {1000 * spent['search'] / images:.1f}, worker {1000 * spent['worker'] / images:.1f} "
+            f"ms/image, Ray and driver {100 * spent['rest'] / clock:.1f} % of a core"
+        )
+        return images / clock, images / sum(spent.values())
 
 
-def session_seconds() -> float:
-    """Processor seconds of every process in this one's session: the driver, Ray's, the workers, their children."""
-    session, ticks = os.getsid(0), 0
+def session_seconds() -> dict[str, float]:
+    """Processor seconds of every process in this one's session: those that search, the workers, the rest."""
+    session, ticks = os.getsid(0), {"search": 0, "worker": 0, "rest": 0}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) != session:
+                continue
+            title = path.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[3]) == session:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / _TICKS
+        role = (
+            "search"
+            if b"pipeline.image_child" in title
+            else "worker"
+            if b"_remote_attempt" in title
+            else "rest"
+        )
+        ticks[role] += int(fields[11]) + int(fields[12])
+    return {role: count / _TICKS for role, count in ticks.items()}
 
 
 def throughput(folder: Path, rounds: int, shard: int) -> None:

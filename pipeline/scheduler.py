@@ -17,6 +17,7 @@ from pipeline.plan import ShardTask
 from proposals.dataset.manifest import CommitRecord
 
 _KEPT_TIMES = 1000
+_QUEUED = 500  # attempts beyond the slots: a worker that ends one finds the next, and the driver holds few
 _HUNTS = 2
 
 
@@ -135,7 +136,8 @@ class Scheduler:
         return True
 
     def _room(self) -> int:
-        return 2 * self._executor.slots - len(self._flying)
+        slots = self._executor.slots
+        return slots + min(slots, _QUEUED) - len(self._flying)
 
     def _start_new(self, tasks: Iterator[ShardTask]) -> bool:
         while self._room() > 0:
