@@ -41,6 +41,10 @@ def pretrain(
         Path | None,
         typer.Option(help="Or a mmdet config file (its Python code is run: use files you trust)."),
     ] = None,
+    backbone_weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of the backbone: of pretrain-backbone, MoCo, DINO, torchvision ..."),
+    ] = None,
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")
     ] = None,
@@ -90,9 +94,10 @@ def pretrain(
         "seed": seed,
         "gather_negatives": gather_negatives or None,
     }
-    run = load_run_config(
-        path, {k: v for k, v in overrides.items() if v is not None}, parse_options(cfg_options or [])
-    )
+    changes = parse_options(cfg_options or [])
+    if backbone_weights is not None:
+        changes = cli_backbone.plugged_options(path, changes, backbone_weights)
+    run = load_run_config(path, {k: v for k, v in overrides.items() if v is not None}, changes)
     options = RunOptions(
         amp=amp,
         workers=workers,

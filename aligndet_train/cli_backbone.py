@@ -1,7 +1,7 @@
-"""The backbone's verb: pretrain it without labels. Light to import."""
+"""The backbone's verbs: pretrain it without labels, and say what a weights file is. Light to import."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,8 +10,11 @@ from proposals.extras import help_epilog, require_extra
 
 
 def register(app: typer.Typer) -> None:
-    """Add `pretrain-backbone` to the one command."""
+    """Add `pretrain-backbone` and `backbone` to the one command."""
     app.command("pretrain-backbone", epilog=help_epilog("train"))(pretrain_backbone)
+    group = typer.Typer(no_args_is_help=True, help="Weights of backbones: what a file is and what it fits.")
+    group.command(epilog=help_epilog("train"))(inspect)
+    app.add_typer(group, name="backbone")
 
 
 def pretrain_backbone(
@@ -89,4 +92,40 @@ def pretrain_backbone(
         launcher=launcher,
     )
     out = run(find_backbone(backbone), config, data, work_dir, options, labelled, knn_interval)
-    typer.echo(f"done: {out}")
+    typer.echo(f"done: {out}\nnext: aligndet pretrain --backbone-weights {out} ...")
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth, .pth.tar or .safetensors file.")],
+) -> None:
+    """Say what a weights file is, what becomes of each of its keys, and which backbones and detectors it fits.
+
+    Example: aligndet backbone inspect moco_v2_800ep_pretrain.pth.tar
+    """
+    require_extra("train", "backbone inspect")
+    from rich.console import Console
+
+    from aligndet_train.backbones.inspect import inspection
+
+    console = Console()
+    for part in inspection(checkpoint):
+        console.print(part)
+
+
+def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """The user's ``options`` over those that put ``weights`` into the backbone of ``config``; says what it does."""
+    from aligndet_train.backbones.plug import plugged
+    from aligndet_train.config import read_config
+
+    changes, converted, fitted = plugged(weights, read_config(config, options))
+    typer.echo(
+        f"backbone: {weights}, {converted.project}, {converted.family.name}: {len(fitted.loaded)} tensors loaded, "
+        f"{len(fitted.left_at_init)} left at init, {len(fitted.unexpected)} unexpected, "
+        f"{len(converted.left)} keys of the file are no part of it"
+    )
+    for name, value in changes.items():
+        if not name.endswith(("init_cfg", "weights")):
+            typer.echo(
+                f"as the weights were trained: --cfg-options {name}={value!r} (fine-tuning needs it too)"
+            )
+    return changes | options

@@ -59,7 +59,12 @@ class TimmBackbone(BaseModule):
                 super().init_weights()
             return
         state = select(load_weights(self.weights), self.timm_model.state_dict(), self.weights)
-        self.timm_model.load_state_dict(state, strict=False)
+        try:
+            self.timm_model.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise AlignDetError(
+                f"{self.weights} is of another size: {str(error).splitlines()[1].strip()}"
+            ) from error
         print_log(f"backbone: {len(state)} tensors from {self.weights}", logger="current")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -2,37 +2,29 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from aligndet_train.backbones import lite0
+from aligndet_train.backbones.convert import convert
 from proposals.errors import AlignDetError
 
 SOURCES: dict[str, Callable[[], dict[str, Tensor]]] = {lite0.SOURCE: lite0.load_state}
-# What trainers put before a backbone's own names, outermost first.
-_WRAPPERS = ("module.", "student.", "backbone.", "timm_model.")
 
 
 def load_weights(source: str) -> dict[str, Tensor]:
-    """Tensors by timm's names, from a name in SOURCES, a ``.safetensors`` or any ``torch.load`` file.
+    """Tensors by timm's names, from a name in SOURCES, a ``.safetensors`` or a ``torch.save`` file.
 
-    A file may be a checkpoint of a whole detector: then only what is under ``backbone.`` is returned.
+    A file may be of any project that `convert` knows, or a checkpoint of a whole detector.
     Raises AlignDetError when the file is missing or is no weights file, MissingExtraError without the wheel.
     """
     if source in SOURCES:
         return SOURCES[source]()
-    path = Path(source)
-    if not path.is_file():
+    if not Path(source).is_file():
         raise AlignDetError(
             f"no weights at {source!r}: give a .safetensors or .pth file, or one of {sorted(SOURCES)}"
         )
-    state = _read(path)
-    if not isinstance(state, Mapping):
-        raise AlignDetError(f"{source} holds a {type(state).__name__}, not named tensors")
-    return _unwrap({key: value for key, value in state.items() if isinstance(value, Tensor)})
+    return convert(Path(source)).for_backbone("TimmBackbone")
 
 
 def select(state: Mapping[str, Tensor], wanted: Iterable[str], source: str) -> dict[str, Tensor]:
@@ -59,24 +51,3 @@ def flat_name(name: str) -> str:
     Wrapped, ``stages.0`` reads ``stages_0`` and ``cls_token`` reads ``model.cls_token``.
     """
     return name.removeprefix("model.").replace(".", "_")
-
-
-def _read(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no pickle fails in whatever way its bytes happen to lead to
-        raise AlignDetError(f"{path} is not a weights file: {type(error).__name__}: {error}") from error
-    while isinstance(state, Mapping) and isinstance(
-        inner := state.get("state_dict", state.get("model")), Mapping
-    ):
-        state = inner
-    return state
-
-
-def _unwrap(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _WRAPPERS:
-        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        state = inside or state
-    return state

@@ -1,0 +1,88 @@
+"""Reading weights files of other projects without running what they hold."""
+
+import re
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from proposals.errors import AlignDetError
+
+# Where trainers keep the tensors, outermost first; of a teacher and its student the teacher is the one to use (DINO).
+_CONTAINERS = ("teacher", "state_dict", "model", "model_state_dict", "student", "net")
+# Plain data in checkpoints of DINO, PixPro, MAE (argparse) and SimMIM, Swin (yacs, which need not be installed).
+_HARMLESS: list[Any] = [Namespace, (OrderedDict, "yacs.config.CfgNode")]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """state: every tensor, by the file's own names. inside: the entries it was found in. beside: other entries."""
+
+    path: Path
+    state: dict[str, Tensor]
+    inside: tuple[str, ...]
+    beside: tuple[str, ...]
+    content: Mapping[str, Any]
+
+
+def read_file(path: Path) -> WeightsFile:
+    """The tensors of a ``.safetensors`` or a ``torch.save`` file.
+
+    Raises AlignDetError when it is missing, is none of them, has no tensors, or holds pickled code: that is refused, as
+    unpickling it would run it.
+    """
+    if not path.is_file():
+        raise AlignDetError(f"no weights at {str(path)!r}: give a .safetensors or .pth file")
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        raise AlignDetError(f"{path} holds a {type(content).__name__}, not named tensors")
+    inside, beside, state = _tensors(content)
+    if not state:
+        raise AlignDetError(f"{path} holds no tensors; its entries: {', '.join(map(str, content)) or 'none'}")
+    return WeightsFile(path, state, inside, beside, content)
+
+
+def _load(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no pickle fails in whatever way its bytes happen to lead to
+        refused = _code_in(str(error))
+        if refused:
+            raise AlignDetError(
+                f"{path} holds pickled code ({refused}), which is refused because loading it would run it. Ask for a "
+                "file of tensors alone, or, if you trust it, save its state_dict again with torch.save elsewhere"
+            ) from error
+        raise AlignDetError(f"{path} is not a weights file: {type(error).__name__}: {error}") from error
+
+
+def _code_in(message: str) -> str:
+    """The name of the global that torch's unpickler refused."""
+    found = re.search(r"Unsupported (?:global: GLOBAL|class|operand)\s+(\S+)", message)
+    return found[1].rstrip(".,") if found else ""
+
+
+def _tensors(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Tensor]]:
+    inside: list[str] = []
+    beside: list[str] = []
+    while (name := _container(content)) is not None:
+        beside += ["/".join([*inside, str(other)]) for other in content if other != name]
+        inside.append(name)
+        content = content[name]
+    beside += [
+        "/".join([*inside, str(key)]) for key, value in content.items() if not isinstance(value, Tensor)
+    ]
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    return tuple(inside), tuple(beside), state
+
+
+def _container(content: Mapping[str, Any]) -> str | None:
+    return next((name for name in _CONTAINERS if isinstance(content.get(name), Mapping)), None)
