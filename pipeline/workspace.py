@@ -89,9 +89,9 @@ def begin(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace:
     old ones, which stay as they are. Raises AlignDetError when the folder belongs to another job, listing the
     differences, when images were removed or changed, or when the folder holds other files.
     """
-    if (out / layout.MANIFEST).is_file():
+    if is_there(out / layout.MANIFEST):
         return _reopen(out, plan, identity, read_manifest(out))
-    if (out / layout.PLAN).is_file():
+    if is_there(out / layout.PLAN):
         _refuse_difference(out, identity.diff(read_identity(out / layout.PLAN)))
         remove_leftovers(out)
         remove_leftovers(out / layout.SHARDS)
@@ -109,7 +109,7 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     out = workspace.out
     remove_leftovers(out / layout.SHARDS)
     ordered = [records[layout.shard_name(number)] for number in range(workspace.plan.shards)]
-    if (out / layout.APPEND).is_file():
+    if is_there(out / layout.APPEND):
         copy_atomically(out / layout.APPEND, out / layout.PLAN)
     for name in workspace.relieved:
         write_model(layout.record_path(out, name), records[name])
@@ -217,7 +217,7 @@ def _start_append(out: Path, extended: Plan, identity: JobIdentity, manifest: Ma
     remove_leftovers(out / layout.SHARDS)
     with temporary_beside(path) as (temporary,):
         write_plan(temporary, extended.parts(), identity)
-        if path.is_file() and file_sha256(path) == file_sha256(temporary):
+        if is_there(path) and file_sha256(path) == file_sha256(temporary):
             return
         for stale in (out / layout.SHARDS).glob("*.*"):
             if stale.stem.isdigit() and int(stale.stem) >= len(manifest.shards):

@@ -47,8 +47,11 @@ def is_there(path: Path) -> bool:
     """Whether ``path`` is a file; raises AlignDetError when its remote cannot be reached."""
     if not is_remote(path):
         return path.is_file()
-    try:
-        return path.is_file()
+    remote: Any = path
+    try:  # not path.is_file(): fsspec answers no when a store does not answer
+        return bool(remote.fs.info(remote.path)["type"] == "file")
+    except FileNotFoundError:
+        return False
     except Exception as error:  # every backend has exceptions of its own
         raise AlignDetError(
             f"{path} cannot be reached: {error}. Are address, name and credentials right?"

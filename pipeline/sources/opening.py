@@ -10,7 +10,7 @@ from pipeline.sources.tars import TarSource
 from pipeline.sources.walk import has_image_suffix, walk
 from proposals.errors import AlignDetError
 from proposals.image_roots import Kind
-from proposals.paths import WEB, as_path, is_remote, scheme_of
+from proposals.paths import WEB, as_path, is_remote, is_there, scheme_of
 
 _BY_SUFFIX: dict[str, Kind] = {
     ".txt": "list",
@@ -130,9 +130,5 @@ def _expanded(name: str) -> list[str]:
 
 
 def _require_file(place: Path) -> None:
-    try:
-        there = place.is_file()
-    except OSError as error:
-        raise AlignDetError(f"{place} cannot be reached: {error}") from error
-    if not there:
+    if not is_there(place):
         raise AlignDetError(f"there is no file {place}.")

@@ -84,8 +84,7 @@ detectors, and cover what looks like a thing at any scale, so most of them are n
 
 - `shards/*.parquet`, which `load_dataset` gives: one row an image. `boxes` are x1, y1, x2, y2 in pixels of the
   upright image (EXIF orientation applied), half-open (width = x2 - x1), best first; `rank` is ascending.
-- `shards/*.tar`: plain WebDataset shards, `<key>.<extension>` and `<key>.json`; the image files are unchanged.
-  `load_dataset("webdataset", data_files="shards/*.tar")` reads them.
+{_images(manifest)}
 - {totals.rejected:,} images gave no row; `rejected.parquet` says why.
 
 | recipe | |
@@ -96,6 +95,13 @@ Fingerprint of the recipe: `{manifest.recipe_fingerprint}`. Source: {_plain(mani
 
 The licence above is the one stated for the boxes; each image keeps its own.
 """
+
+
+def _images(manifest: Manifest) -> str:
+    if manifest.images is not None:
+        return "- The images are not part of it: `uri` names each, `sha256` proves it."
+    return """- `shards/*.tar`: plain WebDataset shards, `<key>.<extension>` and `<key>.json`; images are unchanged.
+  `load_dataset("webdataset", data_files="shards/*.tar")` reads them."""
 
 
 def _plain(text: str) -> str:

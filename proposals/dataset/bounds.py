@@ -8,6 +8,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from proposals.dataset.files import as_os_errors
 from proposals.errors import AlignDetError
 from proposals.paths import is_remote
 
@@ -35,7 +36,7 @@ _TABLE_BYTES = 2**20
 def read_bounded(path: Path, limit: int) -> bytes:
     """All of ``path``; raises AlignDetError when it is larger than ``limit`` bytes or cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with _stream(path) as stream:
             size = stream.seek(0, 2)
             if size > limit:
                 raise AlignDetError(
@@ -44,7 +45,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
             stream.seek(0)
             return stream.read(size)
     except OSError as error:
-        raise AlignDetError(f"{path} cannot be read: {error.strerror}.") from error
+        raise AlignDetError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] | None = None) -> pa.Table:
@@ -69,15 +70,25 @@ def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] |
 def opened(path: Path) -> Iterator[Path | BinaryIO]:
     """What pyarrow reads ``path`` from: the path itself, or a stream of the object at a URL."""
     if is_remote(path):
-        with path.open("rb") as stream:
+        with _stream(path) as stream:
             yield stream
     else:
         yield path
 
 
+@contextmanager
+def _stream(path: Path) -> Iterator[BinaryIO]:
+    if is_remote(path):
+        with as_os_errors(path), path.open("rb") as stream:
+            yield stream
+        return
+    with path.open("rb") as stream:
+        yield stream
+
+
 def check_footer_length(path: Path) -> None:
     """Raise AlignDetError when the Parquet file declares a footer larger than itself or the limit."""
-    with path.open("rb") as stream:
+    with _stream(path) as stream:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - 8))
         length = int.from_bytes(stream.read(4), "little")

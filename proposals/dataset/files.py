@@ -42,7 +42,7 @@ def temporary_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
 def publish(temporary: Path, path: Path) -> None:
     """Flush ``temporary`` to disk and give it its final name, or put it as an object: atomically."""
     if is_remote(path):
-        with _as_os_errors(path) as (store, name):
+        with as_os_errors(path) as (store, name):
             store.put_file(str(temporary), name)
         temporary.unlink()
         return
@@ -54,7 +54,7 @@ def publish(temporary: Path, path: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``: readers see the old content or all of the new. Raises OSError."""
     if is_remote(path):
-        with _as_os_errors(path) as (store, name):
+        with as_os_errors(path) as (store, name):
             store.pipe_file(name, data)
         return
     with temporary_beside(path) as (temporary,):
@@ -88,7 +88,7 @@ def file_sha256(path: Path) -> str:
 def read_range(path: Path, offset: int, size: int) -> bytes:
     """Up to ``size`` bytes of a file from ``offset`` on, fewer at its end; raises OSError when it cannot be read."""
     if is_remote(path):
-        with _as_os_errors(path) as (store, name):
+        with as_os_errors(path) as (store, name):
             return bytes(store.cat_file(name, start=offset, end=offset + size))
     # A descriptor per read: nothing to share, so nothing to get wrong in threads, forks and pickles.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -103,7 +103,7 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
 
 def files_below(root: Path) -> Iterator[str]:
     """The paths below a remote ``root`` of all its objects, in order."""
-    with _as_os_errors(root) as (store, name):
+    with as_os_errors(root) as (store, name):
         found = store.find(name)
     yield from (path.removeprefix(name).lstrip("/") for path in sorted(found))
 
@@ -117,7 +117,7 @@ def make_folder(path: Path) -> None:
 def sizes_in(folder: Path) -> dict[str, int]:
     """The size in bytes of every file directly in ``folder``, by name; empty when there is no such folder."""
     if is_remote(folder):
-        with _as_os_errors(folder) as (store, name):
+        with as_os_errors(folder) as (store, name):
             try:
                 found = store.ls(name, detail=True)
             except FileNotFoundError:
@@ -134,7 +134,7 @@ def remove_tree(path: Path) -> None:
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True)
         return
-    with _as_os_errors(path) as (store, name):
+    with as_os_errors(path) as (store, name):
         if store.exists(name):
             store.rm(name, recursive=True)
 
@@ -151,7 +151,7 @@ def remove_leftovers(folder: Path) -> int:
 
 
 @contextmanager
-def _as_os_errors(path: Any) -> Iterator[tuple[Any, str]]:
+def as_os_errors(path: Any) -> Iterator[tuple[Any, str]]:
     """(filesystem, name in it) of a remote path. What its backend raises comes out as an OSError, to be retried."""
     try:
         yield path.fs, path.path

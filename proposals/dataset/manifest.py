@@ -281,7 +281,7 @@ def _check_format(path: Path, data: bytes) -> str:
 
 
 def _why_no_manifest(root: Path) -> str:
-    if not (root / layout.PLAN).is_file():
+    if not is_there(as_path(root) / layout.PLAN):
         return f"{root} is not a proposal dataset: it holds no {layout.MANIFEST}. Make one: aligndet mine IMAGES {root}"
     done = sum(1 for _ in (root / layout.SHARDS).glob("*.json"))
     return (

@@ -72,6 +72,7 @@ def _objects(url):
     return {
         path.removeprefix(f"{root.path.rstrip('/')}/"): (info["ETag"], str(info["LastModified"]))
         for path, info in root.fs.find(root.path, detail=True).items()
+        if info["type"] == "file"
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from proposals.dataset import layout
 from proposals.dataset.files import file_sha256, files_below
 from proposals.dataset.manifest import FileEntry, Manifest
-from proposals.paths import is_remote
+from proposals.paths import is_remote, is_there
 
 # What a hub's repository has besides the dataset: its card, and what git and the hub's client keep of their own.
 _REPOSITORY_FILES = {"README.md", "croissant.json", ".gitattributes"}
@@ -39,7 +39,7 @@ def expected_paths(manifest: Manifest) -> set[str]:
 def strangers(root: Path, manifest: Manifest) -> Strangers:
     """What lies in ``root`` and is not part of the dataset; links and devices count wherever they are."""
     expected = expected_paths(manifest) | _REPOSITORY_FILES
-    appending = (root / layout.APPEND).is_file()
+    appending = is_there(root / layout.APPEND)
     unexpected: list[str] = []
     unfinished: list[str] = []
     for path, mode in sorted(_walk(root)):

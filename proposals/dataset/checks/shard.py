@@ -17,6 +17,7 @@ from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, ShardE
 from proposals.dataset.seal import seal_state
 from proposals.dataset.tables import read_shard
 from proposals.errors import AlignDetError
+from proposals.paths import is_there
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def seal_faults(path: Path, limit: int) -> Iterator[str]:
 def _record(
     path: Path, file: str, entry: ShardEntry, manifest: Manifest
 ) -> tuple[CommitRecord | None, list[Problem]]:
-    if not path.is_file() or path.is_symlink():
+    if not is_there(path) or path.is_symlink():
         return None, [Problem(file, "is missing or no plain file", entry.name)]
     try:
         faults = list(seal_faults(path, MAX_RECORD_BYTES))
@@ -86,7 +87,7 @@ def _declared_faults(
 
 
 def _owner(path: Path, manifest: Manifest, entry: ShardEntry) -> str | None:
-    if not path.is_file():
+    if not is_there(path):
         return None
     size = path.stat().st_size
     others = [(file, shard) for shard in manifest.shards if shard is not entry for file in shard.files]
@@ -107,6 +108,6 @@ def _content_faults(
             yield from ((entry.parquet.path, what) for what in reference_faults(manifest.images, table))
         return
     tar = root / entry.tar.path
-    if tar.is_file() and not tar.is_symlink():
+    if is_there(tar) and not tar.is_symlink():
         look = tar_faults if deep else edge_faults
         yield from ((entry.tar.path, what) for what in look(tar, table))
