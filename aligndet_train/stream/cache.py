@@ -11,9 +11,10 @@ fetches it again, so eviction needs no agreement.
 import fcntl
 import hashlib
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -24,7 +25,7 @@ from proposals.dataset import ProposalDataset
 from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.errors import AlignDetError
-from proposals.paths import is_remote
+from proposals.paths import as_path, is_remote
 
 Read = TypeVar("Read")
 _CHUNK = 2**20
@@ -58,6 +59,7 @@ class ShardCache:
 
     def __init__(self, root: Path, spec: CacheSpec) -> None:
         self.root, self.spec = root, spec
+        self._process = os.getpid()
         manifest = (root / MANIFEST).read_bytes()
         self.mirror = spec.folder / hashlib.sha256(manifest).hexdigest()[:16]
         self._locks = spec.folder / "locks"
@@ -89,7 +91,7 @@ class ShardCache:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             for _ in range(2):
-                if _copied(self.root / entry.path, temporary) == (entry.bytes, entry.sha256):
+                if _copied(self._source(entry.path), temporary) == (entry.bytes, entry.sha256):
                     temporary.replace(target)
                     return
         except Exception as error:  # every remote filesystem has exceptions of its own
@@ -102,6 +104,12 @@ class ShardCache:
             f"{self.root / entry.path} has not the bytes that {MANIFEST} promises: the dataset is damaged or was "
             "changed. Mine it again with --repair, or go on without its images with --damaged skip"
         )
+
+    def _source(self, path: str) -> Path:
+        if self._process != os.getpid():
+            # A filesystem's connections do not survive a fork.
+            self.root, self._process = as_path(str(self.root)), os.getpid()
+        return self.root / path
 
     def _evict(self, needed: int) -> None:
         """Make room for ``needed`` bytes, oldest use first; a file in use by its reader stays readable."""
@@ -172,21 +180,26 @@ class Prefetcher:
 
     def __init__(self, dataset: CachedDataset, threads: int = 2) -> None:
         self._dataset = dataset
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shard-prefetch")
-        self._pending: list[Future[None]] = []
+        self._expected: deque[int] = deque()
+        self._told = threading.Condition()
+        for _ in range(threads):
+            # Daemons: a process that ends does not wait for a transfer.
+            threading.Thread(target=self._work, name="shard-prefetch", daemon=True).start()
 
     def expect(self, shards: Sequence[int]) -> None:
-        """Begin to fetch ``shards``; what was expected before and is not begun is forgotten.
+        """Begin to fetch ``shards``; what was expected before and is not begun is forgotten."""
+        with self._told:
+            self._expected = deque(shards)
+            self._told.notify_all()
 
-        An error is not reported here: who reads the shard meets it.
-        """
-        for future in self._pending:
-            future.cancel()
-        self._pending = [self._pool.submit(self._dataset.fetch, shard) for shard in shards]
-
-    def close(self) -> None:
-        """Stop after the transfers that have begun."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def _work(self) -> None:
+        while True:
+            with self._told:
+                self._told.wait_for(lambda: self._expected)
+                shard = self._expected.popleft()
+            # Who reads the shard meets the same error, and raises it where it is heard.
+            with suppress(AlignDetError):
+                self._dataset.fetch(shard)
 
 
 def _size(shard: ShardEntry) -> int:

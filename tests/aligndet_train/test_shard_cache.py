@@ -3,6 +3,9 @@
 import multiprocessing
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from aligndet_train.stream.cache import CachedDataset, CacheSpec, DamagedShardEr
 from aligndet_train.stream.dataset import readable
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
+from proposals.paths import as_path
+from tests.aligndet_train.test_training import command, finish, losses
 
 GENEROUS = 10**9
 
@@ -167,11 +172,12 @@ def test_the_order_tells_what_to_prefetch(source, tmp_path):
     assert len(expected) == 6, "three windows an epoch"
     assert [shards[0] for shards in expected] == list(dict.fromkeys(read[:8])) + list(dict.fromkeys(read[8:]))
     assert [shards[1] for shards in expected[:-1]] == [shards[0] for shards in expected[1:]]
-    prefetcher = Prefetcher(dataset)
-    prefetcher.expect([2, 0])
-    prefetcher.close()
-    names = {file.name for file in shard_files(tmp_path)}
-    assert names <= {"00000.tar", "00000.parquet", "00002.tar", "00002.parquet"}
+    Prefetcher(dataset).expect([2, 0])
+    wanted = ["00000.parquet", "00000.tar", "00002.parquet", "00002.tar"]
+    deadline = time.monotonic() + 60
+    while [file.name for file in shard_files(tmp_path)] != wanted:
+        assert time.monotonic() < deadline, shard_files(tmp_path)
+        time.sleep(0.02)
 
 
 def test_a_copy_in_another_process_opens_the_same_cache(source, tmp_path):
@@ -179,3 +185,69 @@ def test_a_copy_in_another_process_opens_the_same_cache(source, tmp_path):
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.root == dataset.root
     assert copy.image_bytes(1) == dataset.image_bytes(1)
+
+
+def test_images_left_where_they_are_are_streamed_too(photos, mine_folder, mined_dataset, tmp_path):
+    reference = mine_folder(photos, tmp_path / "reference", embed=False)
+    assert_same_samples(open_dataset(reference), open_dataset(mined_dataset))
+    dataset = cached(reference, tmp_path)
+    assert_same_samples(dataset, open_dataset(mined_dataset))
+    first, second = (ProposalStream(each)[(0, 3)] for each in (dataset, open_dataset(mined_dataset)))
+    assert np.array_equal(first.image.numpy(), second.image.numpy())
+
+
+SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 server on loopback with an empty bucket."""
+    pytest.importorskip("moto", reason="the S3 server is moto's: pip install '.[dev]'")
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    ) as server:  # fmt: skip
+        port = next(line for line in server.stdout if line.strip().isdigit()).strip()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        as_path("s3://mined/x").fs.mkdir("mined")
+        yield as_path("s3://mined/dataset")
+        server.kill()
+
+
+@pytest.mark.slow
+def test_a_run_streams_from_an_object_store_with_the_losses_of_a_local_one(bucket, mined_dataset, tmp_path):
+    for file in mined_dataset.rglob("*"):
+        if file.is_file():
+            (bucket / file.relative_to(mined_dataset).as_posix()).write_bytes(file.read_bytes())
+    figures = []
+    for data, work in ((mined_dataset, "local"), (bucket, "remote")):
+        arguments = command(data, tmp_path / work, "--cache", str(tmp_path / "cache"), "--cache-gb", "0.001")
+        arguments[arguments.index("--iterations") + 1] = "6"
+        arguments[arguments.index("--workers") + 1] = "2"
+        finish(arguments)
+        figures.append(losses(tmp_path / work))
+    assert figures[0] == figures[1]
+    assert len(figures[0]) == 6
+
+
+@pytest.mark.slow
+def test_a_run_says_how_many_images_it_skipped(source, tmp_path):
+    damage(source)
+    arguments = command(source, tmp_path / "work", "--damaged", "skip", "--cache", str(tmp_path / "cache"))
+    arguments[arguments.index("--iterations") + 1] = "8"
+    output = " ".join(finish(arguments).split())
+    assert "skipped so far: 6 images, replaced by others of the dataset" in output
+    assert "00001.tar has not the bytes" in output
+    output = finish([word if word != "skip" else "raise" for word in arguments] + ["--no-resume"], expect=1)
+    assert "--damaged skip" in " ".join(output.split())
+    assert "Traceback" not in output
