@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.config import load_run_config
 from aligndet_train.detectors import BACKGROUND
+from aligndet_train.export import exported_state, key_report
 from aligndet_train.training import RunOptions, pretrain
 from proposals.dataset import open_dataset
 from proposals.dataset.clusters import ClusterRecord, Clusters, boxes_fingerprint, write_clusters
@@ -175,6 +176,21 @@ def test_every_trainable_weight_learns_and_stock_names_and_shapes_remain(built, 
     )
     assert {n for n in student if not n.startswith(model.adapter.embedding_layers)} == set(stock)
     assert {n for n in stock if stock[n] != student[n]} <= {n for n in stock if n.startswith(particular)}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_exported_weights_fit_the_stock_config_but_for_what_knows_classes(built, batch, keep):
+    run, model = built
+    losses_of(model, batch)
+    checkpoint = {"identity": {"stock_model": run.stock_model}, "model": model.state_dict()}
+    report = key_report(*exported_state(checkpoint, keep_predictors=keep))
+    assert report.unexpected == ()
+    classes = ("fc_cls", "cls_branches", "label_embedding")
+    others = [name for name in report.left_at_init if not any(part in name for part in classes)]
+    # Without --keep-predictors the last layer of the box branches is left, too.
+    assert bool(others) != keep
+    assert all(name.split(".")[1] in ("fc_reg", "reg_branches", "aux_reg_branches") for name in others)
+    assert any(name.startswith("decoder.") for name in report.loaded)
 
 
 def test_as_many_proposals_as_queries_are_refused(built):
