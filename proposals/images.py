@@ -132,7 +132,7 @@ def _decode(image: Image.Image) -> DecodedImage:
     rgb = _to_rgb(image)
     if pending is not None:
         rgb = rgb.transpose(pending)
-    bgr = cv2.cvtColor(np.asarray(rgb, dtype=np.uint8), cv2.COLOR_RGB2BGR)
+    bgr = np.asarray(cv2.cvtColor(np.asarray(rgb, dtype=np.uint8), cv2.COLOR_RGB2BGR), dtype=np.uint8)
     return DecodedImage(bgr, rgb.width, rgb.height, orientation, str(image.format))
 
 

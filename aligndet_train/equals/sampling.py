@@ -47,7 +47,7 @@ class DeviceRandomSampler(RandomSampler):
 def per_image(sampler: BaseSampler) -> None:
     """Make ``sampler``'s draws the image's own, in place."""
     if not isinstance(sampler, PerImageSampler):
-        base = DeviceRandomSampler if type(sampler) is RandomSampler else type(sampler)
+        base: type = DeviceRandomSampler if type(sampler) is RandomSampler else type(sampler)
         sampler.__class__ = _with_seeds(base)
 
 
