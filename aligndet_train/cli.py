@@ -4,13 +4,14 @@ import ast
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from aligndet_train import cli_backbone, cli_finetune
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
+from proposals.paths import as_path
 
 
 class Library(StrEnum):
@@ -31,7 +32,10 @@ def register(app: typer.Typer) -> None:
 
 def pretrain(
     data: Annotated[
-        Path, typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT.")
+        Path,
+        typer.Option(
+            help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT, a folder or URL."
+        ),
     ],
     work_dir: Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")],
     detector: Annotated[
@@ -61,6 +65,15 @@ def pretrain(
     ] = 500,
     resume: Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")] = True,
     launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
+    damaged: Annotated[
+        Literal["raise", "skip"],
+        typer.Option(help="Images or shards that cannot be read: stop, or replace and count."),
+    ] = "raise",
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Local folder for shards; a URL's are kept in ~/.cache/aligndet by default."),
+    ] = None,
+    cache_gb: Annotated[float, typer.Option(min=0.001, help="Gigabytes of shards kept there.")] = 50,
     gather_negatives: Annotated[
         bool, typer.Option("--gather-negatives", help="Boxes of all GPUs are negatives, not each GPU's own.")
     ] = False,
@@ -84,6 +97,7 @@ def pretrain(
 
     ops.install()
     from aligndet_train.config import load_run_config, shipped_config
+    from aligndet_train.stream.cache import cache_for
     from aligndet_train.training import RunOptions
     from aligndet_train.training import pretrain as run_pretrain
 
@@ -106,6 +120,8 @@ def pretrain(
         picture_interval=picture_interval,
         resume=resume,
         launcher=launcher,
+        damaged=damaged,
+        cache=cache_for(as_path(data), cache, cache_gb),
     )
     last = run_pretrain(run, data, work_dir, options)
     typer.echo(f"done: {last}\nnext: aligndet export {last} MODEL.pth")
