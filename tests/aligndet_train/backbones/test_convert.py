@@ -74,7 +74,29 @@ def mmpretrain() -> dict:
     }
 
 
+def moco_v3() -> dict:
+    head = layouts.linear("fc.0", 256, 64, bias=False) | layouts.batch_norm("fc.1", 64)
+    encoders = [
+        layouts.prefixed(f"module.{name}.", layouts.resnet50() | head)
+        for name in ("base_encoder", "momentum_encoder")
+    ]
+    predictor = layouts.prefixed("module.predictor.", layouts.linear("0", 64, 64, bias=False))
+    return {"epoch": 300, "state_dict": tensors(encoders[0] | encoders[1] | predictor)}
+
+
+def official_simsiam() -> dict:
+    encoder = layouts.prefixed(
+        "module.encoder.", layouts.resnet50() | layouts.linear("fc.0", 256, 256, bias=False)
+    )
+    return {
+        "arch": "resnet50",
+        "state_dict": tensors(encoder | layouts.linear("module.predictor.3", 64, 256)),
+    }
+
+
 RESNETS = {
+    "MoCo v3": (moco_v3, "state_dict", "module.base_encoder.", {"projection head", "momentum encoder", "predictor"}),
+    "SimSiam": (official_simsiam, "state_dict", "module.encoder.", {"projection head", "predictor"}),
     "MoCo v1/v2": (moco, "state_dict", "module.encoder_q.", {"projection head", "momentum encoder", "queue of keys"}),
     "SwAV": (lambda: tensors(layouts.swav()), None, "module.", {"projection head", "prototypes"}),
     "PixPro": (pixpro, "model", "module.encoder.", {"momentum encoder", "projection head", "pixel propagation"}),
