@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from aligndet_train.training import (
     RunOptions,
     StreamTrainLoop,
     TrainingStoppedError,
+    leave_signals_to_the_parent,
 )
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.errors import AlignDetError
@@ -205,15 +205,9 @@ def build_loader(plan: Plan) -> "DataLoader[Sample]":
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
         persistent_workers=workers > 0,
     )
-
-
-def _leave_signals_to_the_parent(worker_id: int) -> None:
-    # A whole process group is signalled, but only the trainer knows when to stop.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def with_global_statistics(model: nn.Module) -> nn.Module:

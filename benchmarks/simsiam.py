@@ -1,0 +1,237 @@
+"""Does SimSiam learn here? Deviation of the output and k-NN accuracy over a run of a few minutes, in one command.
+
+python benchmarks/simsiam.py pack --images PHOTOGRAPHS --labels VOC/val.json --out PACK
+python benchmarks/simsiam.py run --pack PACK --out RESULT [--minutes 5] [--backbone resnet18] [--crops proposals]
+
+`pack` shrinks the photographs, mines proposals on them (in this process, no Ray) and copies the labelled images: a
+folder below 40 MB that can be carried to a machine with a GPU. `run` measures the seconds a step takes, fixes the
+number of steps, trains, and writes RESULT/simsiam.json and RESULT/simsiam.svg. Killed, the same command goes on.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import time
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from tqdm import tqdm
+
+from aligndet_train import ops
+from aligndet_train.backbones.registry import find_backbone
+from aligndet_train.image_domain.config import ImageDomainConfig, image_domain_config
+from aligndet_train.image_domain.hooks import KNN_LOG
+from aligndet_train.image_domain.knn import LabelledCrops, read_labelled
+from aligndet_train.image_domain.training import pretrain_backbone
+from aligndet_train.training import RunOptions
+from proposals.dataset.files import write_atomically
+
+PACK_LIMIT = 40e6
+LONG_SIDE, QUALITY = 224, 80
+PROBE, SKIPPED = 12, 4
+
+
+def pack(images: Path, labels: Path, out: Path, limit: int | None) -> None:
+    """Make OUT/dataset and OUT/labelled. Raises SystemExit when they are larger than the limit."""
+    small = out / "images"
+    small.mkdir(parents=True, exist_ok=True)
+    files = sorted(path for path in images.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    for path in tqdm(files[:limit], desc="shrink"):
+        image = cv2.imread(str(path))
+        factor = LONG_SIDE / max(image.shape[:2])
+        image = (
+            image
+            if factor >= 1
+            else cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        )
+        cv2.imwrite(str(small / f"{path.stem}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    mine(small, out / "dataset")
+    shutil.rmtree(small)
+    content = json.loads(labels.read_text())
+    (out / "labelled" / "images").mkdir(parents=True, exist_ok=True)
+    folder = labels.parent / "images" if (labels.parent / "images").is_dir() else labels.parent
+    for entry in content["images"]:
+        shutil.copy(folder / entry["file_name"], out / "labelled" / "images" / entry["file_name"])
+    (out / "labelled" / "labels.json").write_text(json.dumps(content))
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {size / 1e6:.1f} MB")
+    if size > PACK_LIMIT:
+        raise SystemExit(f"larger than {PACK_LIMIT / 1e6:.0f} MB: give fewer images (--limit)")
+
+
+def mine(images: Path, out: Path) -> None:
+    """A proposal dataset of ``images`` by the shard task alone."""
+    from pipeline.plan import make_plan
+    from pipeline.shard_task import Work, mine_shard
+    from pipeline.sources import FolderSource, describe
+    from pipeline.workspace import begin, commit
+    from proposals.dataset.identity import JobIdentity
+    from proposals.dataset.manifest import library_versions
+    from proposals.recipe import Recipe
+
+    source, recipe, per_shard = FolderSource(images), Recipe(), 200
+    entries = list(source.entries())
+    identity = JobIdentity(
+        recipe=recipe,
+        source=describe("folder", entries),
+        images_per_shard=per_shard,
+        versions=library_versions(),
+    )
+    workspace = begin(out, make_plan(entries, per_shard), identity)
+    if workspace.finished is not None:
+        return
+    work = Work(source, out, recipe, identity.fingerprint())
+    fresh = {task.name: mine_shard(task, work) for task in tqdm(list(workspace.pending), desc="mine")}
+    commit(workspace, {**workspace.done, **fresh})
+
+
+def settings(arguments: argparse.Namespace, steps: int) -> ImageDomainConfig:
+    """The run's config: SimSiam's own values, for the small photographs of the pack."""
+    return image_domain_config(
+        {
+            "iterations": steps,
+            "batch_size": arguments.batch_size,
+            "crops": arguments.crops,
+            "views.size": arguments.size,
+            "stop_gradient": not arguments.without_stop_gradient,
+        }
+    )
+
+
+def train(arguments: argparse.Namespace, work_dir: Path, steps: int, labelled: LabelledCrops | None) -> float:
+    """Run or resume; the seconds it took."""
+    started = time.perf_counter()
+    options = RunOptions(
+        amp=torch.cuda.is_available(), workers=arguments.workers, log_interval=1, checkpoint_interval=200
+    )
+    interval = max(1, steps // arguments.measurements)
+    choice = find_backbone(arguments.backbone)
+    pretrain_backbone(
+        choice, settings(arguments, steps), arguments.pack / "dataset", work_dir, options, labelled, interval
+    )
+    return time.perf_counter() - started
+
+
+def planned_steps(arguments: argparse.Namespace) -> int:
+    """``--steps``, or as many as ``--minutes`` hold; decided once and written down, so that a resumed run agrees."""
+    plan = arguments.out / "plan.json"
+    if plan.is_file():
+        return int(json.loads(plan.read_text())["steps"])
+    steps = arguments.steps
+    if steps is None:
+        train(arguments, arguments.out / "probe", PROBE, None)
+        times = [record["time"] for record in scalars(arguments.out / "probe")][SKIPPED:]
+        steps = max(PROBE, round(60 * arguments.minutes * len(times) / sum(times)))
+        shutil.rmtree(arguments.out / "probe")
+    write_atomically(plan, json.dumps({"steps": steps}).encode())
+    return steps
+
+
+def scalars(work_dir: Path) -> list[dict[str, Any]]:
+    """Every logged step, in order; a step logged twice counts once."""
+    lines = [
+        json.loads(line)
+        for file in sorted(work_dir.glob("*/vis_data/scalars.json"))
+        for line in file.read_text().splitlines()
+    ]
+    return sorted({record["step"]: record for record in lines}.values(), key=lambda record: record["step"])
+
+
+def result(arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """What was run, the curves, and the two figures that the question is about."""
+    records = scalars(arguments.out / "run")
+    even = settings(arguments, steps).projection_dims ** -0.5
+    deviation = [[record["step"], round(record["output_std"] / even, 4)] for record in records]
+    knn = [json.loads(line) for line in (arguments.out / "run" / KNN_LOG).read_text().splitlines()]
+    return {
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or "CPU",
+        "torch": torch.__version__,
+        "arguments": {name: str(value) for name, value in vars(arguments).items() if name != "command"},
+        "steps": steps,
+        "seconds": round(sum(record["time"] for record in records), 1),
+        "lowest_deviation": min(value for _, value in deviation),
+        "final_deviation": deviation[-1][1],
+        "knn_random": knn[0]["knn_accuracy"],
+        "knn_final": knn[-1]["knn_accuracy"],
+        "deviation": deviation[:: max(1, len(deviation) // 200)],
+        "knn": [[record["step"], record["knn_accuracy"]] for record in knn],
+    }
+
+
+def svg(figures: dict[str, Any], width: int = 720, height: int = 320) -> str:
+    """Both curves on one axis from 0 to 1.1."""
+    left, bottom, steps = 40, 30, figures["steps"]
+
+    def line(points: list[list[float]], colour: str) -> str:
+        at = [
+            f"{left + (width - left) * x / steps:.1f},{(height - bottom) * (1 - y / 1.1):.1f}"
+            for x, y in points
+        ]
+        return f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(at)}"/>'
+
+    ticks = "".join(
+        f'<text x="4" y="{(height - bottom) * (1 - value / 1.1):.0f}">{value:g}</text>'
+        f'<line x1="{left}" x2="{width}" y1="{(height - bottom) * (1 - value / 1.1):.0f}" '
+        f'y2="{(height - bottom) * (1 - value / 1.1):.0f}" stroke="#ddd"/>'
+        for value in (0.0, 0.25, 0.5, 0.75, 1.0)
+    )
+    title = escape(f"{figures['arguments']['backbone']}, {steps} steps, {figures['device']}")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="11">'
+        f"{ticks}{line(figures['deviation'], '#1f77b4')}{line(figures['knn'], '#d62728')}"
+        f'<text x="{left}" y="{height - 8}">{title}. Blue: deviation / even spread. Red: k-NN accuracy.</text></svg>'
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and write the result."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    steps = planned_steps(arguments)
+    labelled = read_labelled(arguments.pack / "labelled" / "labels.json", None, arguments.size)
+    train(arguments, arguments.out / "run", steps, labelled)
+    figures = result(arguments, steps)
+    write_atomically(arguments.out / "simsiam.json", json.dumps(figures, indent=1).encode())
+    write_atomically(arguments.out / "simsiam.svg", svg(figures).encode())
+    print(json.dumps({name: value for name, value in figures.items() if name not in ("deviation", "knn")}))
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="command", required=True)
+    packing = verbs.add_parser("pack")
+    packing.add_argument("--images", type=Path, required=True)
+    packing.add_argument("--labels", type=Path, required=True)
+    packing.add_argument("--out", type=Path, required=True)
+    packing.add_argument("--limit", type=int, default=None)
+    running = verbs.add_parser("run")
+    running.add_argument("--pack", type=Path, required=True)
+    running.add_argument("--out", type=Path, required=True)
+    running.add_argument("--backbone", default="resnet18")
+    running.add_argument("--minutes", type=float, default=5)
+    running.add_argument("--steps", type=int, default=None, help="instead of --minutes")
+    running.add_argument("--batch-size", type=int, default=256)
+    running.add_argument("--size", type=int, default=112, help="px of a view and of a labelled picture")
+    running.add_argument("--crops", choices=("images", "proposals"), default="images")
+    running.add_argument("--measurements", type=int, default=10, help="of k-NN accuracy, over the run")
+    running.add_argument("--workers", type=int, default=8)
+    running.add_argument("--without-stop-gradient", action="store_true", help="the broken form: collapses")
+    arguments = parser.parse_args()
+    if arguments.command == "pack":
+        pack(arguments.images, arguments.labels, arguments.out, arguments.limit)
+    else:
+        ops.install()
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()
