@@ -21,5 +21,6 @@ model = dict(
 )
 pretrain = dict(
     batch_size=4,
+    base_batch_size=8,
     views=dict(short_sides=(224, 256, 288, 320), long_side=448),
 )
