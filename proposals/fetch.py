@@ -1,5 +1,6 @@
 """Bytes by name, from disk or from a URL, with two kinds of failure: of this one image, or perhaps of the moment."""
 
+import errno
 import stat
 import time
 from pathlib import Path
@@ -46,7 +47,11 @@ def _read_local(location: str, start: int, size: int | None) -> bytes:
         raise ImageRejected("read", "permission_denied", "the file may not be read") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageRejected("read", "missing", "the file is gone, or a link to nowhere") from error
+    except ValueError as error:
+        raise ImageRejected("read", "bad_name", "no file can have its name") from error
     except OSError as error:  # a disk or a network mount that fails
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ImageRejected("read", "bad_name", "no file can have its name") from error
         raise SourceUnavailableError(f"{location} cannot be read: {error.strerror}") from error
 
 

@@ -166,6 +166,8 @@ def test_verbs_that_look_work_on_a_url_and_those_that_write_say_what_to_do(
     assert runner.invoke(app, ["show", out, "--out", str(tmp_path / "sheet.png")]).exit_code == 0
     assert (tmp_path / "sheet.png").stat().st_size > 10_000
     assert runner.invoke(app, ["stats", out]).exit_code == 0
+    assert runner.invoke(app, ["report", out, "-o", str(tmp_path / "page.html")]).exit_code == 0
+    assert "8 of 8" in runner.invoke(app, ["status", out]).output
     assert "is clean: 8 images" in runner.invoke(app, ["verify", out]).output
     convert = ["convert", out, str(tmp_path / "boxes.json"), "--to", "coco"]
     merge = ["merge", out, "-o", str(tmp_path / "joined")]

@@ -106,6 +106,11 @@ def test_a_text_list_keeps_its_order_and_every_line(folder):
     assert [_reason(source, uri) for uri in uris[2:]] == ["not_allowed", "missing"]
 
 
+@pytest.mark.parametrize("name", ["a\0b.jpg", "x" * 5000 + ".jpg", "x/" * 3000 + "a.jpg", "\udcff.jpg"])
+def test_a_name_that_no_file_can_have_is_a_refusal(tmp_path, name):
+    assert _reason(ImageRoot(kind="list", root=str(tmp_path)), name) in ("bad_name", "missing")
+
+
 def test_a_csv_list_names_its_column(folder):
     (folder / "list.csv").write_text('id,file_name\n1,"a.jpg"\n2,b/c.png\n')
     assert [uri for uri, _, _ in _content(open_source(str(folder / "list.csv")))] == ["a.jpg", "b/c.png"]
