@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from aligndet_train import cli_backbone, cli_finetune
+from aligndet_train import cli_backbone, cli_detectors, cli_finetune
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 from proposals.paths import as_path
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=help_epilog("train"))(pretrain)
     app.command(epilog=help_epilog("train"))(export)
     cli_backbone.register(app)
+    cli_detectors.register(app)
     cli_finetune.register(app)
 
 
@@ -39,7 +40,7 @@ def pretrain(
     ],
     work_dir: Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")],
     detector: Annotated[
-        str | None, typer.Option(help="A detector that ships with us: fcos, fcos_lite0, faster_rcnn.")
+        str | None, typer.Option(help="A detector that ships with us: `aligndet detectors` lists them.")
     ] = None,
     config: Annotated[
         Path | None,
@@ -129,9 +130,7 @@ def pretrain(
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="WORK_DIR/last.pth of a pretraining run.")],
-    out: Annotated[
-        Path, typer.Argument(help="MODEL.pth or MODEL.safetensors; for transformers a folder.")
-    ],
+    out: Annotated[Path, typer.Argument(help="MODEL.pth or MODEL.safetensors; for transformers a folder.")],
     to: Annotated[Library, typer.Option(help="Whose detector loads the weights.")] = Library.mmdet,
     keep_predictors: Annotated[
         bool, typer.Option("--keep-predictors", help="Also export the final box predictors.")

@@ -63,7 +63,7 @@ def main() -> None:
     """Parse arguments; run every config that is due, or write the table."""
     arguments = _arguments()
     if arguments.table:
-        write_table(rows_of(arguments.results), *arguments.table)
+        write_table(_with_untried(rows_of(arguments.results)), *arguments.table)
         return
     ops.install()
     import_module("mmdet.models")
@@ -258,6 +258,13 @@ def rows_of(results: Path) -> list[Row]:
     return [row for _, row in sorted({row["config"]: row for row in map(json.loads, lines)}.items())]
 
 
+def _with_untried(rows: list[Row]) -> list[Row]:
+    tried = {row["config"] for row in rows}
+    untried = [config for config in chosen_configs() if config not in tried]
+    new = [{"family": c.split("/")[0], "config": c, "reason": "not tried yet"} for c in untried]
+    return sorted(rows + new, key=lambda row: row["config"])
+
+
 def write_table(rows: list[Row], markdown: Path, packaged: Path) -> None:
     """docs/zoo.md for people, and the table that `aligndet detectors` reads."""
     import mmdet
@@ -265,7 +272,12 @@ def write_table(rows: list[Row], markdown: Path, packaged: Path) -> None:
     versions = {"mmdet": mmdet.__version__, "torch": torch.__version__}
     date = datetime.now(UTC).date().isoformat()
     fields = ("family", "config", "adapter", "converted", "trained", "head_loaded", "head_keys", "reason")
-    table = {"date": date, "versions": versions, "rows": [{f: row.get(f) for f in fields} for row in rows]}
+    defaults = {"converted": False, "trained": False}
+    table = {
+        "date": date,
+        "versions": versions,
+        "rows": [{f: row.get(f, defaults.get(f)) for f in fields} for row in rows],
+    }
     packaged.write_text(json.dumps(table, indent=1) + "\n")
     head, _, rest = markdown.read_text().partition("<!-- table -->")
     _, _, tail = rest.partition("<!-- end of table -->")
