@@ -47,9 +47,14 @@ def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tupl
     """(exported, stock): weights under stock names, and the freshly built stock detector's own.
 
     checkpoint: what load_checkpoint returns. The unsupervised head is never exported; the final class-specific
-    predictors only with ``keep_predictors``.
+    predictors only with ``keep_predictors``. Raises AlignDetError for a backbone's checkpoint.
     """
-    model = checkpoint["identity"]["stock_model"]
+    model = checkpoint["identity"].get("stock_model")
+    if model is None:
+        raise AlignDetError(
+            "this checkpoint is of `aligndet pretrain-backbone`: it holds no detector. Give it to "
+            "`aligndet pretrain --backbone-weights`, and export that run's last.pth"
+        )
     adapter = adapter_for(model["type"], head_type(model))
     stock: State = build_detector(model).state_dict()
     left_out = adapter.embedding_layers + adapter.untrained + (() if keep_predictors else adapter.predictors)

@@ -125,6 +125,12 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(undisturbed, mined
     assert "settings.crops: 'images' -> 'proposals'" in output
 
 
+def test_a_backbones_checkpoint_is_no_detector_to_export(undisturbed, tmp_path):
+    code, output = invoke("export", str(undisturbed / LAST), str(tmp_path / "model.pth"))
+    assert code != 0
+    assert "it holds no detector" in output
+
+
 def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, tmp_path):
     for name, colour in (("red", (0, 0, 200)), ("green", (0, 200, 0))):
         (tmp_path / "labelled" / name).mkdir(parents=True)
