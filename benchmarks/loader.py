@@ -243,16 +243,12 @@ def speed_table(data: Path, workers: int, rounds: int) -> None:
 def memory_table(data: Path, sizes: list[int]) -> None:
     """Print the memory every reader takes, at every size."""
     print("\nresident memory taken, MB, no workers, 64 samples read")
-    print("| reader | " + " | ".join(f"{size:,} images" for size in sizes) + " |")
-    print("|---" * (len(sizes) + 1) + "|")
-    cells: dict[str, list[str]] = {reader: [] for reader in READERS}
+    print("| images | " + " | ".join(READERS) + " |\n|---" + "|---" * len(READERS) + "|")
     for size in sizes:
         with tempfile.TemporaryDirectory(dir=data.parent) as folder:
             out = grown(data, size, Path(folder))
-            for reader in READERS:
-                cells[reader].append(f"{in_a_process(reader, out, 0, 64)['memory']:.0f}")
-    for reader in READERS:
-        print(f"| {reader} | " + " | ".join(cells[reader]) + " |")
+            cells = [f"{in_a_process(reader, out, 0, 64)['memory']:.0f}" for reader in READERS]
+        print(f"| {size:,} | " + " | ".join(cells) + " |", flush=True)
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -30,24 +30,38 @@ ONE_CANVAS = {
 }
 
 
-def start(data: Path, work_dir: Path, detector: str, ranks: int, *extra: str, steps: int = STEPS):
-    """A run with two images a step over ``ranks`` processes; all boxes enter the loss."""
+def command(
+    data: Path, work_dir: Path, detector: str, ranks: int, *extra: str, steps: int = STEPS
+) -> list[str]:
+    """Arguments of a verb with two images a step over ``ranks`` processes; all boxes enter the loss."""
     options = [f"{name}={value}".replace(" ", "") for name, value in ONE_CANVAS.items()]
-    port = free_port()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    command = [
-        *((*torchrun, "--master-port", str(port)) if ranks > 1 else (sys.executable,)),
+    return [
         *("-m", "proposals", "pretrain", "--config", str(TINY[detector]), "--data", str(data)),
         *("--work-dir", str(work_dir), "--iterations", str(steps), "--batch-size", str(2 // ranks)),
         *("--log-interval", "1", "--checkpoint-interval", "5", "--workers", "1"),
-        *(("--launcher", "pytorch") if ranks > 1 else ()),
         *[word for option in options for word in ("--cfg-options", option)],
         *extra,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def launched(arguments: list[str], **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
+
+
+def start(data: Path, work_dir: Path, detector: str, ranks: int, *extra: str, steps: int = STEPS):
+    """The command in one process, or in two that torchrun starts."""
+    arguments = command(data, work_dir, detector, ranks, *extra, steps=steps)
+    if ranks == 1:
+        return launched(arguments)
+    port = str(free_port())
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port]
+    return launched([*torchrun, *arguments, "--launcher", "pytorch"])
 
 
 def free_port() -> int:
@@ -172,3 +186,16 @@ def test_a_stop_request_to_one_rank_stops_all_after_the_same_step(one_rank, mine
     assert load_checkpoint(tmp_path / LAST)["step"] in stopped
     finish(start(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives"))
     assert_equal_losses(logged(tmp_path), one_rank("fcos"))
+
+
+@pytest.mark.slow
+def test_slurm_tasks_join_by_the_variables_slurm_sets(one_rank, mined_dataset, tmp_path):
+    arguments = command(
+        mined_dataset, tmp_path, "fcos", 2, "--gather-negatives", "--launcher", "slurm", steps=2
+    )
+    job = {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    tasks = [launched(arguments, **job, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)]
+    for task in tasks:
+        finish(task)
+    # The schedule of a run of two steps is another one; the first loss comes before any update.
+    assert logged(tmp_path)[1]["loss"] == pytest.approx(one_rank("fcos")[1]["loss"], abs=1e-5)
