@@ -5,9 +5,10 @@
 
 Rows: the reference (benchmarks/reference_loop.py, float32, two images a step), ours at the same two images, ours at
 every --batch-size, and with --fill at the doubled batch until memory ends. Random backbone weights: the arithmetic is
-the same. Timed from the step after --warmup on, until the device is done. data wait: share of the time in which the loop
-waited for the loader. peak: the share of the device's bfloat16 rate (a 8192^3 matrix product, measured here) that the
-first step's floating-point operations, counted by torch, stand for. --canvas, --channels-last and --compile try settings of ours.
+the same. Timed from the step after --warmup on, until the device is done. data wait: share of the time in which the
+loop waited for the loader. peak: the share of the device's bfloat16 rate (a 8192^3 matrix product, measured here) that
+the first step's floating-point operations, counted by torch, stand for. --canvas, --channels-last and --compile try
+settings of ours.
 """
 
 import argparse
