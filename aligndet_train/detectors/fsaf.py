@@ -70,6 +70,7 @@ class _EmbeddingFSAFHead(FSAFHead):
         """As the stock head's."""
         self.cells: list[tuple[Tensor, Tensor, Tensor]] = []
         losses: dict[str, Any] = super().loss_by_feat(*args, **kwargs)
+        self.cells = []
         return losses
 
     def loss_by_feat_single(
