@@ -105,7 +105,7 @@ class BoxDomainPretrainer(BaseModel):
 
     def _contrast(self, queries: Stages, keys: Stages) -> dict[str, Tensor]:
         """The stages' contrastive losses, each with its weight; figures are the last stage's."""
-        losses, figures = [], {}
+        losses, figures = [], self._no_figures()
         for query, key in zip(queries, keys, strict=True):
             query, key = (None if view is None else self._sample(view) for view in (query, key))
             others = self._other_ranks(query, key) if self.config.gather_negatives else None
@@ -127,6 +127,13 @@ class BoxDomainPretrainer(BaseModel):
             figures = embedding_diagnostics(*views, background=BACKGROUND)
             figures["above_floor"] = loss.detach() - floor
         return {"loss_contrastive": torch.stack(losses).sum() * self.config.contrastive_weight, **figures}
+
+    def _no_figures(self) -> dict[str, Tensor]:
+        """Zeros under every name: ranks average their figures, so each must have the same ones."""
+        rows = torch.zeros(0, self.config.embed_dims, device=self.data_preprocessor.mean.device)
+        ids = rows.new_zeros(0, dtype=torch.long)
+        figures = embedding_diagnostics(rows, rows, ids, ids, background=BACKGROUND)
+        return figures | {"above_floor": rows.new_zeros(())}
 
     def _over_all_ranks(self, stock: Losses, queries: Stages) -> Losses:
         if get_world_size() == 1:

@@ -56,7 +56,7 @@ class StepHook(Hook):
         """Seed torch for this step and rank (mmdet's samplers draw from it), set the learning rate."""
         sequence = np.random.SeedSequence([self.seed, runner.iter, get_rank()])
         torch.manual_seed(int(sequence.generate_state(1)[0]))
-        for group in runner.optim_wrapper.param_groups:
+        for group in runner.optim_wrapper.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * float(self.learning_rate[runner.iter])
 
     def after_train_iter(

@@ -1,7 +1,5 @@
 """Prometheus metrics of a job, through Ray's own exporter."""
 
-from ray.util.metrics import Counter, Histogram
-
 from proposals.dataset.manifest import CommitRecord
 
 _SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
@@ -11,6 +9,8 @@ class Metrics:
     """Counts what shards gave. On /metrics of the driver's node, prefixed with ``ray_``."""
 
     def __init__(self) -> None:
+        from ray.util.metrics import Counter, Histogram
+
         self._images = Counter("aligndet_images", "Images mined.")
         self._proposals = Counter("aligndet_proposals", "Boxes kept.")
         self._rejected = Counter("aligndet_rejected", "Images rejected.", tag_keys=("reason",))

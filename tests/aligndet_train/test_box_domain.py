@@ -50,10 +50,12 @@ def test_only_neck_and_heads_learn_and_the_loss_falls(pretrainer, samples):
 
 def test_images_without_boxes_are_legal(pretrainer, samples):
     empty = [dataclasses.replace(s, boxes=s.boxes[:0]) for s in samples(0, 1)]
+    _, usual = pretrainer.parse_losses(losses_of(pretrainer, samples(0, 1)))
     for batch in (empty, [empty[0], *samples(2)], empty[:1]):
-        total, _ = pretrainer.parse_losses(losses_of(pretrainer, batch))
+        total, figures = pretrainer.parse_losses(losses_of(pretrainer, batch))
         total.backward()
         assert torch.isfinite(total)
+        assert set(figures) == set(usual), "ranks average their figures one by one: all must have the same"
 
 
 def test_a_rank_whose_images_have_no_boxes_does_not_stop_the_others(pretrainer, samples, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,11 @@ import pytest
 import torch
 
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
+from aligndet_train.config import load_run_config
 from aligndet_train.schedules import warmup_multistep
+from aligndet_train.training import RunOptions, run_identity
+from proposals.dataset import open_dataset
+from proposals.dataset.consolidated import consolidate
 from tests.aligndet_train.conftest import TINY
 
 ITERATIONS = 60
@@ -181,3 +186,12 @@ def test_backbone_weights_that_cannot_be_read_say_what_to_do(mined_dataset, tmp_
     output = finish(arguments, expect=1)
     assert "model.backbone.init_cfg.checkpoint=FILE" in output
     assert "Traceback" not in output
+
+
+def test_consolidating_the_dataset_makes_no_other_run(mined_dataset, tmp_path):
+    data = tmp_path / "dataset"
+    shutil.copytree(mined_dataset, data)
+    run = load_run_config(TINY["fcos"], {}, {})
+    before = run_identity(run, open_dataset(data), 10, RunOptions())
+    assert consolidate(data)
+    assert run_identity(run, open_dataset(data), 10, RunOptions()) == before
