@@ -31,7 +31,10 @@ def python_blocks() -> list:
 
 
 def aligndet_commands() -> list[list[str]]:
-    pages = [README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("detr-with-clusters", "mining"))]
+    pages = [
+        README,
+        *((ROOT / "docs" / f"{name}.md").read_text() for name in ("detr-with-clusters", "mining")),
+    ]
     lines = [line.split("#")[0] for p in pages for block in blocks(p, "bash") for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line.startswith("aligndet ")]
 
