@@ -4,8 +4,8 @@
     CACHE/locks/...
 
 A file appears under its name only when it is whole and has the sha256 of dataset.json. Before a file is fetched, those
-used longest ago go until it fits below the limit; files on their way are not counted. Whoever finds a shard gone
-fetches it again, so eviction needs no agreement.
+used longest ago go until it fits below the limit; files on their way are not counted. Who reads a shard holds its
+lock, shared with other readers, and shards whose lock is held stay: many readers at a tight limit go above it a while.
 """
 
 import fcntl
@@ -31,8 +31,6 @@ Read = TypeVar("Read")
 _CHUNK = 2**20
 # Seconds without a byte: longer than any transfer pauses.
 _ABANDONED_AFTER = 3600
-# A reader may find its shard evicted between looking and opening; so often in a row only when the limit is too low.
-_TRIES = 5
 
 
 class DamagedShardError(AlignDetError):
@@ -60,6 +58,7 @@ class ShardCache:
     def __init__(self, root: Path, spec: CacheSpec) -> None:
         self.root, self.spec = root, spec
         self._process = os.getpid()
+        self._threads = threading.local()
         manifest = (root / MANIFEST).read_bytes()
         self.mirror = spec.folder / hashlib.sha256(manifest).hexdigest()[:16]
         self._locks = spec.folder / "locks"
@@ -77,15 +76,55 @@ class ShardCache:
 
         Raises DamagedShardError when they have not the promised bytes, twice; AlignDetError when they cannot be read.
         """
+        if not self._there(shard):
+            with self._locked(self._lock_of(shard), fcntl.LOCK_EX):
+                self._complete(shard)
+
+    @contextmanager
+    def reading(self, shard: ShardEntry) -> Iterator[None]:
+        """Inside, the files of ``shard`` are in the mirror and nobody evicts them. Raises as `fetch` does.
+
+        A thread may read a shard while it reads the same shard.
+        """
+        if shard.name in self._held_by_this_thread():
+            yield
+            return
+        with self._locked(self._lock_of(shard), fcntl.LOCK_SH):
+            there = self._there(shard)
+            if there:
+                with self._holding(shard):
+                    yield
+        if not there:
+            with self._locked(self._lock_of(shard), fcntl.LOCK_EX), self._holding(shard):
+                self._complete(shard)
+                yield
+
+    @contextmanager
+    def _holding(self, shard: ShardEntry) -> Iterator[None]:
+        held = self._held_by_this_thread()
+        held.add(shard.name)
+        try:
+            yield
+        finally:
+            held.discard(shard.name)
+
+    def _held_by_this_thread(self) -> set[str]:
+        return vars(self._threads).setdefault("held", set())  # type: ignore[no-any-return]
+
+    def _there(self, shard: ShardEntry) -> bool:
+        present = [_touched(self.mirror / entry.path) for entry in shard.files]
+        return all(present)
+
+    def _complete(self, shard: ShardEntry) -> None:
+        """Fetch what is missing; the caller holds the shard's lock."""
         for entry in shard.files:
             target = self.mirror / entry.path
-            if _touched(target):
-                continue
-            with self._locked(f"{self.mirror.name}-{target.name}"):
-                # Another process may have fetched it while this one waited.
-                if not _touched(target):
-                    self._evict(entry.bytes)
-                    self._download(entry, target)
+            if not _touched(target):
+                self._evict(entry.bytes)
+                self._download(entry, target)
+
+    def _lock_of(self, shard: ShardEntry) -> str:
+        return f"{self.mirror.name}-{shard.name}"
 
     def _download(self, entry: FileEntry, target: Path) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -112,22 +151,23 @@ class ShardCache:
         return self.root / path
 
     def _evict(self, needed: int) -> None:
-        """Make room for ``needed`` bytes, oldest use first; a file in use by its reader stays readable."""
-        with self._locked("evict"):
+        """Make room for ``needed`` bytes, oldest use first; what somebody reads or fetches now stays."""
+        with self._locked("evict", fcntl.LOCK_EX):
             _sweep(self.spec.folder)
             files = sorted(_usage(self.spec.folder))
             held = sum(size for _, size, _ in files)
             for _, size, path in files:
                 if held + needed <= self.spec.limit:
                     return
-                path.unlink(missing_ok=True)
-                held -= size
+                with suppress(BlockingIOError), self._locked(_lock_name(path), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    path.unlink(missing_ok=True)
+                    held -= size
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str, kind: int) -> Iterator[None]:
         # The kernel lets go of a killed process's lock.
         with (self._locks / name).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, kind)
             yield
 
 
@@ -164,15 +204,8 @@ class CachedDataset(ProposalDataset):
         return self._present(self.locate(index)[0], lambda: super(CachedDataset, self).image_bytes(index))
 
     def _present(self, shard: int, read: Callable[[], Read]) -> Read:
-        for attempt in range(_TRIES):
-            self.fetch(shard)
-            try:
-                return read()
-            except AlignDetError:
-                there = all(_touched(self.root / entry.path) for entry in self._entries[shard].files)
-                if there or attempt == _TRIES - 1:
-                    raise
-        raise AssertionError("unreachable")
+        with self._cache_of_shards.reading(self._entries[shard]):
+            return read()
 
 
 class Prefetcher:
@@ -204,6 +237,10 @@ class Prefetcher:
 
 def _size(shard: ShardEntry) -> int:
     return sum(entry.bytes for entry in shard.files)
+
+
+def _lock_name(path: Path) -> str:
+    return f"{path.parent.parent.name}-{path.stem}"
 
 
 def _touched(path: Path) -> bool:
