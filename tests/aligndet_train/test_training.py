@@ -99,7 +99,7 @@ def test_the_logged_learning_rate_is_the_schedules(undisturbed):
     assert [logged[step + 1]["lr"] for step in range(ITERATIONS)] == pytest.approx(list(0.01 * expected))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_saves_the_step_it_ends_in_and_resumes(undisturbed, mined_dataset, tmp_path, number):
     arguments = command(mined_dataset, tmp_path)
     arguments[arguments.index("--checkpoint-interval") + 1] = "1000"

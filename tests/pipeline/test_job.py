@@ -25,6 +25,7 @@ def test_two_workers_give_the_same_bytes(photos, tmp_path, start, content, undis
     assert "ms/image" in output
 
 
+@pytest.mark.slow
 def test_one_worker_of_the_oracle_that_is_killed_gives_the_same_bytes(
     photos, tmp_path, start, content, undisturbed
 ):

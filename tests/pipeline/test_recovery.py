@@ -77,7 +77,9 @@ def test_an_image_that_kills_its_worker_is_found_and_the_rest_of_its_shard_is_as
     assert content(out) == content(expected)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_lets_running_shards_finish_and_a_second_one_stops_at_once(
     photos, tmp_path, start, number, code
 ):
