@@ -1,6 +1,7 @@
 """Does pretraining learn? A few hundred iterations of several detectors, and what each says of its embeddings.
 
     python benchmarks/retrieval_curves.py OUT --work-dir W --iterations 300 --parallel 3
+    python benchmarks/retrieval_curves.py OUT --work-dir W --small --batch-size 4        # on a CPU
     python benchmarks/retrieval_curves.py --render W/curves.json --svg docs/images/retrieval.svg
 
 OUT is a proposal dataset. Every detector is one `aligndet pretrain` process; a finished one is not run again. The
@@ -25,6 +26,12 @@ DETECTORS = (
     "detr_lite0",
     "deformable_detr_lite0",
 )
+SMALL = (
+    "--cfg-options",
+    "pretrain.views.short_sides=(128,160)",
+    "--cfg-options",
+    "pretrain.views.long_side=224",
+)
 COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
 
 
@@ -33,7 +40,8 @@ def train(detector: str, arguments: argparse.Namespace) -> dict[str, Any]:
     folder = arguments.work_dir / detector
     command = [sys.executable, "-m", "proposals", "pretrain", "--detector", detector, "--data", arguments.data,
                "--work-dir", folder, "--iterations", arguments.iterations, "--batch-size", arguments.batch_size,
-               "--workers", arguments.workers, "--log-interval", 1, *(["--amp"] if arguments.amp else [])]  # fmt: skip
+               "--workers", arguments.workers, "--log-interval", 1,
+               *(SMALL if arguments.small else ()), *(["--amp"] if arguments.amp else [])]  # fmt: skip
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
@@ -146,6 +154,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--parallel", type=int, default=1, help="detectors trained at the same time")
     parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--small", action="store_true", help="views of 128 to 160 px: for a CPU")
     parser.add_argument(
         "--render", type=Path, help="a curves.json: print its table, write --svg, train nothing"
     )
