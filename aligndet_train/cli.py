@@ -31,59 +31,73 @@ def register(app: typer.Typer) -> None:
     cli_finetune.register(app)
 
 
+_Data = Annotated[
+    Path,
+    typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT, a folder or URL."),
+]
+_WorkDir = Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")]
+_Detector = Annotated[
+    str | None, typer.Option(help="A detector that ships with us: `aligndet detectors` lists them.")
+]
+_Config = Annotated[
+    Path | None,
+    typer.Option(help="Or a mmdet config file (its Python code is run: use files you trust)."),
+]
+_BackboneWeights = Annotated[
+    Path | None,
+    typer.Option(help="Weights of the backbone: of pretrain-backbone, MoCo, DINO, torchvision ..."),
+]
+_Iterations = Annotated[int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")]
+_BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")]
+_Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order, views and sampling.")]
+_Amp = Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")]
+_Workers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
+_LogInterval = Annotated[int, typer.Option(min=1, help="Steps between log lines.")]
+_CheckpointInterval = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+_PictureInterval = Annotated[
+    int, typer.Option(min=0, help="Steps between pictures of both views and their boxes; 0: none.")
+]
+_Resume = Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")]
+_Launcher = Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")]
+_Damaged = Annotated[
+    Literal["raise", "skip"],
+    typer.Option(help="Images or shards that cannot be read: stop, or replace and count."),
+]
+_Cache = Annotated[
+    Path | None,
+    typer.Option(help="Local folder for shards; a URL's are kept in ~/.cache/aligndet by default."),
+]
+_CacheGb = Annotated[float, typer.Option(min=0.001, help="Gigabytes of shards kept there.")]
+_GatherNegatives = Annotated[
+    bool, typer.Option("--gather-negatives", help="Boxes of all GPUs are negatives, not each GPU's own.")
+]
+_CfgOptions = Annotated[
+    list[str] | None,
+    typer.Option(help="key=value changes to the config, e.g. model.backbone.init_cfg=None. Repeat for more."),
+]
+
+
 def pretrain(
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT, a folder or URL."
-        ),
-    ],
-    work_dir: Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")],
-    detector: Annotated[
-        str | None, typer.Option(help="A detector that ships with us: `aligndet detectors` lists them.")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="Or a mmdet config file (its Python code is run: use files you trust)."),
-    ] = None,
-    backbone_weights: Annotated[
-        Path | None,
-        typer.Option(help="Weights of the backbone: of pretrain-backbone, MoCo, DINO, torchvision ..."),
-    ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of weights, order, views and sampling.")
-    ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
-    log_interval: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
-    checkpoint_interval: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
-    picture_interval: Annotated[
-        int, typer.Option(min=0, help="Steps between pictures of both views and their boxes; 0: none.")
-    ] = 500,
-    resume: Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")] = True,
-    launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
-    damaged: Annotated[
-        Literal["raise", "skip"],
-        typer.Option(help="Images or shards that cannot be read: stop, or replace and count."),
-    ] = "raise",
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Local folder for shards; a URL's are kept in ~/.cache/aligndet by default."),
-    ] = None,
-    cache_gb: Annotated[float, typer.Option(min=0.001, help="Gigabytes of shards kept there.")] = 50,
-    gather_negatives: Annotated[
-        bool, typer.Option("--gather-negatives", help="Boxes of all GPUs are negatives, not each GPU's own.")
-    ] = False,
-    cfg_options: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="key=value changes to the config, e.g. model.backbone.init_cfg=None. Repeat for more."
-        ),
-    ] = None,
+    data: _Data,
+    work_dir: _WorkDir,
+    detector: _Detector = None,
+    config: _Config = None,
+    backbone_weights: _BackboneWeights = None,
+    iterations: _Iterations = None,
+    batch_size: _BatchSize = None,
+    seed: _Seed = None,
+    amp: _Amp = False,
+    workers: _Workers = 2,
+    log_interval: _LogInterval = 10,
+    checkpoint_interval: _CheckpointInterval = 500,
+    picture_interval: _PictureInterval = 500,
+    resume: _Resume = True,
+    launcher: _Launcher = "none",
+    damaged: _Damaged = "raise",
+    cache: _Cache = None,
+    cache_gb: _CacheGb = 50,
+    gather_negatives: _GatherNegatives = False,
+    cfg_options: _CfgOptions = None,
 ) -> None:
     """Pretrain neck and heads of a detector on mined proposals, its backbone frozen (AlignDet's box-domain stage).
 

@@ -60,76 +60,94 @@ def register(app: typer.Typer) -> None:
     regions_cli.register(app)
 
 
+_Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder, list, COCO json, tars or tables of images: a path, or a URL such as s3://.",
+    ),
+]
+_Out = Annotated[str, typer.Argument(help="Dataset folder to write, or to resume: a path or a URL.")]
+_Workers = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes, one core each. Default: every core.")
+]
+_MaxSide = Annotated[
+    int, typer.Option(min=16, max=8192, help="Longer side, in px, at which the search runs.")
+]
+_Mode = Annotated[
+    ModeName, typer.Option(help="fast: ~1500 boxes an image; quality: 4x the boxes and the time.")
+]
+_FilterName = Annotated[
+    str,
+    typer.Option(
+        "--filter", help="Aspect 1/3..3, size 0.0..0.8 of the image, NMS 0.5; none keeps every box."
+    ),
+]
+_Rank = Annotated[
+    RankName,
+    typer.Option(
+        help="Order of boxes, in which NMS runs: by how many others agree, or OpenCV's, close to random."
+    ),
+]
+_ImagesPerShard = Annotated[int, typer.Option(min=1, max=1_000_000, help="Images in one tar.")]
+_Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seeds the order of boxes.")]
+_Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to run on. Default: a private one on this machine.")
+]
+_Engine = Annotated[
+    EngineName, typer.Option(help="Of the selective search: both give the same boxes, opencv 15x slower.")
+]
+_ImageTimeout = Annotated[
+    float | None,
+    typer.Option(min=0.1, help="Seconds for one image, then it is rejected. Default: 120, more when large."),
+]
+_ImageMemory = Annotated[
+    float, typer.Option(min=0.05, help="GiB of memory for one image, then it is rejected.")
+]
+_Images = Annotated[
+    ImagesMode,
+    typer.Option(help="embed: image files become part of OUT; reference: they stay in SOURCE, boxes only."),
+]
+_SourceKind = Annotated[
+    SourceKind | None, typer.Option(help="What SOURCE is. Default: by its suffix, or what lies in it.")
+]
+_Glob = Annotated[
+    str | None,
+    typer.Option(help="In folders and tars: only images whose path matches, as '*/left/*.png'."),
+]
+_ImageColumn = Annotated[str | None, typer.Option(help="Of a Parquet or Arrow source.")]
+_ImageRoot = Annotated[
+    str | None,
+    typer.Option(help="Where relative names in a list or COCO json start. Default: its own folder."),
+]
+_RetryRejected = Annotated[
+    bool,
+    typer.Option("--retry-rejected", help="Only try the rejected images of a finished OUT again."),
+]
+_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+
+
 def mine(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Folder, list, COCO json, tars or tables of images: a path, or a URL such as s3://.",
-        ),
-    ],
-    out: Annotated[str, typer.Argument(help="Dataset folder to write, or to resume: a path or a URL.")],
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes, one core each. Default: every core.")
-    ] = None,
-    max_side: Annotated[
-        int, typer.Option(min=16, max=8192, help="Longer side, in px, at which the search runs.")
-    ] = 512,
-    mode: Annotated[
-        ModeName, typer.Option(help="fast: ~1500 boxes an image; quality: 4x the boxes and the time.")
-    ] = ModeName.fast,
-    filter_name: Annotated[
-        str,
-        typer.Option(
-            "--filter", help="Aspect 1/3..3, size 0.0..0.8 of the image, NMS 0.5; none keeps every box."
-        ),
-    ] = "ratio3size0008@0.5",
-    rank: Annotated[
-        RankName,
-        typer.Option(
-            help="Order of boxes, in which NMS runs: by how many others agree, or OpenCV's, close to random."
-        ),
-    ] = RankName.agreement,
-    images_per_shard: Annotated[int, typer.Option(min=1, max=1_000_000, help="Images in one tar.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seeds the order of boxes.")] = 0,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to run on. Default: a private one on this machine.")
-    ] = None,
-    engine: Annotated[
-        EngineName, typer.Option(help="Of the selective search: both give the same boxes, opencv 15x slower.")
-    ] = EngineName.fast,
-    image_timeout: Annotated[
-        float | None,
-        typer.Option(
-            min=0.1, help="Seconds for one image, then it is rejected. Default: 120, more when large."
-        ),
-    ] = None,
-    image_memory: Annotated[
-        float, typer.Option(min=0.05, help="GiB of memory for one image, then it is rejected.")
-    ] = 4.0,
-    images: Annotated[
-        ImagesMode,
-        typer.Option(
-            help="embed: image files become part of OUT; reference: they stay in SOURCE, boxes only."
-        ),
-    ] = ImagesMode.embed,
-    source_kind: Annotated[
-        SourceKind | None, typer.Option(help="What SOURCE is. Default: by its suffix, or what lies in it.")
-    ] = None,
-    glob: Annotated[
-        str | None,
-        typer.Option(help="In folders and tars: only images whose path matches, as '*/left/*.png'."),
-    ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Of a Parquet or Arrow source.")] = None,
-    image_root: Annotated[
-        str | None,
-        typer.Option(help="Where relative names in a list or COCO json start. Default: its own folder."),
-    ] = None,
-    retry_rejected: Annotated[
-        bool,
-        typer.Option("--retry-rejected", help="Only try the rejected images of a finished OUT again."),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    source: _Source,
+    out: _Out,
+    workers: _Workers = None,
+    max_side: _MaxSide = 512,
+    mode: _Mode = ModeName.fast,
+    filter_name: _FilterName = "ratio3size0008@0.5",
+    rank: _Rank = RankName.agreement,
+    images_per_shard: _ImagesPerShard = 64,
+    seed: _Seed = 0,
+    address: _Address = None,
+    engine: _Engine = EngineName.fast,
+    image_timeout: _ImageTimeout = None,
+    image_memory: _ImageMemory = 4.0,
+    images: _Images = ImagesMode.embed,
+    source_kind: _SourceKind = None,
+    glob: _Glob = None,
+    image_column: _ImageColumn = None,
+    image_root: _ImageRoot = None,
+    retry_rejected: _RetryRejected = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Mine object proposals from unlabeled images.
 
