@@ -149,6 +149,7 @@ def test_teacher_is_the_moving_average_of_the_student_in_a_real_run(mined_datase
     assert any(not torch.equal(last["model"][name], previous["model"][name]) for name in teacher)
 
 
+@pytest.mark.slow
 def test_amp_runs_in_bfloat16_on_the_cpu_too(mined_dataset, tmp_path):
     arguments = command(mined_dataset, tmp_path, "--amp", detector="faster_rcnn")
     arguments[arguments.index("--iterations") + 1] = "3"

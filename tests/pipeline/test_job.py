@@ -52,6 +52,7 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes(photos, tmp_path, start, c
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
 
 
+@pytest.mark.slow
 def test_control_c_says_how_to_go_on_and_a_changed_recipe_is_refused(
     photos, tmp_path, start, content, undisturbed
 ):
@@ -73,6 +74,7 @@ def test_control_c_says_how_to_go_on_and_a_changed_recipe_is_refused(
     assert (status, content(out)) == (0, undisturbed), output
 
 
+@pytest.mark.slow
 def test_a_shard_that_fails_is_named_and_the_rest_is_kept(photos, tmp_path, start, content, undisturbed):
     out = tmp_path / "out"
     mining = start(photos, out, "--workers", "1", *_ONE)

@@ -53,6 +53,7 @@ def test_images_that_crash_hang_and_eat_memory_are_quarantined_alone(
     assert content(again) == content(out)
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_worker_is_found_and_the_rest_of_its_shard_is_as_if_it_had_been_known(
     photos, tmp_path, start, mine_folder, content
 ):
@@ -115,6 +116,7 @@ def _status(out, *options):
     return run.returncode, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_status_tells_a_running_job_from_a_killed_and_a_finished_one(photos, tmp_path, start):
     out = tmp_path / "out"
     with pytest.raises(AlignDetError, match="holds no mining job"):
