@@ -204,6 +204,7 @@ def run(args: argparse.Namespace) -> None:
             return None
 
     def worker() -> None:
+        """Run jobs one after the other; wait while others run that may make new ones ready."""
         while time.monotonic() < end:
             job = next_job()
             if job is None:
