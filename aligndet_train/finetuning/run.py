@@ -14,9 +14,9 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from safetensors.torch import load_file
 from torch import Tensor
 
+from aligndet_train.backbones.files import read_file
 from aligndet_train.checkpoint import identity_difference
 from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.labels import Labels
@@ -45,30 +45,6 @@ class FinetuneResult:
     figures: dict[str, float]
     report: KeyReport | None
     results: Path
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of the ``state_dict`` of a .pth; code in a file is never run.
-
-    Raises AlignDetError for a missing, damaged or foreign file.
-    """
-    if not path.is_file():
-        raise AlignDetError(f"no weights at {path}; `aligndet export WORK_DIR/last.pth {path}` makes them")
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        raise AlignDetError(
-            f"{path} cannot be read as weights ({type(error).__name__}): it is damaged, or holds pickled objects, "
-            "which are refused because loading them runs code"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise AlignDetError(f"{path} holds no state_dict of tensors")
-    return state
 
 
 class LoadWeightsHook(Hook):
@@ -118,7 +94,7 @@ def finetune(
 
     Raises AlignDetError when weights fit nothing beyond the backbone, or ``work_dir`` holds another run.
     """
-    state = load_weights(weights) if weights is not None else None
+    state = read_file(weights).state if weights is not None else None
     config, chosen = finetune_config(stock, train, val, work_dir, options, pretrained=state is not None)
     run = {
         "config": Path(stock.filename or "config").stem,
@@ -158,7 +134,7 @@ def evaluate(
 
     Raises AlignDetError when the weights do not fill the detector: untrained parts make every figure meaningless.
     """
-    state = load_weights(weights)
+    state = read_file(weights).state
     config, _ = finetune_config(stock, val, val, work_dir, options, pretrained=False)
     _skip_downloads(config)
     set_evaluation(config, val, options)
@@ -194,7 +170,8 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor]) -> KeyReport:
     report = key_report(state, own)
     if not report.beyond_backbone and not all(name.startswith("backbone.") for name in state):
         raise AlignDetError(
-            "the weights fit nothing of this detector beyond its backbone: they come from another config"
+            "the weights fit nothing of this detector beyond its backbone: they come from another config, or from a "
+            "pretraining run's last.pth, which `aligndet export` makes weights of. Name the config they were made for"
         )
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
     return report

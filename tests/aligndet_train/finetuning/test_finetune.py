@@ -14,7 +14,6 @@ from aligndet_train.config import load_run_config, read_config
 from aligndet_train.export import export
 from aligndet_train.finetuning.labels import Labels, read_labels
 from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
-from aligndet_train.finetuning.run import load_weights
 from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
@@ -144,11 +143,16 @@ def test_a_mask_detector_says_what_to_do(labels, tmp_path):
         finetune_config(stock, labels, None, tmp_path, FinetuneOptions(), pretrained=False)
 
 
-def test_weights_that_hold_code_are_refused(tmp_path):
+@pytest.mark.parametrize("verb", ["finetune", "evaluate"])
+def test_weights_that_hold_code_are_refused(verb, labels, tmp_path, capfd):
     class Payload:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-            return print, ("ran",)
+            return print, ("ran the payload",)
 
     torch.save({"state_dict": Payload()}, tmp_path / "bad.pth")
-    with pytest.raises(AlignDetError, match="runs code"):
-        load_weights(tmp_path / "bad.pth")
+    config = ("--config", CONFIGS / "tiny_fcos.py", "--weights", tmp_path / "bad.pth", "--work-dir", tmp_path)
+    which = "train" if verb == "finetune" else "val"
+    code, output = invoke(verb, *config, f"--{which}", labels.annotations, f"--{which}-images", labels.images)
+    assert code != 0
+    assert "pickled code" in output
+    assert "ran the payload" not in output + capfd.readouterr().out
