@@ -206,7 +206,12 @@ def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> Box
         config.seed,
         config.canvas_multiple,
     )
-    return BoxDomainPretrainer(student, adapter, preprocessor, config)
+    model = BoxDomainPretrainer(student, adapter, preprocessor, config)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if config.compile_backbone:
+        model.student.backbone.compile(dynamic=False)
+    return model
 
 
 def _scaled(value: Any, weight: float) -> Any:

@@ -31,6 +31,8 @@ SMALL = (
     "pretrain.views.short_sides=(128,160)",
     "--cfg-options",
     "pretrain.views.long_side=224",
+    "--cfg-options",
+    "pretrain.sampled_boxes=1024",
 )
 COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
 
@@ -154,7 +156,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--parallel", type=int, default=1, help="detectors trained at the same time")
     parser.add_argument("--amp", action="store_true")
-    parser.add_argument("--small", action="store_true", help="views of 128 to 160 px: for a CPU")
+    parser.add_argument("--small", action="store_true", help="views of 128 to 160 px, 1,024 boxes: for a CPU")
     parser.add_argument(
         "--render", type=Path, help="a curves.json: print its table, write --svg, train nothing"
     )

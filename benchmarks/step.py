@@ -47,12 +47,8 @@ class Row(NamedTuple):
 class OurStep:
     """Our model, in bfloat16, with the settings of the command line."""
 
-    def __init__(self, run: RunConfig, device: str, channels_last: bool, compiled: bool) -> None:
+    def __init__(self, run: RunConfig, device: str) -> None:
         self.model = build_pretrainer(run.stock_model, run.pretrain).to(device)
-        if channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        if compiled:
-            self.model.student.backbone.compile(dynamic=False)
         self.model.train()
         clip = run.pretrain.clip_grad and {"max_norm": run.pretrain.clip_grad}
         optimizer = build_optimizer(self.model, run.pretrain, world_size=1)
@@ -121,7 +117,12 @@ def bfloat16_rate(size: int = 8192, repeat: int = 20) -> float:
 
 def configured(name: str, batch_size: int, arguments: argparse.Namespace) -> RunConfig:
     """The shipped config of a detector with the benchmark's settings."""
-    overrides: dict[str, Any] = {"batch_size": batch_size, "canvas_multiple": arguments.canvas}
+    overrides: dict[str, Any] = {
+        "batch_size": batch_size,
+        "canvas_multiple": arguments.canvas,
+        "channels_last": arguments.channels_last,
+        "compile_backbone": arguments.compile,
+    }
     if arguments.small:
         overrides["views"] = {"short_sides": (224, 256, 288, 320), "long_side": 448}
     return load_run_config(shipped_config(name), overrides, {"model.backbone.init_cfg": None})
@@ -138,8 +139,7 @@ def rows(name: str, arguments: argparse.Namespace) -> Iterator[tuple[str, int, R
         size = sizes.pop(0)
         run = configured(name, size, arguments)
         try:
-            step = OurStep(run, device, arguments.channels_last, arguments.compile)
-            row = measure(step, arguments.data, run, arguments)
+            row = measure(OurStep(run, device), arguments.data, run, arguments)
         except torch.OutOfMemoryError:
             row = None
         yield "ours", size, row

@@ -9,7 +9,11 @@ pretrains each detector on PACK's proposals, then fine-tunes three arms of it on
 (its usual start), `box` (+ box-domain pretraining), `keep` (+ its box predictors). The arms share schedule, data
 and seeds; each one's learning rate is the best of one grid on a fifth of the training pictures that is held out
 for that alone. Every step is a file, so a run that is stopped goes on; a job that failed stays in the table.
-`--ablate` adds the paper's ablations of --detectors.
+`--ablate` adds the paper's ablations of --detectors. Without a GPU, one detector at half the size is what a core can
+do in two hours:
+
+    python benchmarks/transfer.py run PACK --work-dir W --detectors fcos_lite0 --schedules short --fractions 100 \\
+        --arms backbone box --image-size 160 --workers 0 --pretrain-options pretrain.sampled_boxes=2048
 """
 
 import argparse
@@ -25,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 LONG_SIDE = 320
-SEEDS = (0, 1, 2)
 FRACTIONS = (10, 100)
 ARMS = ("backbone", "box", "keep")
 TUNING_SEED = 100
+# Of pretraining's views, at the packed size; smaller pictures get smaller ones.
+VIEW_SIDES, VIEW_LONG_SIDE = (192, 224, 256, 288), 448
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,24 @@ def slug(text: str) -> str:
     return text.replace(" ", "-")
 
 
-def pretraining(detector: str, pack: Path, work: Path, extra: list[str], name: str) -> list[Job]:
+def views(size: int) -> list[str]:
+    """Options that scale pretraining's views with the pictures of fine-tuning."""
+    sides = ",".join(str(side * size // LONG_SIDE) for side in VIEW_SIDES)
+    return ["--cfg-options", f"pretrain.views.short_sides=({sides})",
+            "--cfg-options", f"pretrain.views.long_side={VIEW_LONG_SIDE * size // LONG_SIDE}"]  # fmt: skip
+
+
+def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name: str) -> list[Job]:
     """Pretrain, then export twice: without and with the box predictors."""
-    folder = work / "pretrain" / name
-    data = pack / next((part[1:] for part in extra if part.startswith("@")), "mined")
-    options = [part for part in extra if not part.startswith("@")]
+    folder = args.work_dir / "pretrain" / name
+    data = args.pack / next((part[1:] for part in extra if part.startswith("@")), "mined")
+    options = views(args.image_size) + [part for part in extra if not part.startswith("@")]
+    options += [part for option in args.pretrain_options for part in ("--cfg-options", option)]
     images = json.loads((data / "dataset.json").read_text())["totals"]["images"]
     steps = RECIPES[detector].pretrain_epochs * images // 32
     run = aligndet("pretrain", "--detector", detector, "--data", data, "--work-dir", folder, "--amp", "--iterations",
-                   steps, "--batch-size", 32, "--workers", 4, *options)  # fmt: skip
+                   steps, "--batch-size", 32, "--workers", args.workers,
+                   "--checkpoint-interval", 50, *options)  # fmt: skip
     finished = folder / "finished"
     jobs = [Job(f"pretrain {name}", (*run, "&&touch", str(finished)), finished)]
     for arm, flags in (("box", ()), ("keep", ("--keep-predictors",))):
@@ -99,10 +113,10 @@ def pretraining(detector: str, pack: Path, work: Path, extra: list[str], name: s
     return jobs
 
 
-def finetuning(pack: Path, work: Path, labels: dict[str, Any], lr: float, split: tuple[str, str]) -> Job:
+def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, split: tuple[str, str]) -> Job:
     """Fine-tune one arm; ``split`` names the annotation files to train and to measure on."""
     detector, arm = labels["detector"], labels["arm"]
-    recipe = RECIPES[detector]
+    recipe, pack, work, size = RECIPES[detector], args.pack, args.work_dir, args.image_size
     folder = work / "finetune" / "+".join(slug(str(value)) for value in labels.values())
     weights = () if arm == "backbone" else (work / "pretrain" / labels["source"] / f"{arm}.safetensors",)
     train, val = split
@@ -110,8 +124,8 @@ def finetuning(pack: Path, work: Path, labels: dict[str, Any], lr: float, split:
     command = aligndet(
         "finetune", "--detector", detector, "--train", pack / train, "--val", pack / val, "--train-images",
         pack / "labelled", "--val-images", pack / "labelled", "--work-dir", folder, "--epochs", epochs, "--lr", lr,
-        "--batch-size", recipe.batch, "--image-size", f"{LONG_SIDE}x{LONG_SIDE}", "--seed", labels["seed"], "--amp",
-        "--workers", 3, "--eval-interval", max(1, epochs // 6),
+        "--batch-size", recipe.batch, "--image-size", f"{size}x{size}", "--seed", labels["seed"], "--amp",
+        "--workers", args.workers, "--eval-interval", max(1, epochs // 6),
         *(("--weights", weights[0]) if weights else ()),
     )  # fmt: skip
     product = folder / "finished"
@@ -119,12 +133,11 @@ def finetuning(pack: Path, work: Path, labels: dict[str, Any], lr: float, split:
                {**labels, "lr": lr})  # fmt: skip
 
 
-def tuning_jobs(detector: str, arm: str, source: str, schedule: str, pack: Path, work: Path) -> list[Job]:
+def tuning_jobs(detector: str, arm: str, source: str, schedule: str, args: argparse.Namespace) -> list[Job]:
+    """One fine-tuning per learning rate of the grid, on the pictures kept for that."""
     base = {"stage": "tune", "detector": detector, "arm": arm, "source": source, "schedule": schedule}
     return [
-        finetuning(
-            pack, work, {**base, "seed": TUNING_SEED, "rate": lr}, lr, ("tune_train.json", "tune_val.json")
-        )
+        finetuning(args, {**base, "seed": TUNING_SEED, "rate": lr}, lr, ("tune_train.json", "tune_val.json"))
         for lr in RECIPES[detector].grid
     ]
 
@@ -146,15 +159,15 @@ def arm_jobs(detector: str, source: str, arms: tuple[str, ...], args: argparse.N
     jobs: list[Job] = []
     for schedule in args.schedules:
         for arm in arms:
-            tuning = tuning_jobs(detector, arm, source, schedule, args.pack, args.work_dir)
+            tuning = tuning_jobs(detector, arm, source, schedule, args)
             jobs += tuning
             lr = best_rate(tuning)
             for fraction in args.fractions if lr is not None else ():
-                for seed in SEEDS:
+                for seed in range(args.seeds):
                     labels = {"stage": "final", "detector": detector, "arm": arm, "source": source,
                               "schedule": schedule, "fraction": fraction, "seed": seed}  # fmt: skip
                     train = "train.json" if fraction == 100 else f"train.{fraction}@{seed}.json"
-                    jobs.append(finetuning(args.pack, args.work_dir, labels, lr, (train, "val.json")))
+                    jobs.append(finetuning(args, labels, lr, (train, "val.json")))
     return jobs
 
 
@@ -162,13 +175,13 @@ def every_job(args: argparse.Namespace) -> list[Job]:
     """All jobs that are known by now: those of tuned arms appear when their tuning is done."""
     jobs: list[Job] = []
     for detector in args.detectors:
-        jobs += pretraining(detector, args.pack, args.work_dir, [], detector)
-        jobs += arm_jobs(detector, detector, ARMS, args)
+        jobs += pretraining(detector, args, [], detector)
+        jobs += arm_jobs(detector, detector, tuple(args.arms), args)
         for name, extra in ABLATIONS.items() if args.ablate else ():
             source = f"{detector}-{slug(name)}"
             missing = [part for part in extra if part.startswith("@") and not (args.pack / part[1:]).is_dir()]
             if not missing:
-                jobs += pretraining(detector, args.pack, args.work_dir, extra, source)
+                jobs += pretraining(detector, args, extra, source)
                 jobs += arm_jobs(detector, source, ("box",), args)
     return jobs
 
@@ -343,7 +356,7 @@ def table_row(
         *figures,
         gain,
         p,
-        f"{done} of {len(SEEDS)}",
+        f"{done} of {len(runs)}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -400,6 +413,13 @@ def main() -> None:
     running.add_argument("--detectors", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     running.add_argument("--schedules", nargs="+", default=["short", "long"])
     running.add_argument("--fractions", nargs="+", type=int, default=FRACTIONS)
+    running.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    running.add_argument("--pretrain-options", nargs="*", default=[], help="key=value changes to pretraining")
+    running.add_argument("--seeds", type=int, default=3, help="fine-tunings of each arm")
+    running.add_argument(
+        "--image-size", type=int, default=LONG_SIDE, help="longer side in fine-tuning, in px"
+    )
+    running.add_argument("--workers", type=int, default=3, help="processes that load images, of each job")
     running.add_argument("--parallel", type=int, default=1)
     running.add_argument(
         "--budget", type=float, default=float("inf"), help="seconds after which nothing is started"

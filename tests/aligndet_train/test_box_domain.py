@@ -123,6 +123,30 @@ def test_ids_are_assigned_by_the_stock_assigner(samples):
     assert torch.equal(torch.cat(boxes)[foreground], torch.cat(stock_boxes)[foreground])
 
 
+@pytest.mark.parametrize(
+    "setting", ["channels_last", pytest.param("compile_backbone", marks=pytest.mark.slow)]
+)
+def test_settings_for_speed_do_not_change_the_losses(setting, samples):
+    run = load_run_config(TINY["fcos"], {}, {})
+    plain, fast = (
+        build_pretrainer(run.stock_model, dataclasses.replace(run.pretrain, **{setting: value}))
+        for value in (False, True)
+    )
+    figures = []
+    for model in (plain, fast):
+        model.train()
+        data = model.data_preprocessor(samples(0, 3), True)
+        torch.manual_seed(0)
+        losses = model(**data)
+        sum(losses[name].sum() for name in ("loss_bbox", "loss_contrastive")).backward()
+        gradients = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+        figures.append(torch.stack([losses["loss_bbox"], losses["loss_contrastive"], *gradients]))
+    assert fast.student.neck.lateral_convs[0].conv.weight.is_contiguous(
+        memory_format=torch.channels_last if setting == "channels_last" else torch.contiguous_format
+    )
+    torch.testing.assert_close(*figures, rtol=1e-3, atol=1e-5)
+
+
 def test_positives_come_first_when_boxes_are_sampled(pretrainer, samples):
     reading_sizes = []
     limited = dataclasses.replace(pretrainer.config, sampled_boxes=40)
