@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from line_chart import line_chart
 
 DETECTORS = (
     "fcos_lite0",
@@ -34,7 +35,6 @@ SMALL = (
     "--cfg-options",
     "pretrain.sampled_boxes=1024",
 )
-COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
 
 
 def train(detector: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -105,36 +105,6 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def svg(runs: list[dict[str, Any]], width: int = 760, height: int = 380) -> str:
-    """Retrieval against the step, each detector a line smoothed over 15 steps."""
-    left, right, top, bottom = 50, width - 190, 20, height - 40
-    steps = max((row["step"] for run in runs for row in run["curves"]), default=1)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-        f'font-size="12"><rect width="{width}" height="{height}" fill="white"/>'
-    ]
-    for tick in range(0, 11, 2):
-        y = bottom - (bottom - top) * tick / 10
-        parts.append(f'<path d="M{left} {y}H{right}" stroke="#ddd"/><text x="{left - 8}" y="{y + 4}" '
-                     f'text-anchor="end">{tick / 10:.1f}</text>')  # fmt: skip
-    for tick in range(0, 4):
-        x = left + (right - left) * tick / 3
-        parts.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{steps * tick // 3}</text>')
-    parts.append(f'<text x="{left}" y="{top - 6}">retrieval</text><text x="{right}" y="{bottom + 34}" '
-                 f'text-anchor="end">iteration</text>')  # fmt: skip
-    for number, run in enumerate(runs):
-        colour = COLOURS[number % len(COLOURS)]
-        values = smooth([(row["step"], row["retrieval"]) for row in run["curves"] if "retrieval" in row])
-        points = " ".join(
-            f"{left + (right - left) * step / steps:.1f},{bottom - (bottom - top) * value:.1f}"
-            for step, value in values
-        )
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{right + 14}" y="{top + 20 + 20 * number}" fill="{colour}">'
-                     f"{escape(run['detector'])}</text>")  # fmt: skip
-    return "\n".join([*parts, "</svg>\n"])
-
-
 def smooth(points: list[tuple[int, float]], window: int = 15) -> list[tuple[int, float]]:
     """A running mean of the values."""
     return [
@@ -172,7 +142,13 @@ def main() -> None:
         runs = json.loads(arguments.render.read_text())
     print(table(runs))
     if arguments.svg is not None:
-        arguments.svg.write_text(svg(runs))
+        lines = {
+            run["detector"]: smooth(
+                [(row["step"], row["retrieval"]) for row in run["curves"] if "retrieval" in row]
+            )
+            for run in runs
+        }
+        arguments.svg.write_text(line_chart(lines, x_label="iteration", y_label="retrieval", top=1.0))
 
 
 if __name__ == "__main__":

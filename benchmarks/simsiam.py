@@ -13,12 +13,12 @@ import json
 import platform
 import shutil
 import time
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
+from line_chart import line_chart
 from tqdm import tqdm
 
 from aligndet_train import ops
@@ -164,32 +164,6 @@ def result(arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
     }
 
 
-def svg(figures: dict[str, Any], width: int = 720, height: int = 320) -> str:
-    """Both curves on one axis from 0 to 1.1."""
-    left, bottom, steps = 40, 30, figures["steps"]
-
-    def line(points: list[list[float]], colour: str) -> str:
-        at = [
-            f"{left + (width - left) * x / steps:.1f},{(height - bottom) * (1 - y / 1.1):.1f}"
-            for x, y in points
-        ]
-        return f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(at)}"/>'
-
-    ticks = "".join(
-        f'<text x="4" y="{(height - bottom) * (1 - value / 1.1):.0f}">{value:g}</text>'
-        f'<line x1="{left}" x2="{width}" y1="{(height - bottom) * (1 - value / 1.1):.0f}" '
-        f'y2="{(height - bottom) * (1 - value / 1.1):.0f}" stroke="#ddd"/>'
-        for value in (0.0, 0.25, 0.5, 0.75, 1.0)
-    )
-    title = escape(f"{figures['arguments']['backbone']}, {steps} steps, {figures['device']}")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="11">'
-        f"{ticks}{line(figures['deviation'], '#1f77b4')}{line(figures['knn'], '#d62728')}"
-        f'<text x="{left}" y="{height - 8}">{title}. Blue: deviation / even spread. Red: k-NN accuracy.</text></svg>'
-    )
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Train and write the result."""
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -198,7 +172,9 @@ def run(arguments: argparse.Namespace) -> None:
     train(arguments, arguments.out / "run", steps, labelled)
     figures = result(arguments, steps)
     write_atomically(arguments.out / "simsiam.json", json.dumps(figures, indent=1).encode())
-    write_atomically(arguments.out / "simsiam.svg", svg(figures).encode())
+    lines = {"output std / even spread": figures["deviation"], "k-NN accuracy": figures["knn"]}
+    chart = line_chart(lines, x_label="step", y_label=f"{figures['arguments']['backbone']}", top=1.1)
+    write_atomically(arguments.out / "simsiam.svg", chart.encode())
     print(json.dumps({name: value for name, value in figures.items() if name not in ("deviation", "knn")}))
 
 

@@ -18,7 +18,7 @@ do in two hours:
 
 import argparse
 import json
-import statistics
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from transfer_report import report
 
 LONG_SIDE = 320
 FRACTIONS = (10, 100)
@@ -276,9 +278,15 @@ def pack(args: argparse.Namespace) -> None:
         aligndet("split", args.out / "train.json", args.out, "--percent", 10, "--seeds", 3), check=True
     )
     hold_out(args.out)
-    for folder, options in (("mined", ()), ("mined_0308", ("--filter", "ratio3size0308@0.5"))):
-        subprocess.run(aligndet("mine", args.out / "pool", args.out / folder, *options), check=True)
-    randomise(args.out / "mined", args.out / "pool", args.out / "mined_random")
+    pool = args.out / "pool"
+    subprocess.run(aligndet("mine", pool, args.out / "mined"), check=True)
+    if args.ablate:
+        filtered = ("--filter", "ratio3size0308@0.5")
+        subprocess.run(aligndet("mine", pool, args.out / "mined_0308", *filtered), check=True)
+        randomise(args.out / "mined", pool, args.out / "mined_random")
+    shutil.rmtree(pool)  # every picture is in the datasets' tars
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
 def hold_out(folder: Path) -> None:
@@ -310,92 +318,6 @@ def randomise(mined: Path, pool: Path, out: Path) -> None:
     listed.unlink()
 
 
-Key = tuple[str, str, int, str]
-
-
-def report(args: argparse.Namespace) -> None:
-    """The table of everything that was run; an arm with a seed missing says so."""
-    finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
-    for path in sorted((args.work_dir / "finetune").glob("final+*/labels.json")):
-        labels, results = json.loads(path.read_text()), path.parent / "results.json"
-        content = json.loads(results.read_text()) if results.is_file() else {"last": {}, "epochs": []}
-        key = (labels["detector"], labels["schedule"], labels["fraction"], labels["source"])
-        content["lr"] = labels["lr"]
-        finals.setdefault(key, {}).setdefault(labels["arm"], {})[labels["seed"]] = content
-    lines = ["| detector | schedule | labels | pretraining | lr | AP | AP50 | AP75 | gain | p (paired) | seeds |",
-             "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for key, arms in finals.items():
-        own = (key[0], key[1], key[2], key[0])
-        baseline = finals.get(own, {}).get("backbone", {})
-        lines += [table_row(key, arm, runs, baseline) for arm, runs in arms.items()]
-    lines += ["", "AP while fine-tuning (mean over seeds):", "", *learning_curves(finals)]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
-
-
-def table_row(
-    key: Key, arm: str, runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]
-) -> str:
-    detector, schedule, fraction, source = key
-    name = {"backbone": "backbone only", "box": "+ box-domain", "keep": "+ box-domain, predictors kept"}[arm]
-    if source != detector:
-        name += f" ({source.removeprefix(detector + '-')})"
-    figures = [spread([run["last"][figure] for run in runs.values() if figure in run["last"]])
-               for figure in ("AP", "AP50", "AP75")]  # fmt: skip
-    gain, p = paired(runs, baseline) if arm != "backbone" else ("", "")
-    lr = next(iter(runs.values()))["lr"]
-    done = sum("AP" in run["last"] for run in runs.values())
-    cells = [
-        detector,
-        schedule,
-        f"{fraction} %",
-        name,
-        f"{lr:g}",
-        *figures,
-        gain,
-        p,
-        f"{done} of {len(runs)}",
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def spread(values: list[float]) -> str:
-    if not values:
-        return "not done"
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
-
-
-def paired(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> tuple[str, str]:
-    """Mean gain in AP over seeds that both have, and the p value of a two-sided paired t-test."""
-    from scipy.stats import ttest_rel
-
-    both = [
-        seed for seed in runs if "AP" in runs[seed]["last"] and "AP" in baseline.get(seed, {}).get("last", {})
-    ]
-    if not both:
-        return "", ""
-    ours, theirs = ([group[seed]["last"]["AP"] for seed in both] for group in (runs, baseline))
-    gain = f"{statistics.mean(ours) - statistics.mean(theirs):+.1f}"
-    return gain, f"{ttest_rel(ours, theirs).pvalue:.3f}" if len(both) > 1 else ""
-
-
-def learning_curves(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> list[str]:
-    lines = ["| detector | schedule | labels | arm | AP after epoch |", "|---|---|---|---|---|"]
-    for (detector, schedule, fraction, source), arms in finals.items():
-        for arm, runs in arms.items():
-            by_epoch: dict[int, list[float]] = {}
-            for row in (row for run in runs.values() for row in run["epochs"]):
-                by_epoch.setdefault(row["epoch"], []).append(row.get("AP", 0.0))
-            curve = ", ".join(f"{epoch}: {statistics.mean(v):.1f}" for epoch, v in sorted(by_epoch.items()))
-            lines.append(
-                f"| {source if arm != 'backbone' else detector} | {schedule} | {fraction} % | {arm} | {curve} |"
-            )
-    return lines
-
-
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -406,6 +328,9 @@ def main() -> None:
     packing.add_argument("pool", type=Path, help="folder of unlabelled photographs")
     for name in ("train", "val", "images", "out"):
         packing.add_argument(f"--{name}", type=Path, required=True)
+    packing.add_argument(
+        "--ablate", action="store_true", help="also the datasets of the ablations: twice the size"
+    )
     packing.set_defaults(verb=pack)
     running = verbs.add_parser("run", help="pretrain and fine-tune until done, or the budget is spent")
     running.add_argument("pack", type=Path)
@@ -428,7 +353,8 @@ def main() -> None:
     running.set_defaults(verb=run)
     reporting = verbs.add_parser("report", help="the table")
     reporting.add_argument("work_dir", type=Path)
-    reporting.add_argument("--out", type=Path)
+    reporting.add_argument("--out", type=Path, help="page that gets the table, between its two markers")
+    reporting.add_argument("--svg", type=Path, help="file for the learning curves")
     reporting.set_defaults(verb=report)
     arguments = parser.parse_args()
     arguments.verb(arguments)

@@ -1,0 +1,47 @@
+"""One kind of picture for all benchmarks: lines over a common axis, as an SVG file without a library."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+Points = Sequence[tuple[float, float]]
+COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
+_LEFT, _TOP, _BOTTOM, _LEGEND, _TICKS = 50, 24, 44, 190, 5
+
+
+def line_chart(
+    lines: Mapping[str, Points],
+    *,
+    x_label: str,
+    y_label: str,
+    top: float,
+    width: int = 760,
+    height: int = 360,
+) -> str:
+    """An SVG of ``lines``, name to (x, y) points; both axes begin at 0, y ends at ``top``."""
+    right, floor = width - _LEGEND, height - _BOTTOM
+    end = max((x for points in lines.values() for x, _ in points), default=1.0) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _LEFT + (right - _LEFT) * x / end, floor - (floor - _TOP) * min(y, top) / top
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="12"><rect width="{width}" height="{height}" fill="white"/>'
+    ]
+    for tick in range(_TICKS + 1):
+        x, y = place(end * tick / _TICKS, top * tick / _TICKS)
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="#ddd"/>')
+        parts.append(_text(_LEFT - 8, y + 4, f"{top * tick / _TICKS:g}", "end"))
+        parts.append(_text(x, floor + 18, f"{end * tick / _TICKS:g}", "middle"))
+    parts.append(_text(_LEFT, _TOP - 8, y_label, "start"))
+    parts.append(_text(right, floor + 36, x_label, "end"))
+    for number, (name, points) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        drawn = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
+        parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(_text(right + 14, _TOP + 20 + 20 * number, name, "start", colour))
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _text(x: float, y: float, text: str, anchor: str, colour: str = "#222") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'

@@ -1,0 +1,122 @@
+"""The table and the learning curves of what `benchmarks/transfer.py run` left in its work folder."""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from line_chart import line_chart
+
+# Detector, schedule, per cent of the labels, source of the weights.
+Key = tuple[str, str, int, str]
+
+
+def report(args: argparse.Namespace) -> None:
+    """The table of everything that was run; an arm with a seed missing says so."""
+    finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
+    for path in sorted((args.work_dir / "finetune").glob("final+*/labels.json")):
+        labels, results = json.loads(path.read_text()), path.parent / "results.json"
+        content = json.loads(results.read_text()) if results.is_file() else {"last": {}, "epochs": []}
+        key = (labels["detector"], labels["schedule"], labels["fraction"], labels["source"])
+        content["lr"] = labels["lr"]
+        finals.setdefault(key, {}).setdefault(labels["arm"], {})[labels["seed"]] = content
+    lines = ["| detector | schedule | labels | pretraining | lr | AP | AP50 | AP75 | gain | p (paired) | seeds |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for key, arms in finals.items():
+        own = (key[0], key[1], key[2], key[0])
+        baseline = finals.get(own, {}).get("backbone", {})
+        lines += [table_row(key, arm, runs, baseline) for arm, runs in arms.items()]
+    lines += ["", "AP while fine-tuning (mean over seeds):", "", *learning_curves(finals)]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.write_text(between_markers(args.out.read_text() if args.out.exists() else "", text))
+    if args.svg is not None:
+        args.svg.write_text(chart(finals))
+
+
+def between_markers(page: str, table: str) -> str:
+    """``page`` with the table between its two markers, or the markers and the table alone."""
+    begin, end = "<!-- transfer: begin -->\n", "<!-- transfer: end -->\n"
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+
+
+def chart(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> str:
+    """AP against the epoch of fine-tuning, a line for each arm, as SVG."""
+    lines = {}
+    for (detector, schedule, fraction, source), arms in finals.items():
+        for arm, runs in arms.items():
+            setting = "" if (schedule, fraction) == ("short", 100) else f" {schedule} {fraction} %"
+            name = f"{detector.removesuffix('_lite0')}{setting}, {source if source != detector else arm}"
+            lines[name] = [(0, 0.0), *sorted(mean_by_epoch(runs).items())]
+    top = 5.0 * (1 + max((ap for points in lines.values() for _, ap in points), default=0.0) // 5)
+    return line_chart(lines, x_label="epoch of fine-tuning", y_label="AP", top=top)
+
+
+def table_row(
+    key: Key, arm: str, runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]
+) -> str:
+    detector, schedule, fraction, source = key
+    name = {"backbone": "backbone only", "box": "+ box-domain", "keep": "+ box-domain, predictors kept"}[arm]
+    if source != detector:
+        name += f" ({source.removeprefix(detector + '-')})"
+    figures = [spread([run["last"][figure] for run in runs.values() if figure in run["last"]])
+               for figure in ("AP", "AP50", "AP75")]  # fmt: skip
+    gain, p = paired(runs, baseline) if arm != "backbone" else ("", "")
+    lr = next(iter(runs.values()))["lr"]
+    done = sum("AP" in run["last"] for run in runs.values())
+    cells = [
+        detector,
+        schedule,
+        f"{fraction} %",
+        name,
+        f"{lr:g}",
+        *figures,
+        gain,
+        p,
+        f"{done} of {len(runs)}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: list[float]) -> str:
+    if not values:
+        return "not done"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def paired(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]) -> tuple[str, str]:
+    """Mean gain in AP over seeds that both have, and the p value of a two-sided paired t-test."""
+    from scipy.stats import ttest_rel
+
+    both = [
+        seed for seed in runs if "AP" in runs[seed]["last"] and "AP" in baseline.get(seed, {}).get("last", {})
+    ]
+    if not both:
+        return "", ""
+    ours, theirs = ([group[seed]["last"]["AP"] for seed in both] for group in (runs, baseline))
+    gain = f"{statistics.mean(ours) - statistics.mean(theirs):+.1f}"
+    return gain, f"{ttest_rel(ours, theirs).pvalue:.3f}" if len(both) > 1 else ""
+
+
+def mean_by_epoch(runs: dict[int, dict[str, Any]]) -> dict[int, float]:
+    """AP after each evaluated epoch, averaged over the seeds."""
+    by_epoch: dict[int, list[float]] = {}
+    for row in (row for run in runs.values() for row in run["epochs"]):
+        by_epoch.setdefault(row["epoch"], []).append(row.get("AP", 0.0))
+    return {epoch: statistics.mean(values) for epoch, values in by_epoch.items()}
+
+
+def learning_curves(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> list[str]:
+    """The curves as a table."""
+    lines = ["| detector | schedule | labels | arm | AP after epoch |", "|---|---|---|---|---|"]
+    for (detector, schedule, fraction, source), arms in finals.items():
+        for arm, runs in arms.items():
+            curve = ", ".join(f"{epoch}: {ap:.1f}" for epoch, ap in sorted(mean_by_epoch(runs).items()))
+            lines.append(
+                f"| {source if arm != 'backbone' else detector} | {schedule} | {fraction} % | {arm} | {curve} |"
+            )
+    return lines
