@@ -3,7 +3,6 @@
 import argparse
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 from line_chart import line_chart
