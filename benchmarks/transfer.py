@@ -13,7 +13,8 @@ for that alone. Every step is a file, so a run that is stopped goes on; a job th
 do in two hours:
 
     python benchmarks/transfer.py run PACK --work-dir W --detectors fcos_lite0 --schedules short --fractions 100 \\
-        --arms backbone box --image-size 160 --workers 0 --pretrain-options pretrain.sampled_boxes=2048
+        --arms backbone box --rates 0.006 0.012 --image-size 160 --workers 0 \\
+        --pretrain-options pretrain.sampled_boxes=2048
 """
 
 import argparse
@@ -140,7 +141,7 @@ def tuning_jobs(detector: str, arm: str, source: str, schedule: str, args: argpa
     base = {"stage": "tune", "detector": detector, "arm": arm, "source": source, "schedule": schedule}
     return [
         finetuning(args, {**base, "seed": TUNING_SEED, "rate": lr}, lr, ("tune_train.json", "tune_val.json"))
-        for lr in RECIPES[detector].grid
+        for lr in args.rates or RECIPES[detector].grid
     ]
 
 
@@ -340,6 +341,9 @@ def main() -> None:
     running.add_argument("--fractions", nargs="+", type=int, default=FRACTIONS)
     running.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     running.add_argument("--pretrain-options", nargs="*", default=[], help="key=value changes to pretraining")
+    running.add_argument(
+        "--rates", nargs="+", type=float, help="learning rates to choose from, not the recipe's"
+    )
     running.add_argument("--seeds", type=int, default=3, help="fine-tunings of each arm")
     running.add_argument(
         "--image-size", type=int, default=LONG_SIDE, help="longer side in fine-tuning, in px"
