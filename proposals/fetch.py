@@ -1,6 +1,7 @@
 """Bytes by name, from disk or from a URL, with two kinds of failure: of this one image, or perhaps of the moment."""
 
 import errno
+import os
 import stat
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from proposals.errors import AlignDetError
 from proposals.images import ImageRejected
 from proposals.paths import WEB, filesystem, scheme_of
 
-MAX_WEB_BYTES = 512 * 2**20
+MAX_IMAGE_BYTES = 512 * 2**20
 _PAUSES = (0.5, 2.0)
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
@@ -23,9 +24,11 @@ class SourceUnavailableError(OSError):
 def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:
     """``size`` bytes from ``start`` (all: None, with start 0) of a local path or an allowed URL.
 
-    Raises ImageRejected(stage "read") when it is missing, denied, or too short; SourceUnavailableError when a
-    remote did not answer, after three tries.
+    Raises ImageRejected(stage "read") when it is missing, denied, too short, or larger than any image is;
+    SourceUnavailableError when a remote did not answer, after three tries.
     """
+    if size is not None and size > MAX_IMAGE_BYTES:
+        raise _too_large()
     read = _read_local if scheme_of(location) is None else _read_remote
     data = read(location, start, size)
     if size is not None and len(data) != size:
@@ -39,6 +42,9 @@ def _read_local(location: str, start: int, size: int | None) -> bytes:
         if not stat.S_ISREG(Path(location).stat().st_mode) and not Path(location).is_dir():
             raise ImageRejected("read", "not_a_file", "a pipe, socket or device with the name of an image")
         with Path(location).open("rb") as stream:
+            # Asked first: a file that takes no disk can still be larger than memory.
+            if size is None and os.fstat(stream.fileno()).st_size > MAX_IMAGE_BYTES:
+                raise _too_large()
             stream.seek(start)
             return stream.read() if size is None else stream.read(size)
     except IsADirectoryError as error:
@@ -94,9 +100,13 @@ def _read_web(filesystem_: Any, path: str) -> bytes:
     with filesystem_.open(path, "rb", block_size=0, size=1) as stream:
         while piece := stream.read(2**20):
             data += piece
-            if len(data) > MAX_WEB_BYTES:
-                raise ImageRejected("read", "too_large", f"more than {MAX_WEB_BYTES} bytes")
+            if len(data) > MAX_IMAGE_BYTES:
+                raise _too_large()
     return bytes(data)
+
+
+def _too_large() -> ImageRejected:
+    return ImageRejected("read", "too_large", f"more than {MAX_IMAGE_BYTES} bytes")
 
 
 def _verdict(error: Exception, url: str) -> Exception:

@@ -49,7 +49,7 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
         raise AlignDetError(
             f"{path} cannot be read: {error.strerror}. Name a COCO json or a VOC folder."
         ) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise AlignDetError(
             f"{path} is not a COCO annotation file ({type(error).__name__}: {error}). It needs the lists images, "
             "annotations (bbox, image_id, category_id) and categories."
@@ -65,6 +65,8 @@ def _from_coco(content: dict[str, Any]) -> GroundTruth:
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
     if len(boxes) and boxes.shape[1:] != (4,):
         raise ValueError(f"the bboxes are {boxes.shape}, not four numbers each")
+    if not np.isfinite(boxes).all():
+        raise ValueError("a bbox is not finite")
     return _grouped(
         names=[str(image["file_name"]) for image in images],
         sizes=[(image.get("width") or 0, image.get("height") or 0) for image in images],
@@ -107,7 +109,7 @@ def _read_voc(folder: Path) -> GroundTruth:
 def _voc_root(path: Path) -> ElementTree.Element:
     try:
         return ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two: odd encodings
         raise AlignDetError(f"{path} is not a VOC annotation: {error}. Repair or remove it.") from error
 
 
@@ -115,6 +117,8 @@ def _voc_box(found: ElementTree.Element, path: Path) -> tuple[float, float, floa
     try:
         corners = (found.findtext(f"bndbox/{name}", "") for name in ("xmin", "ymin", "xmax", "ymax"))
         left, top, right, bottom = (float(text) for text in corners)
+        if not np.isfinite([left, top, right, bottom]).all():
+            raise ValueError("not finite")
     except ValueError as error:
         raise AlignDetError(f"{path} has an object without a numeric bndbox. Repair or remove it.") from error
     return left - 1, top - 1, right - left + 1, bottom - top + 1
@@ -122,7 +126,7 @@ def _voc_box(found: ElementTree.Element, path: Path) -> tuple[float, float, floa
 
 def _voc_side(root: ElementTree.Element, name: str) -> int:
     text = root.findtext(f"size/{name}", "0").strip()
-    return int(text) if text.isdigit() else 0
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
 
 
 def _grouped(

@@ -20,6 +20,17 @@ class SourceEntry:
     size: int
 
 
+def as_text(name: str) -> str:
+    """``name`` as UTF-8 can hold it: bytes that were none, and halves of characters, as ``\\xNN``."""
+    if name.isascii():
+        return name
+    try:
+        data = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # JSON can name half a character
+        data = name.encode("utf-8", "surrogatepass")
+    return data.decode("utf-8", "backslashreplace")
+
+
 class Source(ABC):
     """Images of one place. Small and picklable: it travels to every worker, which opens what it needs by itself."""
 

@@ -2,19 +2,20 @@
 
 import csv
 import io
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TextIO
 
-from pipeline.sources.base import Source, SourceEntry
+from pipeline.sources.base import Source, SourceEntry, as_text
 from proposals.convert.json_stream import members
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
 from proposals.images import ImageRejected
-from proposals.paths import scheme_of
+from proposals.paths import is_remote, scheme_of
 
 _COLUMNS = ("uri", "url", "path", "file_name", "filename", "image_path", "image_url", "image", "file")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -22,15 +23,7 @@ _LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
-class ListSource(Source):
-    """A line an image: a path below ``root``, a URL, or, in a local list, an absolute path.
-
-    ``path``: of a text file, or of a CSV or TSV file with a header that has one of the columns uri, url, path,
-    file_name, filename, image_path, image_url, image, file; the first of these that is there. The order is that
-    of the list. A line that may not be read is an image that is rejected.
-    """
-
-    kind: ClassVar[Kind] = "list"
+class _Listed(Source):
     path: Path
     root: str
 
@@ -39,9 +32,33 @@ class ListSource(Source):
         """See `Source`."""
         return ImageRoot(kind=self.kind, root=self.root)
 
+    def read(self, uri: str) -> bytes:
+        """See `Source`. A list from elsewhere names nothing on this machine but what is below the root."""
+        if is_remote(self.path) and PurePosixPath(uri).is_absolute():
+            raise ImageRejected(
+                "read", "not_allowed", "an absolute path in a list from elsewhere is not read"
+            )
+        return super().read(uri)
+
     def entries(self) -> Iterator[SourceEntry]:
         """See `Source`. Sizes are those of local files, -1 for what is elsewhere; empty lines are no images."""
         yield from _sized(self.images, self._names(), self.path)
+
+    @abstractmethod
+    def _names(self) -> Iterator[str]:
+        """The names as they are written, one an image."""
+
+
+@dataclass(frozen=True)
+class ListSource(_Listed):
+    """A line an image: a path below ``root``, a URL, or, in a local list, an absolute path.
+
+    ``path``: of a text file, or of a CSV or TSV file with a header that has one of the columns uri, url, path,
+    file_name, filename, image_path, image_url, image, file; the first of these that is there. The order is that
+    of the list. A line that may not be read is an image that is rejected.
+    """
+
+    kind: ClassVar[Kind] = "list"
 
     def _names(self) -> Iterator[str]:
         with _opened(self.path) as stream:
@@ -53,21 +70,10 @@ class ListSource(Source):
 
 
 @dataclass(frozen=True)
-class CocoSource(Source):
+class CocoSource(_Listed):
     """The ``file_name``, else the ``coco_url``, of every entry of ``images`` in a COCO json, in its order."""
 
     kind: ClassVar[Kind] = "coco"
-    path: Path
-    root: str
-
-    @property
-    def images(self) -> ImageRoot:
-        """See `Source`."""
-        return ImageRoot(kind=self.kind, root=self.root)
-
-    def entries(self) -> Iterator[SourceEntry]:
-        """See `Source`. Sizes as in a list."""
-        yield from _sized(self.images, self._names(), self.path)
 
     def _names(self) -> Iterator[str]:
         found = False
@@ -83,7 +89,7 @@ def _file_name(image: Any, path: Path) -> str:
     name = (image.get("file_name") or image.get("coco_url")) if isinstance(image, dict) else None
     if not isinstance(name, str):
         raise AlignDetError(f"{path}: an entry of images has no file_name: {str(image)[:80]}")
-    return name
+    return as_text(name)
 
 
 def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:

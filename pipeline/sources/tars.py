@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar
 
-from pipeline.sources.base import Source, SourceEntry
+from pipeline.sources.base import Source, SourceEntry, as_text
 from pipeline.sources.walk import has_image_suffix
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
 from proposals.image_rows import open_binary
+from proposals.tar_headers import TarHeaders
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,19 @@ class TarSource(Source):
 
     def _members(self, tar: str) -> Iterator[SourceEntry]:
         try:
-            with (
-                open_binary(self.images.locate(tar)) as stream,
-                tarfile.open(fileobj=stream, mode="r:") as archive,
-            ):
-                for member in _headers(archive):
-                    if member.isreg() and not member.issparse() and self._wants(member.name):
+            with open_binary(self.images.locate(tar)) as stream:
+                headers = TarHeaders(stream)
+                for member in headers:
+                    name = as_text(member.name)
+                    if member.isreg() and not member.issparse() and self._wants(name):
                         place = f"{member.offset_data}+{member.size}"
-                        yield SourceEntry(f"{tar}/{place}/{member.name.lstrip('/')}", member.size)
-                _require_end(stream, archive.offset)
-        except (OSError, tarfile.TarError, EOFError, ValueError):
+                        yield SourceEntry(f"{tar}/{place}/{name.lstrip('/')}", member.size)
+                _require_end(stream, headers.end)
+        except (OSError, tarfile.TarError, ValueError):
             yield SourceEntry(tar, -1)
 
     def _wants(self, name: str) -> bool:
         return has_image_suffix(name) and (self.glob is None or fnmatchcase(name, self.glob))
-
-
-def _headers(archive: Any) -> Iterator[tarfile.TarInfo]:
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # or tarfile would hold every one
-        yield member
 
 
 def _require_end(stream: BinaryIO, end: int) -> None:

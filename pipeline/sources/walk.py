@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.base import SUFFIXES
+from pipeline.sources.base import SUFFIXES, as_text
 from pipeline.sources.runs import sorted_pairs
 from proposals.errors import AlignDetError
 from proposals.paths import filesystem, is_remote
@@ -30,7 +30,7 @@ def walk(root: Path) -> Iterator[Found]:
         files, path = filesystem(str(root))
         yield from _walk_remote(files, path.rstrip("/"), "")
     else:
-        yield from _walk_local(str(root), "", set())
+        yield from _walk_local(root)
 
 
 def has_image_suffix(name: str) -> bool:
@@ -38,28 +38,40 @@ def has_image_suffix(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a third of Path's time, once an image
 
 
-def _walk_local(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[Found]:
-    try:
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as listing:
-            names = sorted_pairs(_local_names(listing))
-    except OSError as error:
-        raise AlignDetError(f"{folder} cannot be listed: {error.strerror}. Nothing was mined.") from error
-    for name, raw in names:
-        # A folder counts as "name/", so all that is in it comes where its path belongs.
-        if name.endswith("/"):
-            yield from _walk_local(f"{folder}/{raw}", prefix + name, seen)
+def _walk_local(root: Path) -> Iterator[Found]:
+    seen: set[tuple[int, int]] = set()
+    # A stack and no recursion: folders may lie a thousand deep.
+    open_folders = [(str(root), "", _listed(str(root), seen))]
+    while open_folders:
+        folder, prefix, names = open_folders[-1]
+        name, raw = next(names, ("", ""))
+        if not name:
+            open_folders.pop()
+        elif name.endswith("/"):
+            # A folder counts as "name/", so all that is in it comes where its path belongs.
+            inner = f"{folder}/{raw}"
+            open_folders.append((inner, prefix + name, _listed(inner, seen)))
         else:
             yield Found(prefix + name, _local_size(f"{folder}/{raw}"))
 
 
+def _listed(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+    """(name, the system's own spelling) of all that lies in ``folder``, nothing when it was ``seen``."""
+    try:
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return iter(())
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as listing:
+            return sorted_pairs(_local_names(listing))
+    except OSError as error:
+        raise AlignDetError(f"{folder} cannot be listed: {error.strerror}. Nothing was mined.") from error
+
+
 def _local_names(listing: Iterator["os.DirEntry[str]"]) -> Iterator[tuple[str, str]]:
     for entry in listing:
-        name = _as_text(entry.name)
-        if not entry.is_dir():
+        name = as_text(entry.name)
+        if not _is_folder(entry):
             yield name, entry.name
             continue
         yield f"{name}/", entry.name
@@ -67,8 +79,11 @@ def _local_names(listing: Iterator["os.DirEntry[str]"]) -> Iterator[tuple[str, s
             yield name, entry.name
 
 
-def _as_text(name: str) -> str:
-    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle: reading it gives the reason
+        return False
 
 
 def _local_size(path: str) -> int:

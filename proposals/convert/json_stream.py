@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from proposals.errors import AlignDetError
 
 _CHUNK = 1 << 20
-_LARGEST_VALUE = 1 << 28
+_LARGEST_VALUE = 1 << 24  # in memory a value can take twenty times its text
 _ELEMENTS = 1024
 _SPACE = " \t\r\n"
 
@@ -17,7 +17,7 @@ def members(path: Path) -> Iterator[tuple[str, list[Any]]]:
     """The members of the JSON object in ``path``, in file order: (name, some elements of the array).
 
     An array comes in parts of at most 1024 elements, at least one part even when it is empty; any other value is
-    one element. Raises AlignDetError when the file is not such JSON, is cut, or has one element above 256 MB.
+    one element. Raises AlignDetError when the file is not such JSON, is cut, or has one element above 16 MB.
     """
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -63,8 +63,9 @@ class _Scanner:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._place)
-            except (json.JSONDecodeError, RecursionError) as error:
-                if self._ended or isinstance(error, RecursionError):
+            except (ValueError, RecursionError) as error:
+                # Another ValueError: a number of more digits than Python reads.
+                if self._ended or not isinstance(error, json.JSONDecodeError):
                     raise self._broken(str(error)) from error
             else:
                 # A number may go on in the next part: "1" of "12", and "1" of "1.5" cut behind its dot.

@@ -6,30 +6,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from proposals.convert.stream import ImageBoxes, ImageIds, Source, fit_float32, numbered
+from proposals.convert.unpickle import load_arrays
 from proposals.dataset.files import publish, temporary_beside
 from proposals.errors import AlignDetError
 
 _XYXY_ABS = 0  # detectron2's BoxMode
-
-# All that an array needs; anything else in a pickle would be code of the file's choice.
-_ARRAY_NAMES = {
-    ("builtins", "dict"),
-    ("builtins", "list"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ),
-}
 
 
 def write_detectron2(source: Source, path: Path, ids: ImageIds = numbered) -> int:
@@ -86,11 +70,7 @@ class PickleSource:
 
     def __init__(self, path: Path, names: Mapping[str, str] | None = None) -> None:
         self._path, self._names = path, names or {}
-        try:
-            with path.open("rb") as stream:
-                self._content = _ArraysOnly(stream).load()
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError, AttributeError, IndexError) as error:
-            raise AlignDetError(f"{path} is no readable proposal pickle: {error}.") from error
+        self._content = load_arrays(path)
         if not isinstance(self._content, dict):
             raise AlignDetError(
                 f"{path} holds a {type(self._content).__name__}, not detectron2's or mmdet's dict."
@@ -103,11 +83,12 @@ class PickleSource:
                 logits = self._content.get("objectness_logits", self._content.get("scores"))
                 numbers = self._content.get("ids", self._content.get("indexes"))
                 for number, boxes, scores in zip(numbers, self._content["boxes"], logits, strict=True):
-                    yield _sorted(self._names.get(str(number), str(number)), boxes, scores)
+                    name = _name(number)
+                    yield _sorted(self._names.get(name, name), boxes, scores)
             else:
                 for key, found in self._content.items():
-                    yield _sorted(str(key), found["bboxes"], found["scores"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+                    yield _sorted(_name(key), found["bboxes"], found["scores"])
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
             raise AlignDetError(
                 f"{self._path} is neither detectron2's nor mmdet's form ({type(error).__name__} {error})."
             ) from error
@@ -138,13 +119,6 @@ class _Mapped:
         return dict, (), None, None, self._items
 
 
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ARRAY_NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only numpy arrays are allowed")
-        return super().find_class(module, name)
-
-
 def _write(content: Any, path: Path) -> None:
     with temporary_beside(path) as (temporary,):
         with temporary.open("wb") as stream:
@@ -170,9 +144,28 @@ def _mmdet_key(uri: str, folder: str | None) -> str:
 
 
 def _sorted(uri: str, boxes: Any, scores: Any) -> ImageBoxes:
-    corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    values = np.asarray(scores, dtype=np.float32).reshape(len(corners))
+    corners = _numbers(boxes).reshape(-1, 4)
+    values = _numbers(scores).reshape(len(corners))
     if not (fit_float32(corners.astype(np.float64)) and fit_float32(values.astype(np.float64))):
         raise ValueError(f"a box or score of {uri!r} is not finite")
     order = np.argsort(-values, kind="stable")
     return ImageBoxes(uri, 0, 0, corners[order], -values[order])
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, (str, int, np.integer)):
+        raise TypeError(f"an image is called by a {type(value).__name__}")
+    return str(value)
+
+
+def _numbers(values: Any) -> npt.NDArray[np.float32]:
+    if isinstance(values, list) and any(isinstance(row, list) and not _is_flat(row) for row in values):
+        raise TypeError("lists in lists in lists")  # one list in many places would be as many copies
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"numbers are of type {array.dtype}")
+    return array.astype(np.float32)
+
+
+def _is_flat(row: list[Any]) -> bool:
+    return len(row) <= 5 and all(isinstance(value, (int, float, np.number)) for value in row)

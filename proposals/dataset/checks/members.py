@@ -16,6 +16,7 @@ from proposals.dataset import layout
 from proposals.dataset.bounds import MAX_RECORD_BYTES
 from proposals.dataset.files import read_range
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
+from proposals.tar_headers import TarHeaders
 
 _PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -24,8 +25,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 def tar_faults(path: Path, table: pa.Table) -> Iterator[str]:
     """How the tar differs from the table of its shard (from `read_shard`); reads every byte of it once."""
     try:
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            members = tar.getmembers()
+        with path.open("rb") as stream:
+            headers = TarHeaders(stream)
+            members = list(headers)
             yield from _name_faults(members)
             wanted = [name for row in _rows(table) for name in _member_names(row)]
             if [member.name for member in members] != wanted:
@@ -33,8 +35,8 @@ def tar_faults(path: Path, table: pa.Table) -> Iterator[str]:
             found = {member.name: member for member in members if member.isreg()}
             for row in _rows(table):
                 yield from _row_faults(stream, found, row, table)
-            yield from _end_faults(stream, tar.offset)
-    except (OSError, tarfile.TarError, EOFError) as error:
+            yield from _end_faults(stream, headers.end)
+    except (OSError, tarfile.TarError) as error:
         yield f"is no sound tar: {error}"
 
 
