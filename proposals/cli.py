@@ -1,31 +1,64 @@
 """The `aligndet` command: mounts each package's verbs, imports a half only when one of its verbs runs."""
 
+import errno
 import sys
+import traceback
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from proposals import dataset_cli
 from proposals.cli_convert import convert
+from proposals.cli_doctor import doctor
 from proposals.cli_quality import recall, report, stats
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, BrokenInstallationError
+
+_FAULT = 70
+
+
+class _Verbs(TyperGroup):
+    """The root command. ``ctx.obj``: what kept halves from adding their verbs, by half."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The verb; for an unknown one, where a half could not be loaded, that instead of "no such command"."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None and ctx.obj:
+            raise BrokenInstallationError(
+                f"no verb {cmd_name!r} here, and it may be one of those that could not be loaded: {_told(ctx.obj)}. "
+                "Run `aligndet doctor`: it says what is broken and how to repair it"
+            )
+        return found
 
 
 def build_app() -> typer.Typer:
-    """The whole command: every package that declares an ``aligndet.verbs`` entry point adds its verbs."""
+    """The whole command: every package that declares an ``aligndet.verbs`` entry point adds its verbs.
+
+    One that cannot be imported takes nothing with it but its own verbs.
+    """
     app = typer.Typer(
         name="aligndet",
+        cls=_Verbs,
         help="Mine object proposals from unlabeled images, then pretrain a detector on them.",
         no_args_is_help=True,
         pretty_exceptions_show_locals=False,
         rich_markup_mode="markdown",
     )
-    app.callback()(_root)
+    broken: dict[str, str] = {}
     for entry in sorted(entry_points(group="aligndet.verbs"), key=lambda e: e.name):
-        entry.load()(app)
+        try:
+            entry.load()(app)
+        except Exception as error:  # whatever a broken half raises
+            broken[entry.name] = f"{type(error).__name__}: {error}"
+    epilog = f"Verbs are missing: {_told(broken)}. Run: aligndet doctor" if broken else None
+    app.callback(epilog=epilog, context_settings={"obj": broken})(_root)
     return app
+
+
+def _told(broken: dict[str, str]) -> str:
+    return "; ".join(f"{half} ({why})" for half, why in broken.items())
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +69,7 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
     app.command()(convert)
     app.command()(warmup)
+    app.command()(doctor)
     dataset_cli.register(app)
 
 
@@ -114,9 +148,41 @@ def _print_version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. Ends the process; proposals.errors.EXIT_CODES says what the codes mean."""
     try:
         build_app()()
     except AlignDetError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in _USERS:
+            _confess()
+        where = " and ".join(str(name) for name in (error.filename, error.filename2) if name) or "a file"
+        _fail(f"{where}: {error.strerror}. {_USERS[error.errno]}", AlignDetError.exit_code)
+    except Exception:  # a fault of ours
+        _confess()
+
+
+# Causes outside this program, and what to do about them.
+_USERS: dict[int | None, str] = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "Choose another place, or change its permissions"
+    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some space, or choose another place"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        "Is the name right?",
+    ),
+}
+
+
+def _confess() -> NoReturn:
+    traceback.print_exc()
+    _fail(
+        "the lines above are a fault of aligndet, not of yours. Please report them and what `aligndet doctor` prints",
+        _FAULT,
+    )
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    typer.secho(f"error: {sentence}", fg="red", err=True)
+    sys.exit(code)

@@ -1,4 +1,19 @@
-"""Errors a user can act on. The command line prints them as one sentence, without a traceback."""
+"""Errors a user can act on, and what the command's exit codes mean.
+
+The command line prints them as one sentence, without a traceback.
+"""
+
+# What a script may rely on; docs/exit-codes.md is this table.
+EXIT_CODES = {
+    0: "Done. `verify`: intact. `doctor`: healthy.",
+    1: "Refused, or failed on bad input: the message names the thing, the cause and the next step. `verify`: damaged.",
+    2: "The command line is wrong: no such verb or option, or a value of the wrong kind.",
+    3: "An optional half or library is not installed; the message has the `pip install` line.",
+    4: "Something that is installed is broken. `aligndet doctor` says what, and how to repair it.",
+    70: "A fault of aligndet itself: the only case that prints a traceback. Please report it.",
+    130: "Stopped by Ctrl-C; trainers also by SIGTERM, after a checkpoint. The same command goes on from there.",
+    143: "Mining was stopped by SIGTERM. The same command goes on from there.",
+}
 
 
 class AlignDetError(Exception):
@@ -11,6 +26,12 @@ class MissingExtraError(AlignDetError):
     """A verb was called whose optional dependencies are not installed."""
 
     exit_code = 3
+
+
+class BrokenInstallationError(AlignDetError):
+    """Something is installed and cannot be imported or does not work."""
+
+    exit_code = 4
 
 
 class NewerFormatError(AlignDetError):

