@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 # Tiny tensors on few cores: more threads only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-all lint format setup clean
+.PHONY: demo test test-all lint format docs setup clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[mine,train,demo,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[mine,train,demo,dev,docs]'
 	$(BIN)/python -m proposals.opencv || $(MAKE) repair-opencv
 	touch $@
 
@@ -43,5 +43,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Offline and strict: a warning is an error. The variable hides an advertisement of the theme's successor.
+docs: setup
+	$(BIN)/python tools/docs/data_path.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "read it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1"
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo site build dist *.egg-info

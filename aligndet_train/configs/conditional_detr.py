@@ -1,6 +1,6 @@
 """Conditional DETR, ResNet-50: the recipe that AlignDet released for DETR on mmdet's stock config.
 
-The release has no config for it. Its class branch learns cluster ids: see docs/detr-with-clusters.md.
+The release has no config for it. Its class branch learns cluster ids: see docs/guides/detr-with-clusters.md.
 
 aligndet pretrain --detector conditional_detr --data OUT --work-dir W
 """

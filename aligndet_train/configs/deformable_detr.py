@@ -1,6 +1,6 @@
 """Deformable DETR, ResNet-50: AlignDet's released recipe on mmdet's stock config (configs/selfsup/deformable_detr.py).
 
-Its class branch learns cluster ids: see docs/detr-with-clusters.md.
+Its class branch learns cluster ids: see docs/guides/detr-with-clusters.md.
 
 aligndet pretrain --detector deformable_detr --data OUT --work-dir W
 """

@@ -1,6 +1,6 @@
 """DETR, ResNet-50: AlignDet's released recipe on mmdet's stock config (METHOD section 6; configs/selfsup/detr.py).
 
-Its class branch learns cluster ids: see docs/detr-with-clusters.md.
+Its class branch learns cluster ids: see docs/guides/detr-with-clusters.md.
 
 aligndet pretrain --detector detr --data OUT --work-dir W
 """

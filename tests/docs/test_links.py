@@ -1,0 +1,28 @@
+"""Relative links of README, CONTRIBUTING and docs lead to files, and to headings that are there."""
+
+import re
+
+import pytest
+from markdown.extensions.toc import slugify
+
+from tests.docs.blocks import PAGES, ROOT
+
+
+def headings(text: str) -> set[str]:
+    plain = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*?)(?: #*)?$", plain, flags=re.MULTILINE)
+    return {slugify(re.sub(r"[`*]|\[|\]\([^)]*\)", "", title), "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_somewhere(page):
+    home = (ROOT / page).parent
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for target, anchor in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        path = home / target if target else ROOT / page
+        # Made when the site is built.
+        if path.name == "cli.md" and path.parent.name == "reference":
+            continue
+        assert path.exists(), f"{page}: {target}"
+        if anchor and path.suffix == ".md":
+            assert anchor in headings(path.read_text()), f"{page}: {target}#{anchor}"
