@@ -1,6 +1,8 @@
-"""The child of `pipeline.image_process`: one thread that takes images from a pipe until it is closed.
+"""The child of `pipeline.image_process`: one thread that takes requests from a pipe until it is closed.
 
-python -m pipeline.image_child DESCRIPTOR
+python -m pipeline.image_child PIPE SLOT...
+
+All are descriptors; the bytes of an image are in the slot that its request names.
 """
 
 import ctypes
@@ -15,6 +17,7 @@ import cv2
 from pipeline import planted_faults
 from pipeline.image_task import Kernel, Stopwatch, mine_image
 from pipeline.limits import Limits
+from pipeline.shared_bytes import read_shared
 from proposals.errors import AlignDetError
 from proposals.selective_search.engines import load_kernels
 
@@ -24,21 +27,22 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Serve the pipe whose descriptor is the first argument."""
     _end_with_parent()
-    connection = Connection(int(sys.argv[1]))
+    pipe, *slots = map(int, sys.argv[1:])
+    connection = Connection(pipe)
     with suppress(EOFError, BrokenPipeError):
         kernel, limits = connection.recv()
         _prepare(kernel, limits)
         connection.send(None)
         while True:
-            connection.send(_answer(connection.recv(), kernel))
+            uri, slot, size, sha256 = connection.recv()
+            connection.send(_answer(uri, slots[slot], size, sha256, kernel))
 
 
-def _answer(request: tuple[str, bytes, str], kernel: Kernel) -> object:
-    uri, data, sha256 = request
+def _answer(uri: str, slot: int, size: int, sha256: str, kernel: Kernel) -> object:
     watch = Stopwatch()
     try:
         planted_faults.strike_child(uri)
-        return mine_image(data, sha256, kernel, watch), watch.seconds
+        return mine_image(read_shared(slot, size), sha256, kernel, watch), watch.seconds
     except (AlignDetError, MemoryError) as error:
         return error
     except Exception as error:  # a fault of ours, not of the image: the shard fails and says so

@@ -11,19 +11,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline.image_task import Found, Kernel, Refusal
 from pipeline.limits import Limits
+from pipeline.shared_bytes import SharedBytes
 
+DEPTH = 2  # one is searched, one waits
 _ATTEMPTS = 2
 _START_SECONDS = 600.0  # the first start on a machine may compile, or wait for another that does
 # Nobody's image sends these: a scheduler, the kernel short of memory, or a person does.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Answer = tuple[Found | Refusal, dict[str, float]]
+_Request = tuple[str, int, int, str]  # uri, slot, bytes in it, their sha256
 
 
 class _ImageFaultError(Exception):
@@ -35,23 +39,33 @@ class _ImageFaultError(Exception):
 
 
 class ImageProcess:
-    """One child, replaced by a fresh one whenever it ends. One image at a time: `begin`, then `finish`."""
+    """One child, replaced by a fresh one whenever it ends. Up to `DEPTH` images queue: `begin` some, `finish` in order.
+
+    An image that was begun ahead is searched as soon as the one before it is done, without a turn of this process.
+    """
 
     def __init__(self, kernel: Kernel, limits: Limits) -> None:
         self.kernel, self.limits = kernel, limits
         self._child: _Child | None = None
-        self._request: tuple[str, bytes, str] = ("", b"", "")
+        self._slots = [SharedBytes() for _ in range(DEPTH)]
+        self._begun: deque[_Request] = deque()
+        self._number = 0
 
     def begin(self, uri: str, data: bytes, sha256: str) -> None:
         """Hand over one image. Returns at once, unless the child has to be started first."""
-        self._request = uri, data, sha256
+        if len(self._begun) == DEPTH:
+            raise ValueError(f"{DEPTH} images are begun: finish one first")
+        slot = self._number % DEPTH
+        self._number += 1
+        self._slots[slot].put(data)
+        self._begun.append((uri, slot, len(data), sha256))
         try:
-            self._ready_child().send(self._request)
+            self._hand_over()
         except (_ImageFaultError, ChildProcessError):
-            self.close()  # a child that died idle says nothing about this image: `finish` starts another
+            self._end_child()  # a child that died idle says nothing about this image: `finish` starts another
 
     def finish(self) -> Answer:
-        """(what the image gave, its seconds per stage).
+        """(what the image that was begun first gave, its seconds per stage).
 
         Raises ChildProcessError when children are killed by something else than the image, or cannot start.
         """
@@ -59,46 +73,64 @@ class ImageProcess:
             try:
                 return self._answer()
             except ChildProcessError:
-                self.close()
+                self._end_child()
                 if attempt == _ATTEMPTS - 1:
                     raise
             except _ImageFaultError as error:
                 fault = error
-                self.close()
+                self._end_child()
+        self._begun.popleft()
         return Refusal.without_traceback("propose", fault.reason, fault.detail), {}
 
+    def forget(self) -> None:
+        """Drop the images that were begun and not finished: their answers are nobody's."""
+        if self._begun:
+            self.close()
+
     def close(self) -> None:
-        """End the child, if there is one."""
+        """End the child, if there is one, and forget what it was given."""
+        self._end_child()
+        self._begun.clear()
+
+    def _answer(self) -> Answer:
+        child = self._child or self._fresh_child()
+        answer: Answer = child.receive(self.limits.seconds)
+        self._begun.popleft()
+        return answer
+
+    def _hand_over(self) -> None:
+        if self._child is None:
+            self._fresh_child()
+        else:
+            self._child.send(self._begun[-1])
+
+    def _fresh_child(self) -> "_Child":
+        self._child = _Child(self.kernel, self.limits, [slot.descriptor for slot in self._slots])
+        for request in self._begun:
+            self._child.send(request)
+        return self._child
+
+    def _end_child(self) -> None:
         if self._child is not None:
             self._child.kill()
             self._child = None
 
-    def _answer(self) -> Answer:
-        if self._child is None:
-            self._ready_child().send(self._request)
-        answer: Answer = self._ready_child().receive(self.limits.seconds)
-        return answer
-
-    def _ready_child(self) -> "_Child":
-        if self._child is None:
-            self._child = _Child(self.kernel, self.limits)
-        return self._child
-
 
 class _Child:
-    def __init__(self, kernel: Kernel, limits: Limits) -> None:
+    def __init__(self, kernel: Kernel, limits: Limits, slots: list[int]) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "pipeline.image_child", str(theirs.fileno())]
+        descriptors = [theirs.fileno(), *slots]
+        command = [sys.executable, "-m", "pipeline.image_child", *map(str, descriptors)]
         # Modules as this process finds them, also in a Ray worker whose job brought its own.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with theirs:
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+                command, pass_fds=descriptors, stdin=subprocess.DEVNULL, env=environment
             )
         self._connection = Connection(ours.detach())
-        self._sent = time.monotonic()
+        self._unanswered, self._since = 0, 0.0
         try:
-            self._guarded(lambda: self._connection.send((kernel, limits)))
+            self.send((kernel, limits))
             self.receive(_START_SECONDS)
         except _ImageFaultError as error:
             self.kill()
@@ -106,15 +138,19 @@ class _Child:
                 f"the process that searches images did not start: {error.detail}"
             ) from error
 
-    def send(self, request: tuple[str, bytes, str]) -> None:
-        self._sent = time.monotonic()
+    def send(self, request: object) -> None:
+        if self._unanswered == 0:
+            self._since = time.monotonic()
+        self._unanswered += 1
         self._guarded(lambda: self._connection.send(request))
 
     def receive(self, seconds: float) -> Any:
-        left = self._sent + seconds - time.monotonic()
+        """The next answer, within so many seconds of the answer before it or of the first request after that."""
+        left = self._since + seconds - time.monotonic()
         if not self._guarded(lambda: self._connection.poll(max(0.0, left))):
             raise _ImageFaultError("timeout", "no result within the time limit")
         reply = self._guarded(self._connection.recv)
+        self._unanswered, self._since = self._unanswered - 1, time.monotonic()
         if isinstance(reply, MemoryError):
             raise _ImageFaultError("out_of_memory", "more memory needed than the limit")
         if isinstance(reply, Exception):
@@ -146,11 +182,12 @@ _shared: ImageProcess | None = None
 
 
 def shared_process(kernel: Kernel, limits: Limits) -> ImageProcess:
-    """This process's one `ImageProcess`, kept from shard to shard as long as both arguments stay the same."""
+    """This process's one `ImageProcess`, nothing begun; kept from shard to shard while both arguments stay the same."""
     global _shared
     if _shared is None or (_shared.kernel, _shared.limits) != (kernel, limits):
         if _shared is not None:
             _shared.close()
         _shared = ImageProcess(kernel, limits)
         atexit.register(_shared.close)
+    _shared.forget()  # a shard that failed half-way left its images behind
     return _shared

@@ -1,11 +1,12 @@
 """One task: read, search in a guarded child, write one shard. Knows nothing of Ray."""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.image_process import ImageProcess, shared_process
+from pipeline.image_process import DEPTH, ImageProcess, shared_process
 from pipeline.image_task import Found, Kernel, Refusal, Stopwatch
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask
@@ -118,19 +119,16 @@ def mined_images(
     task: ShardTask, work: Work, watch: Stopwatch, quarantine: Quarantine | None = None
 ) -> Iterator[MinedImage | Rejection]:
     """Every image of ``task``, in order, with its proposals or the reason why it has none."""
-    # The child searches one image while this process writes the one before it and reads the one after it.
+    # The child searches one image and has the next one already, while this process writes the one before and reads.
     process = shared_process(Kernel(work.recipe, work.engine), work.limits)
-    ahead = _reads(task, work, quarantine or {}, watch)
-    image = next(ahead, None)
-    if image is not None:
+    begun: deque[_Read] = deque()
+    for image in _reads(task, work, quarantine or {}, watch):
         _begin(image, process)
-    while image is not None:
-        following = next(ahead, None)
-        outcome = _finish(image, process, watch)
-        if following is not None:
-            _begin(following, process)
-        yield outcome
-        image = following
+        begun.append(image)
+        if len(begun) == DEPTH:
+            yield _finish(begun.popleft(), process, watch)
+    while begun:
+        yield _finish(begun.popleft(), process, watch)
 
 
 def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch) -> Iterator[_Read]:

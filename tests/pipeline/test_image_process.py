@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.image_process import ImageProcess
+from pipeline.image_process import DEPTH, ImageProcess
 from pipeline.image_task import Found, Kernel, Refusal, Stopwatch, mine_image
 from pipeline.limits import Limits, default_seconds
 from pipeline.planted_faults import VARIABLE
+from pipeline.shared_bytes import SharedBytes, read_shared
 from proposals.recipe import Recipe
 
 _KERNEL = Kernel(Recipe(max_side=128))
@@ -85,6 +86,39 @@ def test_an_image_that_the_child_does_not_survive_is_refused_alone(
     assert (first.stage, first.reason, first.detail) == ("propose", reason, detail)
     assert first == second
     assert _same(_do(guarded, "good.jpg", cat), _here(cat))
+
+
+@pytest.mark.parametrize(
+    "fault", ["crash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hang", "memory"))]
+)
+def test_an_image_that_waits_behind_a_fatal_one_is_searched_all_the_same(
+    fault, cat, photos, process, monkeypatch
+):
+    monkeypatch.setenv(VARIABLE, json.dumps({"bad.jpg": fault}))
+    guarded, coffee = process(Limits(seconds=0.7, memory=2**28)), (photos / "coffee.jpg").read_bytes()
+    for uri, data in [("cat.jpg", cat), ("bad.jpg", cat)]:
+        guarded.begin(uri, data, hashlib.sha256(data).hexdigest())
+    assert _same(guarded.finish()[0], _here(cat))
+    guarded.begin("coffee.jpg", coffee, hashlib.sha256(coffee).hexdigest())
+    assert isinstance(guarded.finish()[0], Refusal)
+    assert _same(guarded.finish()[0], _here(coffee))
+
+
+def test_no_more_images_queue_than_there_are_places_for(cat, process):
+    guarded = process()
+    for _ in range(DEPTH):
+        guarded.begin("cat.jpg", cat, "0" * 64)
+    with pytest.raises(ValueError, match="finish one first"):
+        guarded.begin("cat.jpg", cat, "0" * 64)
+
+
+@pytest.mark.parametrize("sizes", [(5, 3, 0, 4), (2, 17 * 2**20, 1, 18 * 2**20)])
+def test_shared_bytes_are_the_last_that_were_put(sizes):
+    shared = SharedBytes()
+    for size in sizes:
+        data = os.urandom(size)
+        shared.put(data)
+        assert read_shared(shared.descriptor, size) == data
 
 
 def test_real_images_that_need_too_much_memory_are_refused_and_pass_with_more(photos, process):

@@ -2,11 +2,16 @@
 
 import hashlib
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.image_task import Stopwatch
+from pipeline.plan import make_plan, tasks
+from pipeline.shard_task import Work, mined_images
+from pipeline.sources import FolderSource, SourceUnavailableError
 from proposals.boxes import scale
 from proposals.dataset import open_dataset
 from proposals.dataset.manifest import CommitRecord
@@ -81,6 +86,33 @@ def test_a_commit_record_says_what_the_shard_cost(mined_dataset):
     # Reading and writing overlap the search of another image.
     assert max(stages.values()) <= record.timing["total"]
     assert record.shard.images == 3
+
+
+@dataclass(frozen=True)
+class _Cut(FolderSource):
+    """A source that is cut off when it comes to one image."""
+
+    at: str = ""
+
+    def read(self, uri):
+        if uri == self.at:
+            raise SourceUnavailableError("cut off")
+        return super().read(uri)
+
+
+def test_a_shard_after_one_that_failed_half_way_gets_its_own_boxes(photos):
+    first, second, *_ = tasks(make_plan(FolderSource(photos).entries(), 3))
+    recipe = Recipe(max_side=100)
+
+    def boxes(source, task):
+        outcomes = mined_images(task, Work(source, photos, recipe, ""), Stopwatch())
+        return [(outcome.uri, outcome.proposals.boxes.tolist()) for outcome in outcomes]
+
+    expected = boxes(FolderSource(photos), second)
+    for uri in first.uris:
+        with pytest.raises(SourceUnavailableError):
+            boxes(_Cut(photos, at=uri), first)
+        assert boxes(FolderSource(photos), second) == expected
 
 
 def test_a_changed_source_is_refused(photos, mine_folder, tmp_path):
