@@ -24,7 +24,7 @@ FORBIDDEN = {"sh", "shell", "console", "zsh", "shell-session", "py", "python3", 
 # Verbs that import torch or start Ray: too long for every push on two cores, but for one page.
 _ALWAYS = {"docs/guides/mine-a-folder.md"}
 _SLOW = re.compile(
-    r"^\s*aligndet (mine|pretrain|pretrain-backbone|export|finetune|evaluate|regions|backbone)\b",
+    r"^\s*aligndet (mine|doctor|pretrain|pretrain-backbone|export|finetune|evaluate|regions|backbone)\b",
     re.MULTILINE,
 )
 

@@ -59,8 +59,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
-    def open(self, page: Path) -> None:
-        self.call("Page.navigate", url=page.as_uri())
+    def open(self, page: Path | str) -> None:
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 
