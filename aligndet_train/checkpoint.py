@@ -7,14 +7,16 @@ integers of the stream (StreamState).
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from aligndet_train.torch_files import load_plain
 from proposals.errors import AlignDetError
 
 FORMAT = 1
@@ -75,7 +77,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AlignDetError(f"no checkpoint at {path}; `aligndet pretrain` writes WORK_DIR/{LAST}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     except Exception as error:
         raise AlignDetError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds pickled objects, "
@@ -83,8 +85,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise AlignDetError(f"{path} is not an aligndet pretraining checkpoint of format {FORMAT}")
-    state["identity"] = decoded(state["identity"])
-    return dict(state)
+    try:
+        return _checked(state)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise AlignDetError(
+            f"{path} is damaged ({type(error).__name__}: {error}). To go on from the one before, copy {PREVIOUS} "
+            "over it"
+        ) from error
+
+
+def _checked(state: dict[str, Any]) -> dict[str, Any]:
+    model, stream = state["model"], state["stream"]
+    named = isinstance(model, Mapping) and all(isinstance(name, str) for name in model)
+    if not named or not all(isinstance(value, Tensor) for value in model.values()):
+        raise ValueError("its model is no dictionary of tensors")
+    if not isinstance(state["optimizer"], Mapping) or not isinstance(state["step"], int):
+        raise ValueError("its optimizer or step is none")
+    if len(stream) not in (0, 3) or not all(isinstance(number, int) and number >= 0 for number in stream):
+        raise ValueError("its place in the stream is none")
+    return {**state, "identity": decoded(state["identity"])}
+
+
+@contextmanager
+def as_damage(path: Path) -> Iterator[None]:
+    """Turn what torch raises inside, when a state does not fit, into an AlignDetError that blames ``path``."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise AlignDetError(
+            f"{path} does not hold the state of this run ({type(error).__name__}): it is damaged or was changed. To go "
+            f"on from the one before, copy {PREVIOUS} over it"
+        ) from error
 
 
 def encoded(identity: dict[str, Any]) -> str:
@@ -93,8 +124,11 @@ def encoded(identity: dict[str, Any]) -> str:
 
 
 def decoded(text: str) -> dict[str, Any]:
-    """What ``encoded`` was given."""
-    return dict(json.loads(text, object_hook=lambda d: tuple(d[_TUPLE]) if d.keys() == {_TUPLE} else d))
+    """What ``encoded`` was given. Raises ValueError, TypeError or RecursionError for another text."""
+    identity = json.loads(text, object_hook=lambda d: tuple(d[_TUPLE]) if d.keys() == {_TUPLE} else d)
+    if not isinstance(identity, dict):
+        raise ValueError("its identity is no dictionary")
+    return identity
 
 
 def _tagged(value: Any) -> Any:

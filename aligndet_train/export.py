@@ -14,6 +14,8 @@ from aligndet_train.box_domain import build_detector
 from aligndet_train.checkpoint import load_checkpoint
 from aligndet_train.config import head_type
 from aligndet_train.detectors import adapter_for
+from aligndet_train.detectors.adapter import FamilyAdapter
+from aligndet_train.foreign_config import require_registered
 from proposals.errors import AlignDetError
 
 State = dict[str, Tensor]
@@ -55,8 +57,7 @@ def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tupl
             "this checkpoint is of `aligndet pretrain-backbone`: it holds no detector. Give it to "
             "`aligndet pretrain --backbone-weights`, and export that run's last.pth"
         )
-    adapter = adapter_for(model["type"], head_type(model))
-    stock: State = build_detector(model).state_dict()
+    adapter, stock = _stock(model)
     left_out = adapter.embedding_layers + adapter.untrained + (() if keep_predictors else adapter.predictors)
     exported: State = {}
     for name, value in checkpoint["model"].items():
@@ -69,6 +70,18 @@ def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tupl
         if fitting is not None:
             exported[stock_name] = fitting.contiguous()
     return exported, stock
+
+
+def _stock(model: Any) -> tuple[FamilyAdapter, State]:
+    try:
+        require_registered(model)
+        return adapter_for(model["type"], head_type(model)), build_detector(model).state_dict()
+    except AlignDetError:
+        raise
+    except Exception as error:  # a damaged config fails wherever in mmdet it happens to lead to
+        raise AlignDetError(
+            f"the detector's config in this checkpoint builds none ({type(error).__name__}: {error}): it is damaged"
+        ) from error
 
 
 def key_report(exported: State, stock: State) -> KeyReport:
@@ -100,7 +113,7 @@ def write_weights(state: State, out: Path, checkpoint: dict[str, Any]) -> None:
     if out.suffix not in {".safetensors", ".pth"}:
         raise AlignDetError(f"cannot export to {out}: the extension must be .safetensors or .pth")
     identity = checkpoint["identity"]
-    meta = {"config": identity["config"], "step": str(checkpoint["step"]), "format": "pt"}
+    meta = {"config": str(identity.get("config")), "step": str(checkpoint["step"]), "format": "pt"}
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.partial")
     if out.suffix == ".safetensors":

@@ -21,8 +21,8 @@ def export_elsewhere(
     for ``DetrForObjectDetection.from_pretrained``. Raises AlignDetError for an architecture the library lacks.
     """
     checkpoint = load_checkpoint(checkpoint_path)
-    config = checkpoint["identity"]["stock_model"]
     exported, _ = exported_state(checkpoint, keep_predictors=keep_predictors)
+    config = checkpoint["identity"]["stock_model"]
     if library == "torchvision":
         return _to_torchvision(exported, config, out, checkpoint)
     require_extra("transformers", "export --to transformers")

@@ -20,7 +20,14 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
-from aligndet_train.checkpoint import LAST, decoded, encoded, identity_difference, load_checkpoint
+from aligndet_train.checkpoint import (
+    LAST,
+    as_damage,
+    decoded,
+    encoded,
+    identity_difference,
+    load_checkpoint,
+)
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
 from aligndet_train.distributed import (
@@ -179,8 +186,9 @@ def _pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) -
     model = _initialised(plan.run).to(get_device())
     optimizer = build_optimizer(model, plan.run.pretrain, get_world_size())
     if plan.saved:
-        model.load_state_dict(plan.saved["model"])
-        optimizer.load_state_dict(plan.saved["optimizer"])
+        with as_damage(work_dir / LAST):
+            model.load_state_dict(plan.saved["model"])
+            optimizer.load_state_dict(plan.saved["optimizer"])
     runner = _runner(plan, model, optimizer)
     with workers_ended(runner.train_dataloader):
         runner.train()

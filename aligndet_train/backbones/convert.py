@@ -14,6 +14,7 @@ from torch import Tensor
 from aligndet_train.backbones.families import Family, canonical
 from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.backbones.ours import is_ours, read_ours
+from proposals.errors import AlignDetError
 
 State = dict[str, Tensor]
 
@@ -116,6 +117,16 @@ _OURS = (("projector.", "projection head"), ("predictor.", "predictor"))
 def convert(path: Path) -> Converted:
     """Read ``path`` and take it apart. Raises AlignDetError when it cannot be read, see files.read_file."""
     file = read_file(path)
+    try:
+        return _taken_apart(path, file)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise AlignDetError(
+            f"{path} has the names of a backbone and not its tensors ({type(error).__name__}: {error}): it is damaged, "
+            "or of a layout this does not know"
+        ) from error
+
+
+def _taken_apart(path: Path, file: WeightsFile) -> Converted:
     plain = {key: key.removeprefix("module.") for key in file.state}
     meta = None
     if is_ours(file.content):

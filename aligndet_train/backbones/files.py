@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from aligndet_train.torch_files import load_plain
 from proposals.errors import AlignDetError
 
 # Where trainers keep the tensors, outermost first; of a teacher and its student the teacher is the one to use (DINO).
@@ -52,8 +52,7 @@ def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path, _HARMLESS)
     except Exception as error:  # a file that is no pickle fails in whatever way its bytes happen to lead to
         refused = _code_in(str(error))
         if refused:

@@ -1,5 +1,6 @@
 """The backbone file that `aligndet pretrain-backbone` leaves, and backbones inside its checkpoints."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,25 @@ def is_ours(content: Mapping[str, Any]) -> bool:
 def read_ours(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(state, meta) of either file; meta as in ``write_backbone``."""
     if _MARK in content:
-        return dict(content["state_dict"]), decoded(content["meta"])
+        return dict(content["state_dict"]), _checked(decoded(content["meta"]))
     identity = decoded(content["identity"])
     meta = {name: identity[name] for name in ("method", "backbone", "inputs")} | {"step": content["step"]}
-    return _inside(content["model"]), meta
+    return _inside(content["model"]), _checked(meta)
+
+
+def _checked(meta: dict[str, Any]) -> dict[str, Any]:
+    """``meta``; raises ValueError or a LookupError when what is used of it is not what it should be."""
+    inputs, style = meta["inputs"], meta["backbone"].get("style", "pytorch")
+    numbers = [float(value) for name in ("mean", "std") for value in inputs[name]]
+    plain = isinstance(meta["step"], int) and isinstance(inputs["bgr_to_rgb"], bool)
+    if (
+        not plain
+        or len(numbers) != 6
+        or not all(map(math.isfinite, numbers))
+        or style not in ("pytorch", "caffe")
+    ):
+        raise ValueError("its meta is none of ours")
+    return meta
 
 
 def _inside(model: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader
 
 from aligndet_train.backbones.ours import BACKBONE_FILE, STAGE, write_backbone
 from aligndet_train.backbones.registry import BackboneChoice
-from aligndet_train.checkpoint import LAST, decoded, encoded, identity_difference, load_checkpoint
+from aligndet_train.checkpoint import (
+    LAST,
+    as_damage,
+    decoded,
+    encoded,
+    identity_difference,
+    load_checkpoint,
+)
 from aligndet_train.distributed import join_processes, leave_processes, lost_ranks_explained, wrapped
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, ThroughputHook
 from aligndet_train.image_domain.collapse import CollapseMonitor
@@ -101,8 +108,9 @@ def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -
     model = build_simsiam(plan.choice, plan.config).to(get_device())
     optimizer = build_optimizer(model, plan.config, get_world_size())
     if plan.saved:
-        model.load_state_dict(plan.saved["model"])
-        optimizer.load_state_dict(plan.saved["optimizer"])
+        with as_damage(plan.work_dir / LAST):
+            model.load_state_dict(plan.saved["model"])
+            optimizer.load_state_dict(plan.saved["optimizer"])
     knn = [KnnHook(labelled, plan.work_dir, knn_interval)] if labelled is not None else []
     runner = _runner(plan, model, optimizer, knn)
     runner.train()
