@@ -1,29 +1,41 @@
 """Labelled boxes as CocoDataset wants them: a COCO json and the folder of its images."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from proposals.dataset.files import write_atomically
 from proposals.errors import AlignDetError
 from proposals.ground_truth import GroundTruth, read_ground_truth
+
+# What mmdet and pycocotools read of every annotation without asking whether it is there.
+_OF_ANNOTATIONS = {"id", "area", "iscrowd"}
 
 
 @dataclass(frozen=True)
 class Labels:
-    """annotations: a COCO json. images: the folder its file names are relative to. classes: in category order."""
+    """annotations: a COCO json. images: the folder its file names are relative to. classes: in category order.
+
+    source: what the user named; ``annotations`` is another file where mmdet could not read that one.
+    """
 
     annotations: Path
     images: Path
     classes: tuple[str, ...]
+    source: Path
 
 
 def read_labels(path: Path, images: Path | None, scratch: Path) -> Labels:
     """Labels from a COCO json or a Pascal VOC folder, checked against the images on disk.
 
     images: default beside the json (``images/``, the split's name, or the json's own folder), or ``JPEGImages`` of a
-    VOC folder. scratch: where a VOC folder's COCO form is written. Raises AlignDetError when there is no label or no
-    image where they should be.
+    VOC folder. scratch: where a COCO form of VOC folders, and of json files that mmdet misreads, is written. Raises
+    AlignDetError when there is no label or no image where they should be.
     """
     truth = read_ground_truth(path)
     if not truth.names or not truth.classes:
@@ -35,8 +47,28 @@ def read_labels(path: Path, images: Path | None, scratch: Path) -> Labels:
             f"{len(missing)} of {len(truth.names)} images of {path} are not in {folder}, {missing[0]} first. "
             "Name their folder: --train-images / --val-images"
         )
-    annotations = path if path.is_file() else _write_coco(truth, scratch / f"{path.name}.json", path)
-    return Labels(annotations.resolve(), folder.resolve(), truth.classes)
+    fit = path.is_file() and _fit(json.loads(path.read_bytes()))
+    annotations = path if fit else _write_coco(truth, truth.classes, scratch, path)
+    return Labels(annotations.resolve(), folder.resolve(), truth.classes, path)
+
+
+def matched(labels: Labels, classes: tuple[str, ...], scratch: Path) -> Labels:
+    """``labels`` numbered by ``classes``, those that the detector learns: a held-out set may lack some.
+
+    scratch: see `read_labels`. Raises AlignDetError when there are boxes of a class that is not among them.
+    """
+    if labels.classes == classes:
+        return labels
+    truth = read_ground_truth(labels.annotations)
+    foreign = sorted({truth.classes[i] for i in set(truth.labels.tolist())} - set(classes))
+    if foreign:
+        raise AlignDetError(
+            f"{labels.source} has boxes of {', '.join(foreign)}, which the detector does not learn; it learns "
+            f"{', '.join(classes)}. Take them out, or add them to the training set"
+        )
+    return replace(
+        labels, annotations=_write_coco(truth, classes, scratch, labels.source).resolve(), classes=classes
+    )
 
 
 def _image_folder(path: Path, first: str, given: Path | None) -> Path:
@@ -47,16 +79,38 @@ def _image_folder(path: Path, first: str, given: Path | None) -> Path:
     return next((folder for folder in candidates if (folder / first).is_file()), home)
 
 
-def _write_coco(truth: GroundTruth, target: Path, source: Path) -> Path:
+def _fit(content: Mapping[str, Any]) -> bool:
+    """Whether mmdet and pycocotools read the file as it is meant.
+
+    Both number classes by the order of ``categories``, not by their ids; pycocotools takes a box of id 0 for unmatched.
+    """
+    numbers = [category["id"] for category in content["categories"]]
+    boxes = [annotation.get("id") for annotation in content["annotations"]]
+    return (
+        numbers == sorted(set(numbers))
+        and 0 not in boxes
+        and len(set(boxes)) == len(boxes)
+        and all(annotation.keys() >= _OF_ANNOTATIONS for annotation in content["annotations"])
+        and all(image.get("width") and image.get("height") for image in content["images"])
+    )
+
+
+def _write_coco(truth: GroundTruth, classes: tuple[str, ...], scratch: Path, source: Path) -> Path:
+    """``truth`` as a COCO json of ``classes``, under a name of its own: folders of two sets are often called alike."""
     if (truth.sizes <= 0).any():
         bad = truth.names[int((truth.sizes <= 0).any(axis=1).argmax())]
-        raise AlignDetError(f"{source} does not say how large {bad} is (size/width, size/height)")
-    owner = [i for i, n in enumerate((truth.offsets[1:] - truth.offsets[:-1]).tolist()) for _ in range(n)]
+        raise AlignDetError(f"{source} does not say how large {bad} is (its width and height in px)")
+    number = {name: i for i, name in enumerate(classes)}
+    if len(number) < len(classes):
+        raise AlignDetError(
+            f"{source} has two categories of one name: {', '.join(classes)}. Merge or rename them"
+        )
+    owner = np.repeat(np.arange(len(truth.names)), np.diff(truth.offsets)).tolist()
     annotations: list[dict[str, Any]] = [
         {
             "id": row + 1,
             "image_id": owner[row],
-            "category_id": int(truth.labels[row]),
+            "category_id": number[truth.classes[truth.labels[row]]],
             "bbox": truth.boxes[row].tolist(),
             "area": float(truth.area[row]),
             "iscrowd": int(truth.ignore[row]),
@@ -67,7 +121,10 @@ def _write_coco(truth: GroundTruth, target: Path, source: Path) -> Path:
         {"id": i, "file_name": name, "width": int(size[0]), "height": int(size[1])}
         for i, (name, size) in enumerate(zip(truth.names, truth.sizes, strict=True))
     ]
-    categories = [{"id": i, "name": name} for i, name in enumerate(truth.classes)]
+    categories = [{"id": i, "name": name} for name, i in number.items()]
+    digest = hashlib.sha256(json.dumps([str(source.resolve()), classes]).encode()).hexdigest()[:8]
+    target = scratch / f"{source.resolve().stem}-{digest}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_atomically(target, json.dumps(content).encode())
     return target

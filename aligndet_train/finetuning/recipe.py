@@ -5,6 +5,7 @@ usual ones (AlignDet's fine-tuning). Both are also scaled linearly from the batc
 """
 
 import json
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ PRETRAINED_LR_FACTOR = 1.5
 PRETRAINED_WEIGHT_DECAY_FACTOR = 0.5
 _STOCK_BATCH = 16  # images a step that mmdet's schedules are written for: 8 GPUs of 2
 _WARMUP_SHARE = 10
+# pycocotools' own. With mmdet's (100, 300, 1000) AP50 would count 1000 boxes an image, and AP 100.
+_MOST_BOXES = (1, 10, 100)
 
 
 @dataclass(frozen=True)
@@ -81,22 +84,20 @@ def finetune_config(
 ) -> tuple[Config, Rates]:
     """The config to run, and its rates. ``stock`` is left alone.
 
-    pretrained: whether weights of our own follow, so that the paper's factors apply. Raises AlignDetError when the
-    model cannot be fine-tuned on boxes, or the validation set has other classes.
+    val: of the same classes (see `labels.matched`). pretrained: whether weights of our own follow, so that the
+    paper's factors apply. Raises AlignDetError when the model cannot be fine-tuned on boxes.
     """
     config = deepcopy(stock)
-    if val is not None and val.classes != train.classes:
-        raise AlignDetError(
-            f"{val.annotations} has other classes than {train.annotations}: merge their categories"
-        )
     _set_classes(config, train)
     _set_loader(config.train_dataloader, train, options, config)
     if options.batch_size is not None:
         config.train_dataloader.batch_size = options.batch_size
-    set_evaluation(config, val, options)
+    _set_evaluation(config, val, options)
     chosen = rates(config, options, pretrained=pretrained, world_size=world_size)
     config.optim_wrapper.optimizer.update(lr=chosen.lr, weight_decay=chosen.weight_decay)
     if options.amp:
+        for name in ("loss_scale", "dtype"):  # of mmengine's AmpOptimWrapper
+            config.optim_wrapper.pop(name, None)
         config.optim_wrapper.type = Bfloat16OptimWrapper
     _set_schedule(config, train, options, world_size)
     config.work_dir = str(work_dir)
@@ -107,34 +108,56 @@ def finetune_config(
     return config, chosen
 
 
-def set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions) -> None:
-    """Point validation and test at ``val``, or take them out."""
+def evaluation_config(stock: Config, val: Labels, work_dir: Path, options: FinetuneOptions) -> Config:
+    """The config that only tests, on ``val``. Raises AlignDetError when the model cannot be tested on boxes."""
+    config = deepcopy(stock)
+    _set_classes(config, val)
+    _set_evaluation(config, val, options)
+    config.work_dir = str(work_dir)
+    for part in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg",
+                 "val_evaluator"):  # fmt: skip
+        config[part] = None
+    return config
+
+
+def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions) -> None:
     if val is None:
         for name in ("val", "test"):
             for part in ("dataloader", "evaluator", "cfg"):
                 config[f"{name}_{part}"] = None
         return
     _set_loader(config.val_dataloader, val, options, config)
-    config.val_evaluator = {"type": "CocoMetric", "ann_file": str(val.annotations), "metric": "bbox"}
+    config.val_evaluator = {
+        "type": "CocoMetric",
+        "ann_file": str(val.annotations),
+        "metric": "bbox",
+        "proposal_nums": _MOST_BOXES,
+    }
     config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
     config.val_cfg = config.get("val_cfg") or {"type": "ValLoop"}
     config.test_cfg = config.get("test_cfg") or {"type": "TestLoop"}
 
 
 def _set_classes(config: Config, labels: Labels) -> None:
-    heads = list(_with_classes(config.model))
-    if not heads:
-        raise AlignDetError("no head of the model says num_classes: it cannot be fitted to your categories")
+    usual = _final_head(config.model).get("num_classes")
+    if usual is None:
+        raise AlignDetError(
+            "the model's box head says no num_classes: it cannot be fitted to your categories"
+        )
     if _has_masks(config.model):
         raise AlignDetError(
             "this detector also predicts masks, and fine-tuning here is on boxes. Use its box-only sibling, or drop "
             "the branch: --cfg-options model.roi_head.mask_head=None"
         )
-    usual = max(head["num_classes"] for head in heads)
-    for head in heads:
-        # Class-agnostic parts (an RPN has one class) stay so.
+    for head in _with_classes(config.model):
+        # Class-agnostic parts (an RPN has one class) stay so, and classes of pixels.
         if head["num_classes"] == usual:
             head["num_classes"] = len(labels.classes)
+
+
+def _final_head(model: ConfigDict) -> Any:
+    head = model.get("bbox_head") or (model.get("roi_head") or {}).get("bbox_head") or {}
+    return head[-1] if isinstance(head, (list, tuple)) else head
 
 
 def _with_classes(node: Any) -> Iterator[Any]:
@@ -156,16 +179,20 @@ def _set_loader(loader: ConfigDict, labels: Labels, options: FinetuneOptions, co
     loader.num_workers = options.workers
     loader.persistent_workers = options.workers > 0
     stock = _innermost(loader.dataset)
-    pipeline = _resized(stock.get("pipeline") or config.get("train_pipeline"), options.image_size)
-    loader.dataset = ConfigDict(
+    ours = ConfigDict(
         type="CocoDataset",
         ann_file=str(labels.annotations),
         data_prefix={"img": f"{labels.images}/"},
         metainfo={"classes": labels.classes},
-        pipeline=pipeline,
+        pipeline=_resized(stock.get("pipeline") or config.get("train_pipeline"), options.image_size),
         test_mode=bool(stock.get("test_mode", False)),
         filter_cfg=stock.get("filter_cfg"),
     )
+    if loader.dataset.type == "MultiImageMixDataset":  # half of the pipeline is its own
+        pipeline = _resized(loader.dataset.pipeline, options.image_size)
+        loader.dataset.update(dataset=ours, pipeline=pipeline)
+    else:
+        loader.dataset = ours
 
 
 def _innermost(dataset: ConfigDict) -> ConfigDict:
@@ -176,15 +203,22 @@ def _innermost(dataset: ConfigDict) -> ConfigDict:
 
 def _resized(pipeline: Any, size: tuple[int, int] | None) -> Any:
     changed = deepcopy(pipeline)
-    for step in changed if size is not None else ():
-        if step["type"] in ("Resize", "RandomResize", "RandomChoiceResize"):
-            step.pop("scales", None)
+    for step in _steps_of(changed):
+        if size is not None and step["type"] in ("Resize", "RandomResize", "RandomChoiceResize"):
+            for name in ("scales", "resize_type", "ratio_range"):
+                step.pop(name, None)
             step.update(type="Resize", scale=size, keep_ratio=True)
-            step.pop("resize_type", None)
-            step.pop("ratio_range", None)
         if step["type"] == "LoadAnnotations":
             step.pop("with_mask", None)
     return changed
+
+
+def _steps_of(pipeline: Any) -> Iterator[Any]:
+    """Every transform, also those that another one chooses from (DETR's RandomChoice)."""
+    for step in pipeline:
+        if isinstance(step, dict):
+            yield step
+        yield from _steps_of(step.get("transforms", ()) if isinstance(step, dict) else step)
 
 
 def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, world_size: int) -> None:
@@ -196,8 +230,18 @@ def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, world
     for name in ("val_begin", "dynamic_intervals"):
         config.train_cfg.pop(name, None)
     steps = _steps(train, config.train_dataloader.batch_size * world_size, epochs)
-    for scheduler in config.param_scheduler:
-        _move(scheduler, epochs / usual, epochs, steps)
+    schedulers = config.get("param_scheduler") or []
+    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+    for scheduler in schedulers:
+        _move(scheduler, usual, epochs, steps)
+    # What a short run has no epoch left for.
+    config.param_scheduler = [s for s in schedulers if s.get("begin", 0) < s.get("end", math.inf)]
+    for hook in config.get("custom_hooks") or []:
+        for name in ("switch_epoch", "num_last_epochs"):  # RTMDet, YOLOX: the last epochs without mosaics
+            if name in hook:
+                hook[name] = max(1, round(hook[name] * epochs / usual))
+        if "switch_pipeline" in hook:
+            hook.switch_pipeline = _resized(hook.switch_pipeline, options.image_size)
 
 
 def _steps(train: Labels, batch: int, epochs: int) -> int:
@@ -205,14 +249,18 @@ def _steps(train: Labels, batch: int, epochs: int) -> int:
     return max(1, images // batch) * epochs
 
 
-def _move(scheduler: ConfigDict, factor: float, epochs: int, steps: int) -> None:
+def _move(scheduler: ConfigDict, usual: int, epochs: int, steps: int) -> None:
     if not scheduler.get("by_epoch", True):  # a warm-up, in steps
-        scheduler.end = max(1, min(scheduler.end, steps // _WARMUP_SHARE))
+        if "end" in scheduler:
+            scheduler.end = max(1, min(scheduler.end, steps // _WARMUP_SHARE))
         return
+    factor = epochs / usual
     if "milestones" in scheduler:
         scheduler.milestones = [max(1, round(m * factor)) for m in scheduler.milestones]
+    to_the_end = scheduler.get("end", usual) >= usual
     for name in ("begin", "end", "T_max"):
         if name in scheduler:
-            scheduler[name] = round(scheduler[name] * factor)
-    if "end" in scheduler:
-        scheduler.end = max(scheduler.end, epochs)
+            # A first phase (a warm-up) keeps an epoch.
+            scheduler[name] = max(round(scheduler[name] * factor), int(name != "begin"))
+    if "end" in scheduler and to_the_end:
+        scheduler.end = epochs

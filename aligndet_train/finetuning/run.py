@@ -1,7 +1,9 @@
 """Fine-tune and evaluate: mmengine's Runner, whose checkpoints resume and whose figures become one JSON file."""
 
+import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -9,18 +11,20 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from aligndet_train.backbones.files import read_file
+from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.checkpoint import identity_difference
+from aligndet_train.detectors.two_stage import repeated_regressor
+from aligndet_train.distributed import join_processes, leave_processes
 from aligndet_train.export import KeyReport, key_report
-from aligndet_train.finetuning.labels import Labels
-from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config, set_evaluation
+from aligndet_train.finetuning.labels import Labels, matched
+from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.errors import AlignDetError
 
@@ -34,7 +38,11 @@ _FIGURES = {
     "mAP_m": "AP_M",
     "mAP_l": "AP_L",
 }
-# Options of which a resumed run may have others.
+# Where a fine-tuning run keeps labels in a form of its own.
+_LABELS = "labels"
+# What must be equal for a run to be resumed,
+_IDENTITY = ("config", "settings", "train", "val", "weights", "classes", "options")
+# but for these options.
 _FREE_TO_CHANGE = ("workers", "eval_interval", "launcher")
 
 
@@ -92,27 +100,47 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune ``stock`` on ``train``; resumes the run it finds in ``work_dir``.
 
-    Raises AlignDetError when weights fit nothing beyond the backbone, or ``work_dir`` holds another run.
+    Raises AlignDetError when weights fit nothing beyond the backbone, ``val`` has boxes of a class that ``train`` has
+    not, or ``work_dir`` holds another run.
     """
+    if options.launcher != "none":
+        join_processes(options.launcher)
+    try:
+        return _finetune(stock, train, val, weights, work_dir, options)
+    finally:
+        leave_processes()
+
+
+def _finetune(
+    stock: Config,
+    train: Labels,
+    val: Labels | None,
+    weights: Path | None,
+    work_dir: Path,
+    options: FinetuneOptions,
+) -> FinetuneResult:
     state = read_file(weights).state if weights is not None else None
-    config, chosen = finetune_config(stock, train, val, work_dir, options, pretrained=state is not None)
-    run = {
-        "config": Path(stock.filename or "config").stem,
-        "weights": {"file": str(weights), "sha256": file_sha256(weights)} if weights else None,
-        "classes": list(train.classes),
-        "options": asdict(options),
-        "lr": chosen.lr,
-        "weight_decay": chosen.weight_decay,
-        "versions": {name: version(name) for name in ("torch", "mmdet", "mmengine")},
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or "cpu",
-    }
-    run = json.loads(json.dumps(run))
+    val = matched(val, train.classes, work_dir / _LABELS) if val is not None else None
+    config, chosen = finetune_config(
+        stock,
+        train,
+        val,
+        work_dir,
+        options,
+        # The paper's rates are for a pretrained neck and heads.
+        pretrained=state is not None and not _only_backbone(state),
+        world_size=get_world_size(),
+    )
+    run = _run_record(stock, train, val, weights, options, chosen)
     _refuse_other_run(work_dir, run)
     config.resume = (work_dir / "last_checkpoint").is_file()
-    if state is not None and any(name.startswith("backbone.") for name in state):
-        _skip_downloads(config)
+    if state is not None:
+        config.load_from = None
+        if any(name.startswith("backbone.") for name in state):
+            _skip_downloads(config)
+    if options.launcher != "none" and not torch.cuda.is_available():
+        # mmengine's own choice names a GPU.
+        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel"}
     results = ResultsHook(work_dir / RESULTS, run)
     loader = LoadWeightsHook(state) if state is not None else None
     with DefaultScope.overwrite_default_scope("mmdet"):
@@ -123,8 +151,42 @@ def finetune(
         runner.logger.info(chosen.reason)
         write_atomically(work_dir / "run.json", json.dumps(run, indent=1).encode())
         runner.train()
+        if val is not None and (not results.epochs or results.epochs[-1]["epoch"] < runner.epoch):
+            runner.val_loop.run()  # a run that was killed between its last checkpoint and its figures
     figures = results.epochs[-1] if results.epochs else {}
     return FinetuneResult(figures, loader.report if loader else None, work_dir / RESULTS)
+
+
+def _run_record(
+    stock: Config,
+    train: Labels,
+    val: Labels | None,
+    weights: Path | None,
+    options: FinetuneOptions,
+    chosen: Rates,
+) -> dict[str, Any]:
+    """What results.json says about the run, as plain JSON data."""
+    settings = json.dumps(stock.to_dict(), sort_keys=True, default=str)
+    run = {
+        "config": Path(stock.filename or "config").stem,
+        "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
+        "train": _file_record(train.annotations),
+        "val": _file_record(val.annotations) if val is not None else None,
+        "weights": {"file": str(weights), "sha256": file_sha256(weights)} if weights else None,
+        "classes": list(train.classes),
+        "options": asdict(options),
+        "lr": chosen.lr,
+        "weight_decay": chosen.weight_decay,
+        "versions": {name: version(name) for name in ("torch", "mmdet", "mmengine")},
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or "cpu",
+    }
+    return dict(json.loads(json.dumps(run)))
+
+
+def _file_record(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": file_sha256(path)}
 
 
 def evaluate(
@@ -132,25 +194,16 @@ def evaluate(
 ) -> dict[str, float]:
     """COCO figures, in per cent, of a fine-tuned detector on ``val``; also written to ``work_dir/results.json``.
 
-    Raises AlignDetError when the weights do not fill the detector: untrained parts make every figure meaningless.
+    Classes are numbered as the checkpoint says that it learned them. Raises AlignDetError when the weights do not fill
+    the detector, as untrained parts make every figure meaningless, or ``val`` has boxes of other classes.
     """
-    state = read_file(weights).state
-    config, _ = finetune_config(stock, val, val, work_dir, options, pretrained=False)
+    file = read_file(weights)
+    val = matched(val, _classes_of(file) or val.classes, work_dir / _LABELS)
+    config = evaluation_config(stock, val, work_dir, options)
     _skip_downloads(config)
-    set_evaluation(config, val, options)
-    for part in (
-        "train_dataloader",
-        "train_cfg",
-        "optim_wrapper",
-        "param_scheduler",
-        "val_dataloader",
-        "val_cfg",
-        "val_evaluator",
-    ):
-        config[part] = None
     with DefaultScope.overwrite_default_scope("mmdet"):
         runner = Runner.from_cfg(config)
-        report = load_into(runner.model, state)
+        report = load_into(runner.model, file.state)
         if report.left_at_init:
             raise AlignDetError(
                 f"{weights} leaves {len(report.left_at_init)} tensors of the detector untrained, "
@@ -158,23 +211,42 @@ def evaluate(
                 "trained by"
             )
         figures = figures_of(runner.test())
-    write_results(
-        work_dir / RESULTS, {"weights": str(weights), "annotations": str(val.annotations)}, [figures]
-    )
+    write_results(work_dir / RESULTS, {"weights": str(weights), "annotations": str(val.source)}, [figures])
     return figures
 
 
 def load_into(model: torch.nn.Module, state: dict[str, Tensor]) -> KeyReport:
     """Load what fits by name and shape, and say what did not."""
     own = model.state_dict()
+    state = {name: _for_all_classes(value, own.get(name)) for name, value in state.items()}
     report = key_report(state, own)
-    if not report.beyond_backbone and not all(name.startswith("backbone.") for name in state):
+    if not report.beyond_backbone and not _only_backbone(state):
         raise AlignDetError(
             "the weights fit nothing of this detector beyond its backbone: they come from another config, or from a "
             "pretraining run's last.pth, which `aligndet export` makes weights of. Name the config they were made for"
         )
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
     return report
+
+
+def _classes_of(file: WeightsFile) -> tuple[str, ...] | None:
+    """The classes a checkpoint of mmengine says that it learned, in its order; None where it says nothing."""
+    found: Any = file.content
+    for name in ("meta", "dataset_meta", "classes"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return None if found is None else tuple(map(str, found))
+
+
+def _for_all_classes(value: Tensor, own: Tensor | None) -> Tensor:
+    """A box regressor that `export` repeated for every class of one config, for as many as another has."""
+    if own is None or value.shape == own.shape or value.ndim == 0 or len(value) % 4:
+        return value
+    of_class = value.reshape(-1, 4, *value.shape[1:])
+    return repeated_regressor(value[:4], own) if bool((of_class == of_class[:1]).all()) else value
+
+
+def _only_backbone(state: dict[str, Tensor]) -> bool:
+    return all(name.startswith("backbone.") for name in state)
 
 
 def figures_of(metrics: dict[str, float]) -> dict[str, float]:
@@ -212,10 +284,9 @@ def _refuse_other_run(work_dir: Path, run: dict[str, Any]) -> None:
     path = work_dir / "run.json"
     if not path.is_file():
         return
-    names = ("config", "weights", "classes", "options")
-    before, now = (
-        {name: content.get(name) for name in names} for content in (json.loads(path.read_text()), run)
-    )
+    saved = json.loads(path.read_text())
+    names = [name for name in _IDENTITY if name in saved]
+    before, now = ({name: content[name] for name in names} for content in (saved, run))
     free = tuple(f"options.{name}:" for name in _FREE_TO_CHANGE)
     different = [line for line in identity_difference(before, now) if not line.startswith(free)]
     if different and (work_dir / "last_checkpoint").is_file():

@@ -8,15 +8,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from aligndet_train.box_domain import build_pretrainer
+from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.config import load_run_config, read_config
-from aligndet_train.export import export
+from aligndet_train.export import export, exported_state
 from aligndet_train.finetuning.labels import Labels, read_labels
 from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
+from aligndet_train.finetuning.run import load_into
 from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
+from tests.aligndet_train.test_distributed import finish, free_port, launched
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -83,6 +85,19 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     again = json.loads((tmp_path / "F" / "results.json").read_text())
     assert [figures["epoch"] for figures in again["epochs"]] == [1, 2]
     assert again["epochs"][0] == results["epochs"][0]
+    killed_before_the_figures = {**again, "epochs": again["epochs"][:1]}
+    (tmp_path / "F" / "results.json").write_text(json.dumps(killed_before_the_figures))
+    code, output = invoke(*command, "--epochs", 2)
+    assert code == 0, output
+    assert json.loads((tmp_path / "F" / "results.json").read_text())["epochs"] == again["epochs"]
+    other_labels = tmp_path / labels.annotations.name
+    other_labels.write_text(labels.annotations.read_text().replace('"iscrowd": 0', '"iscrowd": 1', 1))
+    refused = invoke(
+        *(other_labels if word == labels.annotations else word for word in command), "--epochs", 2
+    )
+    assert "train.sha256" in refused[1]
+    refused = invoke(*command, "--epochs", 2, "--cfg-options", "model.bbox_head.loss_bbox.loss_weight=2.0")
+    assert "settings:" in refused[1]
     weights = ("--weights", tmp_path / "F" / "epoch_2.pth", "--work-dir", tmp_path / "E")
     code, output = invoke("evaluate", *common, *val, *weights)
     assert code == 0, output
@@ -115,6 +130,51 @@ def test_pretrained_weights_get_the_papers_rates(labels, tmp_path):
     ]
     assert config.model.roi_head.bbox_head.num_classes == 2
     assert stock.model.roi_head.bbox_head.num_classes == 80
+
+
+def test_a_backbone_alone_keeps_the_usual_rates(labels, tmp_path):
+    stock = read_config(CONFIGS / "tiny_fcos.py", {})
+    state = build_detector(stock.model.to_dict()).state_dict()
+    torch.save({k: v for k, v in state.items() if k.startswith("backbone.")}, tmp_path / "backbone.pth")
+    images = ("--train-images", labels.images, "--image-size", "64x48", "--workers", 0, "--epochs", 1)
+    code, output = invoke(
+        "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, *images,
+        "--weights", tmp_path / "backbone.pth", "--work-dir", tmp_path / "F",
+    )  # fmt: skip
+    assert code == 0, output
+    run = json.loads((tmp_path / "F" / "run.json").read_text())
+    assert run["weight_decay"] == stock.optim_wrapper.optimizer.weight_decay
+
+
+def test_kept_box_regressors_fit_any_number_of_classes():
+    run = load_run_config(CONFIGS / "tiny_faster_rcnn.py", {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    checkpoint = {"identity": {"stock_model": run.stock_model}, "model": model.state_dict()}
+    exported, _ = exported_state(checkpoint, keep_predictors=True)
+    few = load_run_config(
+        CONFIGS / "tiny_faster_rcnn.py", {}, {"model.roi_head.bbox_head.num_classes": 3}
+    ).stock_model
+    detector = build_detector(few)
+    report = load_into(detector, exported)
+    assert "roi_head.bbox_head.fc_reg.weight" in report.loaded
+    assert set(report.left_at_init) == {"roi_head.bbox_head.fc_cls.weight", "roi_head.bbox_head.fc_cls.bias"}
+    learned = model.student.roi_head.bbox_head.fc_reg.weight
+    assert torch.equal(detector.roi_head.bbox_head.fc_reg.weight, learned.repeat(3, 1))
+
+
+@pytest.mark.slow
+def test_ranks_count_as_one_batch(labels, tmp_path):
+    port = str(free_port())
+    arguments = [
+        "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m", "proposals", "finetune",
+        "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images", labels.images,
+        "--val", labels.annotations, "--val-images", labels.images, "--work-dir", tmp_path, "--epochs", 1,
+        "--batch-size", 2, "--image-size", "64x48", "--workers", 0, "--launcher", "pytorch",
+    ]  # fmt: skip
+    finish(launched([str(word) for word in arguments]))
+    stock = read_config(CONFIGS / "tiny_fcos.py", {})
+    run = json.loads((tmp_path / "results.json").read_text())["run"]
+    assert run["lr"] == pytest.approx(stock.optim_wrapper.optimizer.lr * 4 / 16)
 
 
 def test_voc_labels_are_the_same_boxes_as_coco(photos, tmp_path):
