@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from proposals.errors import AlignDetError
+from proposals.jpeg_scans import MAX_SCANS, has_too_many_scans
 
 Bgr = npt.NDArray[np.uint8]
 
@@ -88,6 +89,8 @@ def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedI
         if pixels > max_pixels:
             detail = f"{image.width} x {image.height} = {pixels} pixels, the limit is {max_pixels}"
             raise ImageRejected("decode", "too_many_pixels", detail)
+        if image.format in ("JPEG", "MPO") and has_too_many_scans(data):
+            raise ImageRejected("decode", "too_many_scans", f"more than {MAX_SCANS} times over the image")
         return _decode(image)
 
 

@@ -22,6 +22,7 @@ from typing import NamedTuple, TypeVar
 import pyarrow as pa
 
 from proposals.dataset import ProposalDataset
+from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_bounded
 from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.errors import AlignDetError
@@ -59,7 +60,7 @@ class ShardCache:
         self.root, self.spec = root, spec
         self._process = os.getpid()
         self._threads = threading.local()
-        manifest = (root / MANIFEST).read_bytes()
+        manifest = read_bounded(root / MANIFEST, MAX_MANIFEST_BYTES)
         self.mirror = spec.folder / hashlib.sha256(manifest).hexdigest()[:16]
         self._locks = spec.folder / "locks"
         try:
@@ -130,7 +131,7 @@ class ShardCache:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             for _ in range(2):
-                if _copied(self._source(entry.path), temporary) == (entry.bytes, entry.sha256):
+                if _copied(self._source(entry.path), temporary, entry.bytes) == (entry.bytes, entry.sha256):
                     temporary.replace(target)
                     return
         except Exception as error:  # every remote filesystem has exceptions of its own
@@ -270,11 +271,11 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _copied(source: Path, target: Path) -> tuple[int, str]:
-    """Copy, and say how many bytes with which sha256."""
+def _copied(source: Path, target: Path, expected: int) -> tuple[int, str]:
+    """Copy, and say how many bytes with which sha256; a source that goes on beyond ``expected`` bytes is left there."""
     digest, size = hashlib.sha256(), 0
     with source.open("rb") as reader, target.open("wb") as writer:
-        while chunk := reader.read(_CHUNK):
+        while size <= expected and (chunk := reader.read(_CHUNK)):
             digest.update(chunk)
             size += len(chunk)
             writer.write(chunk)

@@ -95,6 +95,11 @@ class ProposalStream(Dataset[Sample]):
             raise AlignDetError(
                 f"image {record.key} of {self.dataset.root} cannot be decoded: {error}. The dataset is damaged"
             ) from error
+        if image.shape[:2] != (record.height, record.width):
+            raise AlignDetError(
+                f"image {record.key} of {self.dataset.root} is {image.shape[1]} x {image.shape[0]} px, its boxes are "
+                f"for {record.width} x {record.height}. The dataset is damaged"
+            )
         boxes = record.boxes[: self.proposals_per_image]
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1),

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from proposals.dataset.files import as_os_errors
+from proposals.dataset.files import as_os_errors, open_plain
 from proposals.errors import AlignDetError
 from proposals.paths import is_remote
 
@@ -57,9 +58,13 @@ def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] |
     try:
         check_footer_length(path)
         # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
-        with opened(path) as source, pq.ParquetFile(source) as file:
-            _check_footer(path, file.metadata, rows, boxes)
-            return file.read(columns=None if columns is None else list(columns), use_threads=False)
+        with opened(path) as source:
+            with pq.ParquetFile(source) as file:
+                limit = _check_footer(path, file.metadata, rows, boxes)
+                texts, names = _texts(file), columns or _flat(file)
+            # Texts stay in their dictionaries, where one of any length can stand for a million rows.
+            with pq.ParquetFile(source, read_dictionary=texts) as file:
+                return _spelled_out(path, file.read(columns=list(names), use_threads=False), limit)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise AlignDetError(
             f"{path} cannot be read: {error}. The dataset is damaged or was moved."
@@ -82,7 +87,7 @@ def _stream(path: Path) -> Iterator[BinaryIO]:
         with as_os_errors(path), path.open("rb") as stream:
             yield stream
         return
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         yield stream
 
 
@@ -96,14 +101,53 @@ def check_footer_length(path: Path) -> None:
         raise AlignDetError(f"{path} declares a footer of {length} bytes: the dataset is damaged.")
 
 
-def _check_footer(path: Path, metadata: pq.FileMetaData, rows: int, boxes: int) -> None:
+def _texts(file: pq.ParquetFile) -> list[str]:
+    return [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+
+
+def _flat(file: pq.ParquetFile) -> list[str]:
+    """The columns that hold numbers or plain texts; of others a newer version may have, the size is not known."""
+    schema = file.metadata.schema
+    columns = [schema.column(place) for place in range(len(schema))]
+    other = {column.path.split(".")[0] for column in columns if column.physical_type == "BYTE_ARRAY"}
+    return [name for name in file.schema_arrow.names if name not in other - set(_texts(file))]
+
+
+def _spelled_out(path: Path, table: pa.Table, limit: int) -> pa.Table:
+    """``table`` with texts instead of dictionaries of them; raises AlignDetError when they take more than ``limit``."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            column = table.column(place)
+            needed = sum(
+                pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
+                for chunk in column.chunks
+            )
+            if needed > limit:
+                raise AlignDetError(
+                    f"{path} has {needed} bytes of {field.name}, more than the {limit} allowed."
+                )
+            text = pa.field(field.name, pa.string(), field.nullable, field.metadata)
+            table = table.set_column(place, text, column.cast(pa.string()))
+    return table
+
+
+def _check_footer(path: Path, metadata: pq.FileMetaData, rows: int, boxes: int) -> int:
+    """The bytes that so many rows and boxes may take in memory, after what the footer declares was compared with it."""
     if metadata.num_rows != rows:
         raise AlignDetError(
             f"{path} has {metadata.num_rows} rows, dataset.json says {rows}: the dataset is damaged."
         )
-    declared = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    declared = sum(max(group.total_byte_size, _unpacked(group)) for group in groups)
     limit = _TABLE_BYTES + _ROW_BYTES * rows + _BOX_BYTES * boxes
     if declared > limit:
         raise AlignDetError(
             f"{path} declares {declared} bytes for {rows} rows, more than the {limit} allowed: it is damaged."
         )
+    return limit
+
+
+def _unpacked(group: pq.RowGroupMetaData) -> int:
+    # A run of equal numbers takes no room in a file.
+    columns = [group.column(place) for place in range(group.num_columns)]
+    return sum(8 * column.num_values for column in columns)

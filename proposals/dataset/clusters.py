@@ -19,6 +19,7 @@ from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.files import file_sha256, fsync, remove_tree, temporary_name
 from proposals.dataset.manifest import FORMAT_VERSION, FileEntry, Manifest, Sha256, write_model
 from proposals.dataset.seal import seal_state
+from proposals.dataset.zarr_reading import Declared, open_arrays, values
 from proposals.errors import AlignDetError
 
 MAX_CLUSTERS = 65536
@@ -98,15 +99,20 @@ def read_clusters(root: Path, manifest: Manifest) -> Clusters | None:
     faults = cluster_faults(root, record, manifest, content=True)
     if faults:
         raise AlignDetError(f"{root / layout.CLUSTERS_RECORD}: {faults[0]}. Run: aligndet cluster {root}")
-    import zarr
-
-    group = zarr.open_group(root / layout.CLUSTERS, mode="r", zarr_format=3)
-    ids, distances = (_column(root, group, name, record) for name in ("cluster", "distance"))
+    try:
+        wanted: dict[str, Declared] = {
+            "cluster": ((record.boxes,), "int32"),
+            "distance": ((record.boxes,), "float32"),
+        }
+        arrays = open_arrays(root / layout.CLUSTERS, wanted)
+        ids, distances = (np.asarray(values(arrays[name])) for name in wanted)
+    except AlignDetError as error:
+        raise AlignDetError(f"{error} Run: aligndet cluster {root}") from error
     if len(ids) and not 1 <= int(ids.min()) <= int(ids.max()) <= record.k:
         raise AlignDetError(
             f"{layout.CLUSTERS} of {root} has ids outside 1..{record.k}. Run: aligndet cluster {root}"
         )
-    return Clusters(record.k, ids.astype(np.int32), distances.astype(np.float32))
+    return Clusters(record.k, ids, distances)
 
 
 def write_clusters(root: Path, record: ClusterRecord, clusters: Clusters) -> None:
@@ -116,17 +122,17 @@ def write_clusters(root: Path, record: ClusterRecord, clusters: Clusters) -> Non
 
     temporary = temporary_name(root / layout.CLUSTERS)
     group = zarr.create_group(temporary, attributes={"k": clusters.k, "boxes": len(clusters.ids)})
-    for name, values in (("cluster", clusters.ids), ("distance", clusters.distances)):
+    for name, column in (("cluster", clusters.ids), ("distance", clusters.distances)):
         array = group.create_array(
             name,
-            shape=values.shape,
-            dtype=values.dtype,
+            shape=column.shape,
+            dtype=column.dtype,
             chunks=(_CHUNK,),
             shards=(_ZARR_SHARD,),
             compressors=[BloscCodec(cname="zstd", clevel=5, shuffle="shuffle")],
             fill_value=0,
         )
-        array[:] = values
+        array[:] = column
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     for path in [*files, *(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
         fsync(path)
@@ -146,13 +152,3 @@ def remove_clusters(root: Path) -> None:
 def _entry(temporary: Path, path: Path) -> FileEntry:
     name = f"{layout.CLUSTERS}/{path.relative_to(temporary).as_posix()}"
     return FileEntry(path=name, bytes=path.stat().st_size, sha256=file_sha256(path))
-
-
-def _column(root: Path, group: Any, name: str, record: ClusterRecord) -> npt.NDArray[Any]:
-    found = group.get(name)
-    if getattr(found, "shape", None) != (record.boxes,):
-        raise AlignDetError(
-            f"array {name} in {layout.CLUSTERS} of {root} does not have {record.boxes} values. "
-            f"Run: aligndet cluster {root}"
-        )
-    return np.asarray(found[:])

@@ -4,15 +4,17 @@ On disk a file gets its name by a rename, once it is complete and flushed. In an
 `is_remote` holds) the put of the whole object is what the rename is on disk: an object is there whole or not at all.
 """
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from proposals.dataset.layout import TEMPORARY_MARK
 from proposals.errors import AlignDetError
@@ -41,14 +43,23 @@ def temporary_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
 def publish(temporary: Path, path: Path) -> None:
     """Flush ``temporary`` to disk and give it its final name, or put it as an object: atomically."""
-    if is_remote(path):
-        with as_os_errors(path) as (store, name):
-            store.put_file(str(temporary), name)
-        temporary.unlink()
-        return
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
+    publish_all({temporary: path})
+
+
+def publish_all(names: dict[Path, Path]) -> None:
+    """`publish` each temporary file of one folder under its name, in order, with one flush of the folder."""
+    local = {temporary: path for temporary, path in names.items() if not is_remote(path)}
+    for temporary, path in names.items():
+        if temporary not in local:
+            with as_os_errors(path) as (store, name):
+                store.put_file(str(temporary), name)
+            temporary.unlink()
+    for temporary in local:
+        fsync(temporary)
+    for temporary, path in local.items():
+        temporary.replace(path)
+    for folder in {path.parent for path in local.values()}:
+        fsync(folder)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -85,20 +96,26 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def open_plain(path: Path) -> BinaryIO:
+    """A local file, to read; raises OSError at once for a pipe or a device, which others would wait for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no plain file", str(path))
+
+
 def read_range(path: Path, offset: int, size: int) -> bytes:
     """Up to ``size`` bytes of a file from ``offset`` on, fewer at its end; raises OSError when it cannot be read."""
     if is_remote(path):
         with as_os_errors(path) as (store, name):
             return bytes(store.cat_file(name, start=offset, end=offset + size))
     # A descriptor per read: nothing to share, so nothing to get wrong in threads, forks and pickles.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = os.pread(descriptor, size, offset)
-        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+    with open_plain(path) as stream:
+        data = os.pread(stream.fileno(), size, offset)
+        while len(data) < size and (more := os.pread(stream.fileno(), size - len(data), offset + len(data))):
             data += more
         return data
-    finally:
-        os.close(descriptor)
 
 
 def files_below(root: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import Literal, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.manifest import Manifest, read_manifest
 from proposals.dataset.reader import ProposalDataset
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
+from proposals.dataset.zarr_reading import Declared, open_arrays, values
 from proposals.errors import AlignDetError
 from proposals.paths import as_path
 
@@ -23,7 +24,6 @@ Storage = Literal["auto", "zarr", "parquet"]
 _Offsets = npt.NDArray[np.int64]
 _Ranks = npt.NDArray[np.float32]
 _CACHED_BLOCKS = 512
-_MAX_CHUNK = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,14 +144,19 @@ class _Zarr:
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
         _require_committed(root, manifest)
-        import zarr
-
         images, boxes = manifest.totals.images, manifest.totals.proposals
-        group = zarr.open_group(root / layout.CONSOLIDATED, mode="r", zarr_format=3)
-        self._boxes = _array(root, group, "boxes", (boxes, 4), "float32")
-        self._rank = _array(root, group, "rank", (boxes,), "float32")
-        self._keys = _array(root, group, "keys", (images, layout.KEY_LENGTH), "uint8")
-        self._offsets = np.asarray(_array(root, group, "offsets", (images + 1,), "int64")[:])
+        wanted: dict[str, Declared] = {
+            "boxes": ((boxes, 4), "float32"),
+            "rank": ((boxes,), "float32"),
+            "keys": ((images, layout.KEY_LENGTH), "uint8"),
+            "offsets": ((images + 1,), "int64"),
+        }
+        try:
+            arrays = open_arrays(root / layout.CONSOLIDATED, wanted)
+        except AlignDetError as error:
+            raise AlignDetError(f"{error} Run: aligndet consolidate {root}") from error
+        self._boxes, self._rank, self._keys = (arrays[name] for name in ("boxes", "rank", "keys"))
+        self._offsets = np.asarray(values(arrays["offsets"]))
         ends = self._offsets[0], self._offsets[-1]
         if ends != (0, boxes) or (np.diff(self._offsets) < 0).any():
             raise AlignDetError(
@@ -164,7 +169,8 @@ class _Zarr:
         first, last = int(self._offsets[start]), int(self._offsets[stop])
         offsets = self._offsets[start : stop + 1] - first
         if last - first > 2 * self._chunk:
-            return ProposalBatch(start, offsets, self._boxes[first:last], self._rank[first:last])
+            part = slice(first, last)
+            return ProposalBatch(start, offsets, values(self._boxes, part), values(self._rank, part))
         boxes, ranks = [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
         for number in range(first // self._chunk, -(-last // self._chunk)):
             low = number * self._chunk
@@ -175,13 +181,13 @@ class _Zarr:
         return ProposalBatch(start, offsets, np.concatenate(boxes), np.concatenate(ranks))
 
     def keys(self) -> npt.NDArray[np.bytes_]:
-        return np.ascontiguousarray(self._keys[:]).view(f"S{layout.KEY_LENGTH}").reshape(-1)
+        return np.ascontiguousarray(values(self._keys)).view(f"S{layout.KEY_LENGTH}").reshape(-1)
 
     def _block(self, number: int) -> tuple[Boxes, _Ranks]:
         found = self._blocks.pop(number, None)
         if found is None:
             part = slice(number * self._chunk, (number + 1) * self._chunk)
-            found = self._boxes[part], self._rank[part]
+            found = values(self._boxes, part), values(self._rank, part)
         self._blocks[number] = found
         if len(self._blocks) > _CACHED_BLOCKS:
             self._blocks.popitem(last=False)
@@ -197,15 +203,3 @@ def _require_committed(root: Path, manifest: Manifest) -> None:
     for entry in manifest.consolidated:
         for fault in file_faults(root, entry, content=entry.path.endswith("zarr.json")):
             raise AlignDetError(f"{root / entry.path} {fault}. Run: aligndet consolidate {root}")
-
-
-def _array(root: Path, group: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:
-    """An array of the group, after its declared shape, type and chunks were compared with what they must be."""
-    found = group.get(name)
-    declared = (getattr(found, "shape", None), str(getattr(found, "dtype", None)))
-    if declared != (shape, dtype) or not 0 < found.chunks[0] <= _MAX_CHUNK or found.chunks[1:] != shape[1:]:
-        raise AlignDetError(
-            f"array {name} in {layout.CONSOLIDATED} of {root} is {declared}, it must be {(shape, dtype)}. "
-            f"Run: aligndet consolidate {root}"
-        )
-    return found

@@ -21,7 +21,7 @@ from proposals.dataset.tables import REFERENCE_SCHEMA, SCHEMA, box_offsets, flat
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
-from proposals.paths import as_path
+from proposals.paths import WEB, as_path, scheme_of
 
 _CACHE_BYTES = 64 * 2**20
 
@@ -83,6 +83,7 @@ class ProposalDataset(Sequence[Record]):
     def __init__(self, root: Path) -> None:
         self.root = root = as_path(root)
         self.manifest: Manifest = read_manifest(root)
+        _refuse_pointing_here(root, self.manifest)
         self._shards = [shard for shard in self.manifest.shards if shard.images]
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._first_boxes = np.cumsum([0, *(shard.proposals for shard in self._shards)])
@@ -181,6 +182,19 @@ class ProposalDataset(Sequence[Record]):
             while len(self._cache) > 1 and sum(held.nbytes for held in self._cache.values()) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
         return table
+
+
+def _refuse_pointing_here(root: Path, manifest: Manifest) -> None:
+    # Nobody can mine into a web server: what lies there is a stranger's, and has no business with this machine's files.
+    if (
+        scheme_of(str(root)) in WEB
+        and manifest.images is not None
+        and scheme_of(manifest.images.root) is None
+    ):
+        raise AlignDetError(
+            f"the dataset at {root} has its images at {manifest.images.root}, on this machine: a dataset from a web "
+            "server may not name local files. Download it first if you trust it."
+        )
 
 
 def _read_range(path: Path, offset: int, size: int) -> bytes:

@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from proposals.dataset import layout
+from proposals.dataset.bounds import MAX_RECORD_BYTES, read_bounded
 from proposals.dataset.files import fsync, remove_leftovers, temporary_name, write_atomically
 from proposals.dataset.manifest import Manifest, ShardEntry
+from proposals.dataset.zarr_reading import open_arrays, values
 from proposals.errors import AlignDetError
 
 Features = npt.NDArray[np.float16]
@@ -35,8 +37,8 @@ class RegionStore:
         if not path.is_file():
             return None
         try:
-            return dict(json.loads(path.read_bytes())["attributes"])
-        except (ValueError, KeyError, TypeError) as error:
+            return dict(json.loads(read_bounded(path, MAX_RECORD_BYTES))["attributes"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AlignDetError(
                 f"{path} is damaged. Remove {self.path}, then run `aligndet regions` again."
             ) from error
@@ -98,17 +100,17 @@ class RegionStore:
             raise AlignDetError(
                 f"{self.path / shard.name} {fault}. Remove it, then run: aligndet regions {self.root} ..."
             )
-        return self._values(shard.name)
+        return self._values(shard)
 
     def fault(self, shard: ShardEntry) -> str | None:
         """What is wrong with the features of ``shard``, None when nothing is."""
         if not self.has(shard):
             return "is missing or of other boxes"
         try:
-            values = self._values(shard.name)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            return f"cannot be read ({type(error).__name__})"
-        if len(values) != shard.proposals or _sha256(values) != self._attributes(shard.name).get("sha256"):
+            found = self._values(shard)
+        except AlignDetError as error:
+            return f"cannot be read: {error}"
+        if _sha256(found) != self._attributes(shard.name).get("sha256"):
             return "does not hold what was written"
         return None
 
@@ -126,15 +128,15 @@ class RegionStore:
         if held:
             yield np.concatenate(held)
 
-    def _values(self, name: str) -> Features:
-        import zarr
-
-        return np.asarray(zarr.open_array(self.path / name, mode="r")[:], dtype=np.float16)
+    def _values(self, shard: ShardEntry) -> Features:
+        opened = open_arrays(self.path / shard.name, {"": ((shard.proposals, None), "float16")})
+        return np.asarray(values(opened[""]))
 
     def _attributes(self, name: str) -> dict[str, Any]:
         try:
-            return dict(json.loads((self.path / name / "zarr.json").read_bytes())["attributes"])
-        except (OSError, ValueError, KeyError, TypeError):
+            content = read_bounded(self.path / name / "zarr.json", MAX_RECORD_BYTES)
+            return dict(json.loads(content)["attributes"])
+        except (AlignDetError, ValueError, KeyError, TypeError, RecursionError):
             return {}
 
 

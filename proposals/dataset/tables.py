@@ -10,6 +10,7 @@ from proposals.dataset import layout
 from proposals.dataset.bounds import read_parquet
 from proposals.dataset.manifest import ShardEntry
 from proposals.errors import AlignDetError
+from proposals.fetch import MAX_IMAGE_BYTES
 
 BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
 
@@ -43,7 +44,11 @@ def read_shard(root: Path, entry: ShardEntry) -> pa.Table:
     path = layout.parquet_path(root, entry.name)
     table = read_parquet(path, entry.images, entry.proposals).combine_chunks()
     wanted = SCHEMA if entry.tar is not None else REFERENCE_SCHEMA
-    fault = _schema_fault(table.schema, wanted) or _value_fault(table, entry)
+    try:
+        table.validate(full=True)
+        fault = _schema_fault(table.schema, wanted) or _value_fault(table, entry)
+    except pa.ArrowInvalid as error:
+        fault = str(error)
     if fault:
         raise AlignDetError(f"{path}: {fault}. The dataset is damaged: see `aligndet verify {root}`.")
     return table
@@ -81,17 +86,23 @@ def _schema_fault(schema: pa.Schema, wanted: pa.Schema) -> str | None:
 
 
 def _value_fault(table: pa.Table, entry: ShardEntry) -> str | None:
+    if table.num_rows != entry.images:
+        return f"it has {table.num_rows} rows, dataset.json says {entry.images}"
     boxes, ranks = table.column("boxes").chunk(0), table.column("rank").chunk(0)
     if not boxes.offsets.equals(ranks.offsets):
         return "boxes and rank have lists of different lengths"
     if not len(boxes.values) == len(ranks.values) == entry.proposals:
         return f"it has {len(boxes.values)} boxes, dataset.json says {entry.proposals}"
+    finite = np.isfinite(flat_boxes(table)).all(axis=1) & np.isfinite(flat_ranks(table))
+    if not finite.all():
+        row = int(np.searchsorted(box_offsets(table), np.flatnonzero(~finite)[0], side="right")) - 1
+        return f"row {row}, {table.column('key')[row]}: a box or rank is not finite"
     if entry.tar is None:
         known = table.column("tar_offset").null_count < table.num_rows
         return "it has offsets into a tar, and the shard has no tar" if known else None
     offset, size = (numbers(table.column(name).chunk(0)) for name in ("tar_offset", "tar_size"))
     limit = entry.tar.bytes
-    outside = (offset < 512) | (size < 1) | (size > limit) | (offset > limit - size)
+    outside = (offset < 512) | (size < 1) | (size > min(limit, MAX_IMAGE_BYTES)) | (offset > limit - size)
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         return f"the image of row {row} would be at bytes {offset[row]} + {size[row]} of a tar of {limit}"

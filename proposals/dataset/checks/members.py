@@ -16,6 +16,7 @@ from proposals.dataset import layout
 from proposals.dataset.bounds import MAX_RECORD_BYTES
 from proposals.dataset.files import read_range
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
+from proposals.fetch import MAX_IMAGE_BYTES
 from proposals.tar_headers import TarHeaders
 
 _PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
@@ -88,7 +89,7 @@ def _row_faults(
         if (image.offset_data, image.size) != (row["tar_offset"], row["tar_size"]):
             yield f"image {image.name} is at bytes {image.offset_data} + {image.size}, the table says otherwise"
         stream.seek(image.offset_data)
-        yield from _image_faults(image.name, stream.read(image.size), row)
+        yield from _image_faults(image.name, stream.read(min(image.size, MAX_IMAGE_BYTES)), row)
     if annotation is not None:
         stream.seek(annotation.offset_data)
         data = stream.read(min(annotation.size, MAX_RECORD_BYTES))
