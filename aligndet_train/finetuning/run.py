@@ -140,7 +140,11 @@ def _finetune(
             _skip_downloads(config)
     if options.launcher != "none" and not torch.cuda.is_available():
         # mmengine's own choice names a GPU.
-        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel"}
+        config.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "broadcast_buffers": False,
+        }
     results = ResultsHook(work_dir / RESULTS, run)
     loader = LoadWeightsHook(state) if state is not None else None
     with DefaultScope.overwrite_default_scope("mmdet"):
