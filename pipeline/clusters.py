@@ -86,6 +86,11 @@ def _fit_pca(store: RegionStore, manifest: Manifest, dimensions: int) -> Any:
 
     pca: Any = None
     for batch in store.batches(manifest, max(_BATCH, 2 * dimensions)):
+        if not np.isfinite(batch).all():
+            raise AlignDetError(
+                f"{store.path} holds values that are NaN or infinite: no cluster can be made of them. Remove it, then "
+                "run `aligndet regions` again"
+            )
         pca = pca or IncrementalPCA(n_components=min(dimensions, batch.shape[1]))
         pca.partial_fit(_unit_rows(batch))
     return pca

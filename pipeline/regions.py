@@ -155,7 +155,13 @@ class _RegionActor:
                 raise AlignDetError(
                     f"{record.uri} of {dataset.root} no longer decodes ({error.reason}): see `aligndet verify`"
                 ) from error
-            parts.append(self._encoder.encode(image.bgr, record.boxes))
+            features = self._encoder.encode(image.bgr, record.boxes)
+            if not np.isfinite(features).all():
+                raise AlignDetError(
+                    f"the backbone gives values of {record.uri} that are NaN or beyond float16: no cluster can be "
+                    "made of them. Check its weights (init_cfg) and the config's data_preprocessor, or scale its maps"
+                )
+            parts.append(features)
         return np.concatenate(parts)
 
 

@@ -56,6 +56,15 @@ def test_equal_seeds_give_equal_ids_and_the_largest_cluster_is_the_first(dataset
     assert np.array_equal(stored.ids, first.ids)
 
 
+def test_features_that_are_no_numbers_are_refused(dataset):
+    store, shard = RegionStore(dataset), open_dataset(dataset).manifest.shards[1]
+    rows = store.read(shard).copy()
+    rows[2, 3] = np.inf
+    store.write(shard, rows)
+    with pytest.raises(AlignDetError, match="NaN or infinite"):
+        clustered(dataset)
+
+
 def test_boxes_of_one_group_share_an_id(dataset):
     ids, groups = clustered(dataset).ids, groups_of(dataset)
     pairs = set(zip(ids.tolist(), groups.tolist(), strict=True))

@@ -83,6 +83,14 @@ def test_an_actor_writes_the_features_of_its_shard(mined_dataset, tmp_path):
     assert np.array_equal(store.read(shard), np.concatenate(expected))
 
 
+def test_features_that_are_no_numbers_are_refused(mined_dataset, tmp_path):
+    root = shutil.copytree(mined_dataset, tmp_path / "dataset")
+    actor = _RegionActor(region_settings(TINY, {"model.data_preprocessor.std": [1e-9] * 3}, 96, 384), "cpu")
+    RegionStore(root).begin(actor.identity())
+    with pytest.raises(AlignDetError, match=r"astronaut\.jpg that are NaN or beyond float16"):
+        actor.write(root, open_dataset(root).manifest.shards[0])
+
+
 def test_a_dataset_without_images_is_refused(tmp_path, mine_folder):
     images = tmp_path / "in"
     images.mkdir()
