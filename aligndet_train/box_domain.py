@@ -172,7 +172,7 @@ class BoxDomainPretrainer(BaseModel):
 def build_detector(stock_model: dict[str, Any]) -> nn.Module:
     """The stock mmdet detector of a ``model`` config; weights as constructed, nothing is downloaded.
 
-    Raises AlignDetError when a class it names is not registered.
+    Raises AlignDetError when a class it names is not registered, or does not take its settings.
     """
     # mmengine logs every initialised parameter at INFO: hundreds of lines that say nothing.
     if not MMLogger.check_instance_created("aligndet-build"):
@@ -187,6 +187,11 @@ def build_detector(stock_model: dict[str, Any]) -> nn.Module:
             raise AlignDetError(
                 f"{error.args[0].split('.')[0]}: import the module that defines it first (`custom_imports` in a "
                 "config, --import-module for export)"
+            ) from error
+        except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, LookupError) as error:
+            raise AlignDetError(
+                f"the detector {stock_model.get('type')} cannot be built from its config: {error}. Correct it, or "
+                "the --cfg-options"
             ) from error
     return detector
 

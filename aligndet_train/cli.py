@@ -1,17 +1,22 @@
 """The trainer's verbs. Light to import: torch and mmdet come in when a verb runs."""
 
 import ast
+import json
+from dataclasses import asdict
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from aligndet_train import cli_backbone, cli_detectors, cli_finetune
+from aligndet_train import cli_backbone, cli_detectors, cli_finetune, cli_options
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 from proposals.paths import as_path
+
+if TYPE_CHECKING:
+    from aligndet_train.export import KeyReport
 
 
 class Library(StrEnum):
@@ -39,10 +44,7 @@ _WorkDir = Annotated[Path, typer.Option(help="Where logs and last.pth go; a run 
 _Detector = Annotated[
     str | None, typer.Option(help="A detector that ships with us: `aligndet detectors` lists them.")
 ]
-_Config = Annotated[
-    Path | None,
-    typer.Option(help="Or a mmdet config file (its Python code is run: use files you trust)."),
-]
+_Config = Annotated[Path | None, typer.Option(help=f"Or {cli_options.CONFIG_HELP}.")]
 _BackboneWeights = Annotated[
     Path | None,
     typer.Option(help="Weights of the backbone: of pretrain-backbone, MoCo, DINO, torchvision ..."),
@@ -50,15 +52,10 @@ _BackboneWeights = Annotated[
 _Iterations = Annotated[int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")]
 _BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")]
 _Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order, views and sampling.")]
-_Amp = Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")]
 _Workers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
-_LogInterval = Annotated[int, typer.Option(min=1, help="Steps between log lines.")]
-_CheckpointInterval = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
 _PictureInterval = Annotated[
     int, typer.Option(min=0, help="Steps between pictures of both views and their boxes; 0: none.")
 ]
-_Resume = Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")]
-_Launcher = Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")]
 _Damaged = Annotated[
     Literal["raise", "skip"],
     typer.Option(help="Images or shards that cannot be read: stop, or replace and count."),
@@ -86,24 +83,26 @@ def pretrain(
     iterations: _Iterations = None,
     batch_size: _BatchSize = None,
     seed: _Seed = None,
-    amp: _Amp = False,
+    amp: cli_options.Amp = False,
     workers: _Workers = 2,
-    log_interval: _LogInterval = 10,
-    checkpoint_interval: _CheckpointInterval = 500,
+    log_interval: cli_options.LogInterval = 10,
+    checkpoint_interval: cli_options.CheckpointInterval = 500,
     picture_interval: _PictureInterval = 500,
-    resume: _Resume = True,
-    launcher: _Launcher = "none",
+    resume: cli_options.Resume = True,
+    launcher: cli_options.Launcher = "none",
     damaged: _Damaged = "raise",
     cache: _Cache = None,
     cache_gb: _CacheGb = 50,
     gather_negatives: _GatherNegatives = False,
     cfg_options: _CfgOptions = None,
+    no_python_config: cli_options.NoPythonConfig = False,
+    quiet: cli_options.Quiet = False,
 ) -> None:
     """Pretrain neck and heads of a detector on mined proposals, its backbone frozen (AlignDet's box-domain stage).
 
     Every setting is a field of aligndet_train.config.PretrainConfig: --cfg-options pretrain.FIELD=VALUE.
 
-    Example: aligndet pretrain --detector fcos --data OUT --work-dir work_dirs/fcos --amp
+    Example: `aligndet pretrain --detector fcos --data OUT --work-dir work_dirs/fcos --amp`
     """
     if (detector is None) == (config is None):
         raise AlignDetError("give either --detector NAME or --config FILE")
@@ -112,10 +111,13 @@ def pretrain(
 
     ops.install()
     from aligndet_train.config import load_run_config, shipped_config
+    from aligndet_train.console import volume
+    from aligndet_train.plain_config import refuse_python
     from aligndet_train.stream.cache import cache_for
     from aligndet_train.training import RunOptions
     from aligndet_train.training import pretrain as run_pretrain
 
+    refuse_python(config, no_python_config)
     path = config if config is not None else shipped_config(str(detector))
     overrides = {
         "iterations": iterations,
@@ -125,7 +127,8 @@ def pretrain(
     }
     changes = parse_options(cfg_options or [])
     if backbone_weights is not None:
-        changes = cli_backbone.plugged_options(path, changes, backbone_weights)
+        with volume("quiet" if quiet else "verbose"):
+            changes = cli_backbone.plugged_options(path, changes, backbone_weights)
     run = load_run_config(path, {k: v for k, v in overrides.items() if v is not None}, changes)
     options = RunOptions(
         amp=amp,
@@ -138,8 +141,10 @@ def pretrain(
         damaged=damaged,
         cache=cache_for(as_path(data), cache, cache_gb),
     )
-    last = run_pretrain(run, data, work_dir, options)
-    typer.echo(f"done: {last}\nnext: aligndet export {last} MODEL.pth")
+    with volume("quiet" if quiet else "verbose"):
+        last = run_pretrain(run, data, work_dir, options)
+    if not quiet:
+        typer.echo(f"done: {last}\nnext: aligndet export {last} MODEL.pth")
 
 
 def export(
@@ -151,27 +156,30 @@ def export(
     ] = False,
     modules: Annotated[
         list[str] | None,
-        typer.Option("--import-module", help="Python module that registers a detector part of your own."),
+        typer.Option(
+            "--import-module",
+            help="Python module, run, that registers a detector part of your own.",
+        ),
     ] = None,
+    as_json: cli_options.AsJson = False,
 ) -> None:
     """Write weights that the stock mmdet config loads, and say what became of every key.
 
     torchvision: fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn, fcos_resnet50_fpn. transformers:
-    DetrForObjectDetection.
+    DetrForObjectDetection. A checkpoint runs no code: one that holds pickled objects, or names classes that mmdet does
+    not register, is refused.
 
-    Example: aligndet export work_dirs/fcos/last.pth fcos_pretrained.pth
+    Example: `aligndet export work_dirs/fcos/last.pth fcos_pretrained.pth`
     """
     require_extra("train", "export")
     from aligndet_train import ops
 
     ops.install()
-    from rich.console import Console
-
     from aligndet_train.export import export as run_export
     from aligndet_train.export_elsewhere import LIBRARIES, export_elsewhere
 
     for module in modules or []:
-        import_module(module)
+        _import(module)
     differences: list[str] = []
     if to is Library.mmdet:
         report = run_export(checkpoint, out, keep_predictors=keep_predictors)
@@ -179,6 +187,29 @@ def export(
         report, differences = export_elsewhere(
             checkpoint, out, LIBRARIES[to], keep_predictors=keep_predictors
         )
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **asdict(report), "differences": differences}, indent=1))
+    else:
+        _print_report(report, differences, to, out)
+    if not report.beyond_backbone:
+        raise AlignDetError(
+            f"nothing but the backbone of {checkpoint} fits its stock detector: it is of another version of mmdet, or "
+            "of a detector of another --to"
+        )
+
+
+def _import(module: str) -> None:
+    try:
+        import_module(module)
+    except Exception as error:  # the user's own code
+        raise AlignDetError(
+            f"--import-module {module}: {type(error).__name__}: {error}. Is it on PYTHONPATH?"
+        ) from error
+
+
+def _print_report(report: "KeyReport", differences: list[str], to: Library, out: Path) -> None:
+    from rich.console import Console
+
     console = Console()
     console.print(report.table())
     if report.left_at_init:
@@ -188,8 +219,6 @@ def export(
     for sentence in differences:
         console.print(f"other than in {to.value}: {sentence}")
     console.print(f"wrote {out}")
-    if not report.beyond_backbone:
-        raise AlignDetError(f"nothing but the backbone of {checkpoint} fits its stock detector")
 
 
 _WORDS = {"true": True, "false": False, "none": None}

@@ -1,10 +1,12 @@
 """The backbone's verbs: pretrain it without labels, and say what a weights file is. Light to import."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from aligndet_train import cli_options
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -17,19 +19,28 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="backbone")
 
 
+_Data = Annotated[Path, typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT.")]
+_WorkDir = Annotated[Path, typer.Option(help="Where logs, last.pth and backbone.pth go; resumed if found.")]
+_Backbone = Annotated[
+    str,
+    typer.Option(
+        help=f"resnet50, swin_tiny ..., timm:NAME, or whose backbone to take: {cli_options.CONFIG_HELP}."
+    ),
+]
+_Knn = Annotated[
+    Path | None,
+    typer.Option(help="Labelled pictures to measure k-NN accuracy on: class folders, or a COCO json."),
+]
+_CfgOptions = Annotated[
+    list[str] | None,
+    typer.Option(help="key=value settings, e.g. lr=0.1 or views.size=96. Repeat for more."),
+]
+
+
 def pretrain_backbone(
-    data: Annotated[
-        Path, typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT.")
-    ],
-    work_dir: Annotated[
-        Path, typer.Option(help="Where logs, last.pth and backbone.pth go; resumed if found.")
-    ],
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="resnet50, swin_tiny ..., timm:NAME, or a mmdet config file whose backbone to take."
-        ),
-    ] = "resnet50",
+    data: _Data,
+    work_dir: _WorkDir,
+    backbone: _Backbone = "resnet50",
     method: Annotated[str, typer.Option(help="simsiam.")] = "simsiam",
     crops: Annotated[
         str, typer.Option(help="What views are drawn from: whole `images`, or single `proposals`.")
@@ -40,30 +51,26 @@ def pretrain_backbone(
         int | None, typer.Option(min=2, help="Images a step on one GPU [default: 256].")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and views.")] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")] = False,
+    amp: cli_options.Amp = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
-    log_interval: Annotated[int, typer.Option(min=1, help="Steps between log lines.")] = 10,
-    checkpoint_interval: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
-    resume: Annotated[bool, typer.Option(help="Continue from WORK_DIR/last.pth if it is there.")] = True,
-    launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
-    knn: Annotated[
-        Path | None,
-        typer.Option(help="Labelled pictures to measure k-NN accuracy on: class folders, or a COCO json."),
-    ] = None,
+    log_interval: cli_options.LogInterval = 10,
+    checkpoint_interval: cli_options.CheckpointInterval = 500,
+    resume: cli_options.Resume = True,
+    launcher: cli_options.Launcher = "none",
+    knn: _Knn = None,
     knn_images: Annotated[Path | None, typer.Option(help="Folder of the COCO json's images.")] = None,
     knn_interval: Annotated[
         int | None, typer.Option(min=1, help="Steps between measurements [default: both ends only].")
     ] = None,
-    cfg_options: Annotated[
-        list[str] | None,
-        typer.Option(help="key=value settings, e.g. lr=0.1 or views.size=96. Repeat for more."),
-    ] = None,
+    cfg_options: _CfgOptions = None,
+    no_python_config: cli_options.NoPythonConfig = False,
+    quiet: cli_options.Quiet = False,
 ) -> None:
     """Pretrain a backbone on unlabeled images (AlignDet's image-domain stage, SimSiam).
 
     Every setting is a field of aligndet_train.image_domain.config.ImageDomainConfig: --cfg-options FIELD=VALUE.
 
-    Example: aligndet pretrain-backbone --backbone resnet50 --data OUT --work-dir B --amp
+    Example: `aligndet pretrain-backbone --backbone resnet50 --data OUT --work-dir B --amp`
     """
     require_extra("train", "pretrain-backbone")
     from aligndet_train.image_domain.training import METHODS
@@ -72,11 +79,14 @@ def pretrain_backbone(
         raise AlignDetError(f"no method {method!r}: {', '.join(METHODS)}")
     from aligndet_train.backbones.registry import find_backbone
     from aligndet_train.cli import parse_options
+    from aligndet_train.console import volume
     from aligndet_train.image_domain.config import image_domain_config
     from aligndet_train.image_domain.knn import read_labelled
     from aligndet_train.image_domain.training import pretrain_backbone as run
+    from aligndet_train.plain_config import is_config, refuse_python
     from aligndet_train.training import RunOptions
 
+    refuse_python(Path(backbone) if is_config(backbone) else None, no_python_config)
     named = {
         "crops": crops, "epochs": epochs, "iterations": iterations, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
@@ -91,22 +101,28 @@ def pretrain_backbone(
         resume=resume,
         launcher=launcher,
     )
-    out = run(find_backbone(backbone), config, data, work_dir, options, labelled, knn_interval)
-    typer.echo(f"done: {out}\nnext: aligndet pretrain --backbone-weights {out} ...")
+    with volume("quiet" if quiet else "verbose"):
+        out = run(find_backbone(backbone), config, data, work_dir, options, labelled, knn_interval)
+    if not quiet:
+        typer.echo(f"done: {out}\nnext: aligndet pretrain --backbone-weights {out} ...")
 
 
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="A .pth, .pth.tar or .safetensors file.")],
+    as_json: cli_options.AsJson = False,
 ) -> None:
     """Say what a weights file is, what becomes of each of its keys, and which backbones and detectors it fits.
 
-    Example: aligndet backbone inspect moco_v2_800ep_pretrain.pth.tar
+    Example: `aligndet backbone inspect moco_v2_800ep_pretrain.pth.tar`
     """
     require_extra("train", "backbone inspect")
     from rich.console import Console
 
-    from aligndet_train.backbones.inspect import inspection
+    from aligndet_train.backbones.inspect import inspection, inspection_json
 
+    if as_json:
+        typer.echo(json.dumps(inspection_json(checkpoint), indent=1))
+        return
     console = Console()
     for part in inspection(checkpoint):
         console.print(part)

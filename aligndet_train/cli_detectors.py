@@ -1,9 +1,13 @@
 """The verb that says which detectors can be pretrained, and what shows it. Needs neither torch nor mmdet."""
 
+import json
+from dataclasses import asdict
 from itertools import groupby
 from typing import Annotated
 
 import typer
+
+from aligndet_train import cli_options
 
 
 def register(app: typer.Typer) -> None:
@@ -12,13 +16,14 @@ def register(app: typer.Typer) -> None:
 
 
 def detectors(
+    as_json: cli_options.AsJson = False,
     refused: Annotated[
         bool, typer.Option("--refused", help="Instead, the configs that cannot be pretrained, and why.")
     ] = False,
 ) -> None:
     """List the detectors that can be pretrained: what ships, and which of mmdet's own configs were tried.
 
-    Example: aligndet detectors
+    Example: `aligndet detectors`
     """
     from rich.console import Console
     from rich.table import Table
@@ -26,6 +31,9 @@ def detectors(
     from aligndet_train.zoo import zoo_table
 
     zoo = zoo_table()
+    if as_json:
+        typer.echo(json.dumps({"shipped": _shipped(), **asdict(zoo)}, indent=1))
+        return
     console = Console()
     passed = [trial for trial in zoo.trials if trial.passed]
     if refused:

@@ -1,20 +1,21 @@
 """The verbs after pretraining: fine-tune, evaluate, and the subsets to do it on. Light to import."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aligndet_train import cli_options
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(help="A mmdet config file (its Python code is run: use files you trust)."),
-]
+ConfigOption = Annotated[Path | None, typer.Option(help=f"{cli_options.CONFIG_HELP.capitalize()}.")]
 DetectorOption = Annotated[str | None, typer.Option(help="Or a detector that ships with us, e.g. fcos.")]
 SizeOption = Annotated[
     str | None,
@@ -51,21 +52,25 @@ def finetune(
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay as it is.")] = None,
     image_size: SizeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of new weights, order and augmentation.")] = 0,
-    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")] = False,
+    amp: cli_options.Amp = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
     eval_interval: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 1,
-    launcher: Annotated[str, typer.Option(help="none, or pytorch / slurm for several GPUs.")] = "none",
+    launcher: cli_options.Launcher = "none",
     cfg_options: CfgOptions = None,
+    no_python_config: cli_options.NoPythonConfig = False,
+    quiet: cli_options.Quiet = False,
+    verbose: cli_options.Verbose = False,
 ) -> None:
     """Fine-tune a stock detector on labelled boxes, from pretrained weights or from its usual start.
 
     From pretrained weights the learning rate is 1.5 times and the weight decay half of the config's, as in the paper,
     both scaled to the batch size; the log says what came out. Figures after every evaluation are in results.json.
 
-    Example: aligndet finetune --config retinanet.py --weights MODEL.pth --train train.json --val val.json --work-dir F
+    Example: `aligndet finetune --detector fcos --weights MODEL.pth --train train.json --val val.json --work-dir F`
     """
     require_extra("train", "finetune")
-    stock = _stock_config(config, detector, cfg_options)
+    stock = _stock_config(config, detector, cfg_options, no_python_config)
+    from aligndet_train.console import volume
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
     from aligndet_train.finetuning.run import finetune as run_finetune
@@ -85,7 +90,10 @@ def finetune(
     )
     labels = read_labels(train, train_images, work_dir / "labels")
     held_out = read_labels(val, val_images, work_dir / "labels") if val is not None else None
-    result = run_finetune(stock, labels, held_out, weights, work_dir, options)
+    with volume("verbose" if verbose else "quiet" if quiet else "normal"), _config_blamed():
+        result = run_finetune(stock, labels, held_out, weights, work_dir, options)
+    if quiet:
+        return
     if result.report is not None:
         typer.echo(
             f"weights: {len(result.report.loaded)} tensors loaded, {len(result.report.left_at_init)} new"
@@ -105,20 +113,28 @@ def evaluate(
     image_size: SizeOption = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
     cfg_options: CfgOptions = None,
+    no_python_config: cli_options.NoPythonConfig = False,
+    as_json: cli_options.AsJson = False,
+    verbose: cli_options.Verbose = False,
 ) -> None:
     """Measure COCO AP of a fine-tuned detector.
 
-    Example: aligndet evaluate --config retinanet.py --weights F/epoch_12.pth --val val.json --work-dir E
+    Example: `aligndet evaluate --detector fcos --weights F/epoch_12.pth --val val.json --work-dir E`
     """
     require_extra("train", "evaluate")
-    stock = _stock_config(config, detector, cfg_options)
+    stock = _stock_config(config, detector, cfg_options, no_python_config)
+    from aligndet_train.console import volume
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
     from aligndet_train.finetuning.run import evaluate as run_evaluate
 
     options = FinetuneOptions(image_size=_size(image_size), workers=workers)
     labels = read_labels(val, val_images, work_dir / "labels")
-    figures = run_evaluate(stock, labels, weights, work_dir, options)
+    with volume("verbose" if verbose else "quiet"), _config_blamed():
+        figures = run_evaluate(stock, labels, weights, work_dir, options)
+    if as_json:
+        typer.echo(json.dumps({"weights": str(weights), "annotations": str(val), **figures}, indent=1))
+        return
     typer.echo(", ".join(f"{name} {value:g}" for name, value in figures.items()))
 
 
@@ -130,7 +146,7 @@ def split(
 ) -> None:
     """Write subsets of a labelled set, for semi-supervised comparisons. A smaller one lies in a larger of its seed.
 
-    Example: aligndet split train.json subsets/ --percent 1 --percent 5 --percent 10 --seeds 5
+    Example: `aligndet split train.json subsets/ --percent 1 --percent 5 --percent 10 --seeds 5`
     """
     from aligndet_train.finetuning.split import split as run_split
 
@@ -139,7 +155,9 @@ def split(
         typer.echo(f"{subset.path}: {subset.images} images, {subset.boxes} boxes{lost}")
 
 
-def _stock_config(config: Path | None, detector: str | None, options: list[str] | None) -> "Config":
+def _stock_config(
+    config: Path | None, detector: str | None, options: list[str] | None, no_python_config: bool
+) -> "Config":
     if (detector is None) == (config is None):
         raise AlignDetError("give either --config FILE or --detector NAME")
     from aligndet_train import ops
@@ -147,9 +165,28 @@ def _stock_config(config: Path | None, detector: str | None, options: list[str] 
     ops.install()
     from aligndet_train.cli import parse_options
     from aligndet_train.config import read_config, shipped_config
+    from aligndet_train.console import PROGRESS_HOOK
+    from aligndet_train.plain_config import refuse_python
 
+    refuse_python(config, no_python_config)
     path = config if config is not None else shipped_config(str(detector))
-    return read_config(path, parse_options(options or []))
+    stock = read_config(path, parse_options(options or []))
+    stock.custom_hooks = [*(stock.get("custom_hooks") or []), {"type": PROGRESS_HOOK}]
+    return stock
+
+
+@contextmanager
+def _config_blamed() -> Iterator[None]:
+    """Turn what mmengine raises for a class that is not there, or does not take its settings, into an AlignDetError."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        what = str(error.args[0]) if error.args else ""
+        if "is not in the" not in what and "__init__() " not in what:
+            raise
+        raise AlignDetError(
+            f"the config cannot be built: {what.split('. Please')[0]}. Correct it, or the --cfg-options"
+        ) from error
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

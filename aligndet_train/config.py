@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from aligndet_train.detectors import adapter_for
+from aligndet_train.plain_config import is_plain, read_plain
 from aligndet_train.views import ViewConfig
 from proposals.errors import AlignDetError
 
@@ -111,19 +112,33 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
 
 
 def read_config(path: Path, options: Mapping[str, Any]) -> Config:
-    """A mmdet config file (its Python code is run) with dotted ``--cfg-options`` applied.
+    """A mmdet config file with dotted ``--cfg-options`` applied. Python code is run; JSON and YAML are plain data.
 
-    Raises AlignDetError when there is no such file, or it defines no model.
+    Raises AlignDetError when there is no such file, it cannot be read or run, or it defines no model.
     """
     if not path.is_file():
         raise AlignDetError(
             f"no config file at {path}; shipped detectors: {', '.join(available_detectors())}"
         )
-    config = Config.fromfile(path)
-    config.merge_from_dict(dict(options))
+    config = read_plain(path) if is_plain(path) else _run_config(path)
+    try:
+        config.merge_from_dict(dict(options))
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
+        raise AlignDetError(f"--cfg-options do not fit {path}: {error}") from error
     if "model" not in config:
         raise AlignDetError(f"{path} defines no `model`: it is not a detector config")
     return config
+
+
+def _run_config(path: Path) -> Config:
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # it is a program: anything may go wrong in it
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise AlignDetError(
+            f"{path} cannot be run as a mmdet config: {type(error).__name__}: {reason}. A config is a .py file that "
+            "defines `model`, or the same as .json or .yaml"
+        ) from error
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from torchvision.ops import roi_align
 
 from aligndet_train.config import load_run_config, shipped_config
+from aligndet_train.plain_config import is_config
 from aligndet_train.preprocess import InputSpec
 from proposals.boxes import Boxes
 from proposals.errors import AlignDetError
@@ -49,7 +50,7 @@ def region_settings(
     Raises AlignDetError for a name that does not exist or a config that cannot be read.
     """
     path = Path(detector)
-    config = path if path.suffix == ".py" else shipped_config(detector)
+    config = path if is_config(detector) else shipped_config(detector)
     model = load_run_config(config, {}, options).stock_model
     return RegionSettings(model["backbone"], model["data_preprocessor"], short_side, long_side)
 

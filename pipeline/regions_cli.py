@@ -27,7 +27,11 @@ def register(app: typer.Typer) -> None:
 def regions(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder that `aligndet mine` wrote.")],
     backbone: Annotated[
-        str, typer.Option(help="A shipped detector, or a mmdet config file: its backbone is used, frozen.")
+        str,
+        typer.Option(
+            help="Whose backbone is used, frozen: a shipped detector, or a mmdet config, .py, whose code is run (use "
+            "files you trust), or .json or .yaml, plain data."
+        ),
     ],
     short_side: Annotated[
         int, typer.Option(min=32, max=4096, help="Shorter side, in px, that images are resized to.")
@@ -43,6 +47,10 @@ def regions(
         list[str] | None,
         typer.Option(help="key=value changes to the config, e.g. model.backbone.init_cfg.checkpoint=FILE."),
     ] = None,
+    no_python_config: Annotated[
+        bool, typer.Option("--no-python-config", help="Refuse a config in Python, whose code is run.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Write features of every box into DATASET/regions.zarr: RoIAlign on a frozen backbone's last map.
 
@@ -53,10 +61,17 @@ def regions(
     """
     require_extra("mine", "regions")
     require_extra("train", "regions")
+    if no_python_config and backbone.endswith(".py"):
+        raise AlignDetError(
+            f"{backbone} is a Python config, whose code would be run, and --no-python-config refuses that. Name a "
+            "shipped detector (`aligndet detectors`), or give the config as .json or .yaml"
+        )
     from pipeline.regions import RegionOptions, extract_regions
 
     options = RegionOptions(backbone, tuple(cfg_options or ()), short_side, workers, address, device.value)
-    outcome = extract_regions(dataset, options, _say_progress)
+    outcome = extract_regions(dataset, options, _say_nothing if quiet else _say_progress)
+    if quiet:
+        return
     typer.echo(
         f"{dataset}: features of {outcome.written} shards written, {outcome.found} were there, "
         f"{outcome.channels} values a box\nnext: aligndet cluster {dataset}"
@@ -107,6 +122,10 @@ def _write_sheet(dataset: Path, out: Path) -> None:
             f"{out} cannot be written: {error}. Choose a name that ends in .png or .jpg."
         ) from error
     typer.echo(f"{sheet.width} x {sheet.height} px: {out}")
+
+
+def _say_nothing(done: int, shards: int) -> None:
+    pass
 
 
 def _say_progress(done: int, shards: int) -> None:

@@ -41,6 +41,22 @@ def inspection(path: Path) -> Iterator[RenderableType]:
     yield f"use: aligndet pretrain --detector NAME --backbone-weights {path} ..."
 
 
+def inspection_json(path: Path) -> dict[str, Any]:
+    """The report as JSON values. Raises AlignDetError for a file that cannot be read."""
+    converted = convert(path)
+    return {
+        "file": str(path),
+        "project": converted.project,
+        "family": converted.family.name,
+        "architecture": architecture(converted),
+        "renamed": dict(converted.used),
+        "left": dict(converted.left),
+        "no_tensors": list(converted.file.beside),
+        "fits_backbones": fitting_backbones(converted),
+        "fits_detectors": fitting_detectors(converted),
+    }
+
+
 def headline(converted: Converted) -> str:
     """One line: project, architecture, number of parameters, and the images it was trained on, if known."""
     parameters = sum(value.numel() for value in converted.state.values())

@@ -3,7 +3,7 @@
 resnet50                  a name of MMDET_BACKBONES: mmdet's class, whose result any mmdet config can load
 timm:NAME                 any timm model that hands out feature maps (see TimmBackbone)
 torchvision:resnet50      the same network and names as mmdet's ResNet of style pytorch, which stands in for it
-FILE.py                   the ``model.backbone`` of a mmdet config, with the normalisation its detector expects
+FILE.py, .json, .yaml     the ``model.backbone`` of a mmdet config, with the normalisation its detector expects
 """
 
 import inspect
@@ -21,6 +21,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from aligndet_train.config import read_config
+from aligndet_train.plain_config import is_config
 from aligndet_train.preprocess import InputSpec
 from proposals.errors import AlignDetError
 
@@ -58,7 +59,7 @@ def find_backbone(name: str) -> BackboneChoice:
     Raises AlignDetError when there is none, listing the names.
     """
     provider, colon, model = name.partition(":")
-    if name.endswith(".py"):
+    if is_config(name):
         return _of_config(Path(name))
     if provider == "timm" and colon:
         return BackboneChoice(name, _timm_config(model), IMAGENET)

@@ -1,0 +1,302 @@
+"""Whatever a user gets wrong ends with one of the documented codes and one sentence: never with a traceback."""
+
+import json
+import shutil
+import string
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from aligndet_train.box_domain import build_pretrainer
+from aligndet_train.checkpoint import save_checkpoint
+from aligndet_train.config import load_run_config
+from proposals.cli import main
+from proposals.errors import EXIT_CODES
+
+TINY = Path(__file__).parents[1] / "configs" / "tiny_fcos.py"
+
+# Capitals are good things, MISSING, EMPTY, GARBAGE ... are not; each is used where its verb wants something good.
+MISTAKES = """
+show MISSING
+show EMPTY
+show GARBAGE_JSON
+show DATASET --out BELOW_A_FILE/sheet.png
+show DATASET --out FRESH/sheet.png
+show DATASET --out FRESH.xyz
+show DATASET --out EMPTY
+show BEGUN
+show TRUNCATED
+show s3://
+show ftp://host/folder
+stats MISSING
+stats EMPTY
+stats GARBAGE_JSON
+stats TRUNCATED
+stats BEGUN
+stats NEWER
+recall MISSING --gt ANNOTATIONS
+recall DATASET --gt MISSING
+recall DATASET --gt EMPTY
+recall DATASET --gt GARBAGE_JSON
+recall DATASET --gt LIST_JSON
+recall DATASET --gt IMAGE
+recall DATASET --gt ANNOTATIONS --compare EMPTY
+report MISSING
+report EMPTY
+report DATASET -o BELOW_A_FILE/page.html
+report DATASET -o EMPTY
+report DATASET -o FRESH.html --gt GARBAGE_JSON
+convert MISSING FRESH.json --to coco
+convert EMPTY FRESH.json --to coco
+convert GARBAGE_JSON FRESH.json --to soco
+convert LIST_JSON FRESH.json --to soco
+convert LIST_JSON FRESH.json --from soco --to coco
+convert IMAGE FRESH.json --to coco
+convert DATASET BELOW_A_FILE/boxes.json --to coco
+convert DATASET EMPTY --to coco
+convert DATASET FRESH.json --to coco --ids GARBAGE_JSON
+convert DATASET FRESH.pkl --to mmdet --folder x --ids MISSING
+convert DATASET FRESH --to dataset
+convert GARBAGE_JSON FRESH --to dataset --images PHOTOS
+convert GARBAGE_PTH FRESH.json --from mmdet --to coco
+convert GARBAGE_PTH FRESH.json --from mmdet --to coco --allow-pickle
+convert GARBAGE_PTH FRESH.json --from detectron2 --to coco --allow-pickle
+convert DATASET GARBAGE_JSON --to huggingface
+convert DATASET BELOW_A_FILE --to huggingface
+convert DATASET FRESH.json --to nonsense
+consolidate MISSING
+consolidate EMPTY
+consolidate GARBAGE_JSON
+consolidate TRUNCATED
+merge DATASET EMPTY -o FRESH
+merge DATASET MISSING -o FRESH
+merge DATASET DATASET -o FRESH
+merge DATASET -o GARBAGE_JSON
+merge DATASET -o BELOW_A_FILE/merged
+mine MISSING FRESH
+mine EMPTY FRESH
+mine GARBAGE_JSON FRESH
+mine IMAGE FRESH
+mine PHOTOS GARBAGE_JSON
+mine PHOTOS BELOW_A_FILE/out
+mine PHOTOS FRESH --filter nonsense
+mine PHOTOS FRESH --source-kind parquet
+mine PHOTOS FRESH --source-kind coco
+mine GARBAGE_JSON FRESH --source-kind coco
+mine GARBAGE_JSON FRESH --source-kind parquet
+mine GARBAGE_JSON FRESH --source-kind arrow
+mine GARBAGE_JSON FRESH --source-kind list
+mine LIST_JSON FRESH --source-kind coco
+mine PHOTOS FRESH --glob *.nothing
+mine PHOTOS FRESH --address nowhere:1
+mine PHOTOS FRESH --retry-rejected
+mine PHOTOS DATASET --max-side 300
+mine PHOTOS FRESH --workers 0
+mine PHOTOS FRESH --mode nonsense
+mine pipe:ls FRESH
+mine file:///etc FRESH
+verify MISSING
+verify EMPTY
+verify GARBAGE_JSON
+verify TRUNCATED
+verify NEWER
+status MISSING
+status EMPTY
+status GARBAGE_JSON
+regions MISSING --backbone TINY
+regions EMPTY --backbone TINY
+regions DATASET --backbone nonsense
+regions DATASET --backbone MISSING.py
+regions DATASET --backbone GARBAGE.py
+regions DATASET --backbone GARBAGE_JSON
+regions DATASET --backbone GARBAGE.py --no-python-config
+cluster MISSING
+cluster EMPTY
+cluster DATASET
+cluster DATASET --report BELOW_A_FILE/x.png
+pretrain --data MISSING --work-dir FRESH --config TINY
+pretrain --data EMPTY --work-dir FRESH --config TINY
+pretrain --data GARBAGE_JSON --work-dir FRESH --config TINY
+pretrain --data DATASET --work-dir BELOW_A_FILE/w --config TINY
+pretrain --data DATASET --work-dir GARBAGE_JSON --config TINY
+pretrain --data DATASET --work-dir FRESH --config MISSING
+pretrain --data DATASET --work-dir FRESH --config EMPTY
+pretrain --data DATASET --work-dir FRESH --config GARBAGE.py
+pretrain --data DATASET --work-dir FRESH --config GARBAGE_JSON
+pretrain --data DATASET --work-dir FRESH --config IMAGE
+pretrain --data DATASET --work-dir FRESH --config RAISES.py
+pretrain --data DATASET --work-dir FRESH --config LIST_JSON
+pretrain --data DATASET --work-dir FRESH --config ANNOTATIONS
+pretrain --data DATASET --work-dir FRESH --config TINY --no-python-config
+pretrain --data DATASET --work-dir FRESH --detector nonsense
+pretrain --data DATASET --work-dir FRESH
+pretrain --data DATASET --work-dir FRESH --config TINY --backbone-weights MISSING
+pretrain --data DATASET --work-dir FRESH --config TINY --backbone-weights GARBAGE_PTH
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options nonsense
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options pretrain.nonsense=1
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options model.nonsense=1
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options model.backbone.type=Nonsense
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options model.type.x=1
+pretrain --data DATASET --work-dir FRESH --config TINY --launcher nonsense
+export MISSING FRESH.pth
+export EMPTY FRESH.pth
+export GARBAGE_PTH FRESH.pth
+export TENSORS_PTH FRESH.pth
+export CHECKPOINT FRESH.onnx
+export CHECKPOINT BELOW_A_FILE/x.pth
+export CHECKPOINT EMPTY
+export CHECKPOINT FRESH.pth --to torchvision
+export CHECKPOINT FRESH --to transformers
+export CHECKPOINT FRESH.pth --import-module nonsense_module
+pretrain-backbone --data MISSING --work-dir FRESH
+pretrain-backbone --data EMPTY --work-dir FRESH
+pretrain-backbone --data DATASET --work-dir BELOW_A_FILE/w --backbone resnet18
+pretrain-backbone --data DATASET --work-dir FRESH --backbone nonsense
+pretrain-backbone --data DATASET --work-dir FRESH --backbone timm:nonsense
+pretrain-backbone --data DATASET --work-dir FRESH --backbone MISSING.py
+pretrain-backbone --data DATASET --work-dir FRESH --backbone GARBAGE.py
+pretrain-backbone --data DATASET --work-dir FRESH --method nonsense
+pretrain-backbone --data DATASET --work-dir FRESH --crops nonsense
+pretrain-backbone --data DATASET --work-dir FRESH --knn MISSING
+pretrain-backbone --data DATASET --work-dir FRESH --knn EMPTY
+pretrain-backbone --data DATASET --work-dir FRESH --knn GARBAGE_JSON
+pretrain-backbone --data DATASET --work-dir FRESH --cfg-options nonsense=1
+backbone inspect MISSING
+backbone inspect EMPTY
+backbone inspect GARBAGE_PTH
+backbone inspect GARBAGE_JSON
+backbone nonsense
+finetune --config TINY --train MISSING --work-dir FRESH
+finetune --config TINY --train EMPTY --work-dir FRESH
+finetune --config TINY --train GARBAGE_JSON --work-dir FRESH
+finetune --config TINY --train LIST_JSON --work-dir FRESH
+finetune --config TINY --train ANNOTATIONS --work-dir BELOW_A_FILE/w
+finetune --config TINY --train ANNOTATIONS --work-dir GARBAGE_JSON
+finetune --config TINY --train ANNOTATIONS --train-images EMPTY --work-dir FRESH
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights MISSING
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights GARBAGE_PTH
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights TENSORS_PTH
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights CHECKPOINT
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --image-size nonsense
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --cfg-options model.type=Nonsense
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --launcher nonsense
+finetune --config GARBAGE.py --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH
+finetune --train ANNOTATIONS --work-dir FRESH
+finetune --config TINY --train ANNOTATIONS --work-dir FRESH --no-python-config
+evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights MISSING
+evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights GARBAGE_PTH
+evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights TENSORS_PTH
+evaluate --config TINY --val MISSING --work-dir FRESH --weights TENSORS_PTH
+evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir BELOW_A_FILE/w --weights TENSORS_PTH
+split MISSING FRESH
+split EMPTY FRESH
+split GARBAGE_JSON FRESH
+split LIST_JSON FRESH
+split IMAGE FRESH
+split ANNOTATIONS BELOW_A_FILE/x
+split ANNOTATIONS GARBAGE_JSON
+split ANNOTATIONS FRESH --percent 0
+split ANNOTATIONS FRESH --percent 200
+split ANNOTATIONS FRESH --percent nan
+nonsense
+show
+""".strip().splitlines()
+
+
+@pytest.fixture(scope="module")
+def things(mined_dataset: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What the capitals of MISTAKES stand for."""
+    folder = tmp_path_factory.mktemp("things")
+    return {
+        "DATASET": mined_dataset,
+        "PHOTOS": photos,
+        "TINY": TINY,
+        "MISSING": folder / "no" / "such" / "place",
+        **_folders(folder, mined_dataset),
+        **_files(folder),
+        "ANNOTATIONS": _annotations(folder, photos),
+        "CHECKPOINT": _checkpoint(folder),
+    }
+
+
+def _folders(folder: Path, dataset: Path) -> dict[str, Path]:
+    (folder / "empty").mkdir()
+    begun, truncated, newer = (folder / name for name in ("begun", "truncated", "newer"))
+    for copy in (begun, truncated, newer):
+        shutil.copytree(dataset, copy)
+    (begun / "dataset.json").unlink()
+    text = (dataset / "dataset.json").read_text()
+    (truncated / "dataset.json").write_text(text[: len(text) // 2])
+    (newer / "dataset.json").write_text(json.dumps(json.loads(text) | {"format_version": "9.0"}))
+    return {"EMPTY": folder / "empty", "BEGUN": begun, "TRUNCATED": truncated, "NEWER": newer}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    noise = np.random.default_rng(0).bytes(2000)
+    contents = {
+        "GARBAGE_JSON": ("garbage.json", noise),
+        "GARBAGE_PTH": ("garbage.pth", noise),
+        "GARBAGE.py": ("garbage.py", b"this is { no Python"),
+        "RAISES.py": ("raises.py", b"raise RuntimeError('a config that raises')"),
+        "LIST_JSON": ("list.json", b"[1, 2, 3]"),
+        "BELOW_A_FILE": ("file", b""),
+    }
+    for name, content in contents.values():
+        (folder / name).write_bytes(content)
+    cv2.imwrite(str(folder / "image.png"), np.zeros((30, 40, 3), np.uint8))
+    torch.save({"weight": torch.zeros(3)}, folder / "tensors.pth")
+    found = {key: folder / name for key, (name, _) in contents.items()}
+    return found | {"IMAGE": folder / "image.png", "TENSORS_PTH": folder / "tensors.pth"}
+
+
+def _annotations(folder: Path, photos: Path) -> Path:
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
+    images = []
+    for number, name in enumerate(names, 1):
+        height, width = cv2.imread(str(photos / name)).shape[:2]
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+    box = {"bbox": [10, 10, 50, 40], "area": 2000, "iscrowd": 0, "category_id": 1}
+    content = {
+        "images": images,
+        "annotations": [{"id": image["id"], "image_id": image["id"], **box} for image in images],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder / "annotations.json"
+
+
+def _checkpoint(folder: Path) -> Path:
+    run = load_run_config(TINY, {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    return save_checkpoint(folder, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model})
+
+
+def _filled(line: str, things: dict[str, Path], fresh: Path) -> list[str]:
+    """The words of a command, capitals replaced by paths; a word may go on behind its capitals."""
+    words = []
+    for word in line.split():
+        known = [name for name in (*things, "FRESH") if word.startswith(name)]
+        name = max(known, key=len, default="")
+        words.append(str(things.get(name, fresh)) + word[len(name) :] if name else word)
+    return words
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_gets_a_sentence_and_a_documented_code(line, things, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["aligndet", *_filled(line, things, tmp_path / "fresh")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr()
+    assert ended.value.code in EXIT_CODES, said.err
+    assert ended.value.code not in (0, 70), said.err
+    assert "Traceback" not in said.out + said.err
+    if ended.value.code != 2:
+        sentence = said.err[said.err.rindex("error: ") :] if "error: " in said.err else said.out
+        assert any(letter in string.punctuation for letter in sentence)
+        assert len(sentence) > 25
