@@ -1,4 +1,4 @@
-"""Says at the end of a run which blocks of the documentation ran."""
+"""Says at the end of a run how many blocks of the documentation ran, and which never run and why."""
 
 import pytest
 
@@ -15,7 +15,9 @@ def ran() -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if RAN:
-        terminalreporter.write_line(
-            f"documentation: {len(RAN)} shell and Python blocks ran in this run. {totals(all_blocks())} "
-            "(`python -m tests.docs` lists them)"
-        )
+        terminalreporter.section("documentation")
+        found = all_blocks()
+        terminalreporter.write_line(f"{len(RAN)} shell and Python blocks ran now. {totals(found)}:")
+        for block in found:
+            if block.reason:
+                terminalreporter.write_line(f"  {block.page}:{block.line}: {block.reason}")

@@ -35,10 +35,10 @@ def aligndet_commands() -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", pages_with_blocks())
-def test_the_blocks_of_a_page_run_in_order(page, photos, mined_dataset, tmp_path, ran):
-    workshop = Workshop(tmp_path, page, photos, mined_dataset)
+def test_the_blocks_of_a_page_run_in_order(page, photos, mined_dataset, mine_folder, tmp_path, ran):
+    workshop = Workshop(tmp_path, page, photos, mined_dataset, mine_folder)
     for block in blocks_of(page):
         if block.reason is None:
             workshop.run(block)

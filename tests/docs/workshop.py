@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from proposals.dataset import open_dataset
@@ -21,6 +22,10 @@ GIVEN_OUT = {
     "docs/concepts/elastic-order.md",
     "docs/concepts/exact-resume.md",
 }
+
+
+# Pages that merge two datasets they do not mine.
+GIVEN_A_AND_B = {"README.md"}
 
 
 def write_labels(dataset: Path, path: Path) -> None:
@@ -51,9 +56,14 @@ def write_labels(dataset: Path, path: Path) -> None:
 
 class Workshop:
     """A working directory with photographs (IMAGES, PHOTOS, images), labels of them (train.json, val.json,
-    annotations.json), OUT for pages that do not mine it, and the small `aligndet` of tiny.py on the path."""
+    annotations.json), OUT, or A and B, for pages that do not mine them, and the small `aligndet` of tiny.py in PATH.
 
-    def __init__(self, folder: Path, page: str, photos: Path, mined: Path) -> None:
+    mine: the fixture `mine_folder`.
+    """
+
+    def __init__(
+        self, folder: Path, page: str, photos: Path, mined: Path, mine: Callable[[Path, Path], Path]
+    ) -> None:
         self.folder = folder
         for name in ("IMAGES", "PHOTOS", "images"):
             shutil.copytree(photos, folder / name)
@@ -61,6 +71,10 @@ class Workshop:
             write_labels(mined, folder / name)
         if page in GIVEN_OUT:
             shutil.copytree(mined, folder / "OUT")
+        if page in GIVEN_A_AND_B:
+            mine(photos / "more", folder / "A")
+            shutil.copytree(photos, folder / "others", ignore=shutil.ignore_patterns("more"))
+            mine(folder / "others", folder / "B")
         (folder / "examples").symlink_to(ROOT / "examples")
         commands = folder / ".bin"
         commands.mkdir()
