@@ -15,7 +15,7 @@ from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIMIZERS
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
@@ -73,6 +73,7 @@ class RunOptions:
     cache: CacheSpec | None = None
 
 
+@OPTIM_WRAPPERS.register_module()
 class Bfloat16OptimWrapper(OptimWrapper):
     """Forward passes under bfloat16 autocast. Its range is float32's: no loss scaling, so no wait for the GPU.
 

@@ -98,7 +98,7 @@ def finetune_config(
     if options.amp:
         for name in ("loss_scale", "dtype"):  # of mmengine's AmpOptimWrapper
             config.optim_wrapper.pop(name, None)
-        config.optim_wrapper.type = Bfloat16OptimWrapper
+        config.optim_wrapper.type = Bfloat16OptimWrapper.__name__  # the config is also printed, as Python
     _set_schedule(config, train, options, world_size)
     config.work_dir = str(work_dir)
     config.randomness = {"seed": options.seed}

@@ -136,7 +136,7 @@ def test_a_backbone_alone_keeps_the_usual_rates(labels, tmp_path):
     stock = read_config(CONFIGS / "tiny_fcos.py", {})
     state = build_detector(stock.model.to_dict()).state_dict()
     torch.save({k: v for k, v in state.items() if k.startswith("backbone.")}, tmp_path / "backbone.pth")
-    images = ("--train-images", labels.images, "--image-size", "64x48", "--workers", 0, "--epochs", 1)
+    images = ("--train-images", labels.images, "--image-size", "64x48", "--workers", 0, "--epochs", 1, "--amp")
     code, output = invoke(
         "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, *images,
         "--weights", tmp_path / "backbone.pth", "--work-dir", tmp_path / "F",
