@@ -16,6 +16,34 @@ def test_shipped_configs_load(name):
     assert run.pretrain.batch_size >= 1
 
 
+# AlignDet's released configs: optimiser, learning rate, clipping, epochs, batch size, warm-up, proposals, backbone.
+RELEASED = {
+    "fcos": ("SGD", 0.01, None, 12, 16, 500, None, "torchvision://resnet50"),
+    "retinanet": ("SGD", 0.01, None, 12, 16, 500, 50, "torchvision://resnet50"),
+    "faster_rcnn": ("SGD", 0.02, None, 12, 16, 500, None, "torchvision://resnet50"),
+    "mask_rcnn": ("SGD", 0.02, None, 12, 16, 500, None, "torchvision://resnet50"),
+    "htc": ("SGD", 0.02, None, 12, 16, 500, None, "torchvision://resnet50"),
+    "detr": ("AdamW", 2e-4, 0.1, 50, 64, 0, 50, "torchvision://resnet50"),
+    "deformable_detr": ("AdamW", 2e-4, 0.1, 12, 32, 0, 150, "torchvision://resnet50"),
+    "mask_rcnn_r18": ("SGD", 0.02, None, 12, 16, 500, None, "torchvision://resnet18"),
+    "mask_rcnn_mbv2": ("SGD", 0.02, None, 12, 16, 500, None, "open-mmlab://mmdet/mobilenet_v2"),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_shipped_configs_have_the_released_values(name):
+    run = load_run_config(shipped_config(name), {}, {})
+    config, backbone = run.pretrain, run.stock_model["backbone"]
+    assert (
+        config.optimizer["type"], config.optimizer["lr"], config.clip_grad, config.epochs, config.base_batch_size,
+        config.warmup_steps, config.proposals_per_image, backbone["init_cfg"]["checkpoint"],
+    ) == RELEASED[name]  # fmt: skip
+    assert backbone.get("style", "pytorch") == "pytorch"
+    assert run.stock_model["data_preprocessor"]["bgr_to_rgb"]
+    assert config.optimizer["weight_decay"] == 1e-4
+    assert (config.temperature, config.momentum_start, config.momentum_end) == (0.5, 0.996, 1.0)
+
+
 def test_a_stock_config_gets_its_familys_defaults(tmp_path):
     path = tmp_path / "theirs.py"
     path.write_text("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n")
