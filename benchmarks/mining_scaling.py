@@ -14,7 +14,6 @@ own included; the second is what is left to say on a machine that others use too
 
 import argparse
 import hashlib
-import os
 import random
 import resource
 import statistics
@@ -24,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from mining_processes import Processes, table
 
 from pipeline.cluster import connected
 from pipeline.driver import Where
@@ -52,17 +53,19 @@ from proposals.recipe import Recipe
 
 COLLECTIONS = {"COCO": 118_287, "ImageNet-1k": 1_281_167, "Open Images": 9_178_275, "LAION-400M": 413_000_000}
 WORKERS = 10_000
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Marks:
-    """Watches a job: (clock, processor seconds by role, images done) at every look, one a second."""
+    """Watches a job: the clock, the images done and the processor time by role, at its first and at its last tenth."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, dict[str, float], int]] = []
+        self._processes = Processes()
+        self._images = 0
+        self.seen: list[tuple[float, int, dict[str, float]]] = []
 
     def start(self, images: int, resumed: Count) -> None:
         """See pipeline.driver.Observer."""
+        self._images = images
 
     def say(self, sentence: str) -> None:
         """See pipeline.driver.Observer."""
@@ -70,43 +73,16 @@ class Marks:
 
     def update(self, count: Count) -> None:
         """See pipeline.driver.Observer."""
-        if not self.seen or time.perf_counter() - self.seen[-1][0] > 1:
-            self.seen.append((time.perf_counter(), session_seconds(), count.images + count.rejected))
+        done = count.images + count.rejected
+        if len(self.seen) < 2 and done >= (0.1, 0.9)[len(self.seen)] * self._images:
+            self.seen.append((time.perf_counter(), done, self._processes.seconds()))
 
     def rates(self) -> tuple[float, float]:
-        """Images per second of the clock and of processor time, between the first and the last tenth."""
-        last = self.seen[-1][2]
-        first = next(mark for mark in self.seen if mark[2] >= last / 10)
-        end = next(mark for mark in self.seen if mark[2] >= 9 * last / 10)
-        images, clock = end[2] - first[2], end[0] - first[0]
-        spent = {role: end[1][role] - first[1].get(role, 0.0) for role in end[1]}
-        print(
-            f"           search {1000 * spent['search'] / images:.1f}, worker {1000 * spent['worker'] / images:.1f} "
-            f"ms/image, Ray and driver {100 * spent['rest'] / clock:.1f} % of a core"
-        )
-        return images / clock, images / sum(spent.values())
-
-
-def session_seconds() -> dict[str, float]:
-    """Processor seconds of every process in this one's session: those that search, the workers, the rest."""
-    session, ticks = os.getsid(0), {"search": 0, "worker": 0, "rest": 0}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) != session:
-                continue
-            title = path.with_name("cmdline").read_bytes()
-        except OSError:
-            continue
-        role = (
-            "search"
-            if b"pipeline.image_child" in title
-            else "worker"
-            if b"_remote_attempt" in title
-            else "rest"
-        )
-        ticks[role] += int(fields[11]) + int(fields[12])
-    return {role: count / _TICKS for role, count in ticks.items()}
+        """Images per second of the clock and of processor time, between both."""
+        (start, first, before), (end, last, after) = self.seen
+        images, clock = last - first, end - start
+        print(table(before, after, images, clock))
+        return images / clock, images / (sum(after.values()) - sum(before.values()))
 
 
 def throughput(folder: Path, rounds: int, shard: int) -> None:
@@ -241,7 +217,7 @@ def ray_tasks(count: int) -> None:
     work = Work(FolderSource(Path()), Path(), Recipe(), "")
     where = Where(None, 2)
     with connected(where.address, where.workers):
-        executor = RayExecutor(work, where.workers)
+        executor = RayExecutor(work, where.workers, local=True)
         waiting, ended, start = 0, 0, 0.0
         for number in range(count + 100):
             if number == 100:

@@ -124,7 +124,7 @@ _RetryRejected = Annotated[
     bool,
     typer.Option("--retry-rejected", help="Only try the rejected images of a finished OUT again."),
 ]
-_Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 def mine(
@@ -162,7 +162,7 @@ def mine(
     from rich.console import Console
 
     from pipeline.job import JobOptions, run_job
-    from pipeline.limits import Limits, default_seconds
+    from pipeline.limits import READ_SECONDS, Limits, default_seconds
     from pipeline.progress import LiveProgress, summary
     from pipeline.sources import open_source
     from proposals.paths import as_path
@@ -171,7 +171,8 @@ def mine(
     recipe = Recipe(mode=mode.value, max_side=max_side, filter=filter_name, rank=rank.value, seed=seed)
     console, start, place = Console(), time.monotonic(), as_path(out)
     with LiveProgress(console, quiet) as progress:
-        limits = Limits(image_timeout or default_seconds(recipe, engine.value), int(image_memory * 2**30))
+        seconds = image_timeout or default_seconds(recipe, engine.value)
+        limits = Limits(seconds, int(image_memory * 2**30), max(seconds, READ_SECONDS))
         embed = images is ImagesMode.embed
         options = JobOptions(images_per_shard, workers, address, engine.value, limits, retry_rejected, embed)
         opened = open_source(

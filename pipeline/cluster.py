@@ -11,8 +11,19 @@ from proposals.errors import AlignDetError
 
 # What a worker and the process it searches in take (about 0.6 GiB with photographs).
 TASK_MEMORY = 2**30
+_ADDRESS = "RAY_ADDRESS"
 # Tasks carry names and counts, never pixels: Ray's smallest store is plenty, also where /dev/shm is small.
 _OBJECT_STORE_BYTES = 96 * 1024 * 1024
+
+# A private Ray shares its few cores with the search: what nobody would look at is not collected. Unless the user did.
+_LEAN = {
+    "RAY_task_events_report_interval_ms": "0",  # for the dashboard, which is not started
+    "RAY_raylet_report_resources_period_milliseconds": "1000",  # to other nodes: there are none
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # statistics of every process
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # workers' output is not passed on
+    "LOG_NAME_UPDATE_INTERVAL_S": "1000000",
+}
 
 
 def import_ray() -> Any:
@@ -31,7 +42,7 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
     a private Ray of ``workers`` cores (None: all of this machine's). Raises AlignDetError when no cluster answers.
     """
     ray = import_ray()
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get(_ADDRESS)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         _require_listener(address)
@@ -41,19 +52,37 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
             raise AlignDetError(f"no Ray cluster answers at {address}: {error}") from error
     else:
         cores = workers or len(os.sched_getaffinity(0))
-        ray.init(
-            num_cpus=cores,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _memory=cores * TASK_MEMORY,  # so that every core gets its task, also on a small machine
-            _node_ip_address="127.0.0.1",
-            address="local",
-            **quiet,
-        )
+        with _environment_of(_LEAN):
+            ray.init(
+                num_cpus=cores,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _memory=cores * TASK_MEMORY,  # so that every core gets its task, also on a small machine
+                _node_ip_address="127.0.0.1",
+                address="local",
+                **quiet,
+            )
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def is_private(address: str | None) -> bool:
+    """Whether `connected` starts a Ray of its own on this machine for ``address``."""
+    return address is None and os.environ.get(_ADDRESS) is None
+
+
+@contextmanager
+def _environment_of(settings: dict[str, str]) -> Iterator[None]:
+    """``settings`` in the environment inside the block, but for what is set already."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _require_listener(address: str) -> None:

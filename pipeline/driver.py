@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.cluster import connected, import_ray
+from pipeline.cluster import connected, import_ray, is_private
 from pipeline.heartbeat import Heartbeat
 from pipeline.plan import ShardTask
 from pipeline.ray_executor import RayExecutor
@@ -67,7 +67,8 @@ def drive(
     with connected(where.address, where.workers):
         from pipeline.metrics import Metrics
 
-        executor, metrics = RayExecutor(work, where.workers), Metrics()
+        executor = RayExecutor(work, where.workers, local=is_private(where.address))
+        metrics = Metrics()
 
         def record(task: ShardTask, done: CommitRecord) -> None:
             driven.records[task.name] = done
@@ -86,7 +87,7 @@ def drive(
 
         scheduler = Scheduler(executor, Callbacks(record, observer.say, tick, confirm))
         drain.allow(lambda: observer.say(_draining(len(scheduler.running))))
-        with _lost_cluster():
+        with _lost_cluster(), closing(executor):
             scheduler.run(iter(tasks), drain.requested)
     driven.failures = scheduler.failures
     return driven

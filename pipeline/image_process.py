@@ -6,6 +6,7 @@ one, so that neither a busy machine nor what earlier images left behind condemns
 
 import atexit
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -128,6 +129,8 @@ class _Child:
                 command, pass_fds=descriptors, stdin=subprocess.DEVNULL, env=environment
             )
         self._connection = Connection(ours.detach())
+        self._arrivals = select.poll()
+        self._arrivals.register(self._connection, select.POLLIN)
         self._unanswered, self._since = 0, 0.0
         try:
             self.send((kernel, limits))
@@ -147,7 +150,7 @@ class _Child:
     def receive(self, seconds: float) -> Any:
         """The next answer, within so many seconds of the answer before it or of the first request after that."""
         left = self._since + seconds - time.monotonic()
-        if not self._guarded(lambda: self._connection.poll(max(0.0, left))):
+        if not self._arrivals.poll(max(0.0, 1000 * left)):
             raise _ImageFaultError("timeout", "no result within the time limit")
         reply = self._guarded(self._connection.recv)
         self._unanswered, self._since = self._unanswered - 1, time.monotonic()

@@ -8,14 +8,19 @@ from proposals.selective_search.types import Engine
 _SECONDS_PER_MEGAPIXEL = 120.0
 _ORACLE_FACTOR = 15
 MEMORY = 4 * 2**30
+READ_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the process that searches one image. seconds: by the clock. memory: bytes, besides the process itself."""
+    """Of the process that searches one image. seconds: by the clock. memory: bytes, besides the process itself.
+
+    read_seconds: for reading one image from its source, by the clock.
+    """
 
     seconds: float = _SECONDS_PER_MEGAPIXEL
     memory: int = MEMORY
+    read_seconds: float = READ_SECONDS
 
 
 def default_seconds(recipe: Recipe, engine: Engine) -> float:

@@ -7,27 +7,28 @@ from pipeline.cluster import TASK_MEMORY, import_ray
 from pipeline.executor import Attempt, End, Fault
 from pipeline.faults import fault_of
 from pipeline.shard_task import Count, Work, mine_shard, probe_images
+from pipeline.tally import ActorTally, Reports, SocketTally, Tally
 from proposals.dataset.manifest import CommitRecord
 
 _SLOTS_SECONDS = 5.0
 _REPORT_SECONDS = 1.0
-# Reports reach one actor, and it should not see more than some hundred a second.
+# Reports reach one process, and it should not see more than some hundred a second.
 _REPORTERS_PER_SECOND = 200
 
 
 class RayExecutor:
-    """See `pipeline.executor.Executor`. workers: how many attempts at once; None: as many as the cluster has cores."""
+    """See `pipeline.executor.Executor`. workers: how many attempts at once; None: as many as the cluster has cores.
 
-    def __init__(self, work: Work, workers: int | None) -> None:
+    local: whether all of Ray is on this machine.
+    """
+
+    def __init__(self, work: Work, workers: int | None, *, local: bool) -> None:
         self._ray, self._workers = import_ray(), workers
         ray = self._ray
         self._cores, self._cores_until = 1, 0.0
         self._work = ray.put(work)
         self._remote = ray.remote(num_cpus=1, memory=_task_memory(ray), max_retries=0)(_remote_attempt)
-        self._tally = _start_tally(ray)
-        self._asked: Any = None
-        self._ask_after = 0.0
-        self._counts: dict[str, Count] = {}
+        self._tally: Tally = SocketTally() if local else ActorTally(ray)
         self._flying: dict[Any, Attempt] = {}
 
     @property
@@ -43,7 +44,7 @@ class RayExecutor:
     def start(self, attempt: Attempt) -> None:
         """See `Executor`."""
         pause = max(_REPORT_SECONDS, self.slots / _REPORTERS_PER_SECOND)
-        self._flying[self._remote.remote(attempt, self._work, self._tally, pause)] = attempt
+        self._flying[self._remote.remote(attempt, self._work, self._tally.reports, pause)] = attempt
 
     def wait(self, seconds: float) -> list[End]:
         """See `Executor`."""
@@ -70,16 +71,11 @@ class RayExecutor:
     def live(self) -> Count:
         """How far the shards in flight are, by the last reports."""
         flying = {attempt.task.name for attempt in self._flying.values() if not attempt.probe}
-        if self._asked is not None and self._ray.wait([self._asked], timeout=0)[0]:
-            try:
-                self._counts = self._ray.get(self._asked)
-            except self._ray.exceptions.RayError:
-                self._counts = {}  # the actor is being restarted
-            self._asked = None
-        if self._asked is None and time.monotonic() > self._ask_after:
-            self._ask_after = time.monotonic() + _REPORT_SECONDS
-            self._asked = self._tally.keep.remote(flying)
-        return sum((count for name, count in self._counts.items() if name in flying), Count())
+        return sum(self._tally.counts(flying).values(), Count())
+
+    def close(self) -> None:
+        """Stop listening for reports."""
+        self._tally.close()
 
     def _end(self, reference: Any) -> End:
         attempt = self._flying.pop(reference)
@@ -98,35 +94,13 @@ class RayExecutor:
         return End(attempt.number, record=CommitRecord.model_validate_json(result) if result else None)
 
 
-class _Tally:
-    """Ray actor: how far each running shard is. A retried shard overwrites its count, so nothing counts twice."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, Count] = {}
-
-    def report(self, name: str, count: Count) -> None:
-        self._counts[name] = count
-
-    def keep(self, names: set[str]) -> dict[str, Count]:
-        self._counts = {name: count for name, count in self._counts.items() if name in names}
-        return self._counts
-
-
-def _start_tally(ray: Any) -> Any:
-    # Where the driver is: a machine that goes away must not take it along.
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Tally).remote()
-
-
 def _task_memory(ray: Any) -> int:
     # Never more than the largest machine has: Ray would wait for one for ever.
     offers = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
     return int(min(TASK_MEMORY, max(offers, default=TASK_MEMORY)))
 
 
-def _remote_attempt(attempt: Attempt, work: Work, tally: Any, pause: float) -> str:
+def _remote_attempt(attempt: Attempt, work: Work, reports: Reports, pause: float) -> str:
     if attempt.probe:
         probe_images(attempt.task, work)
         return ""
@@ -136,6 +110,6 @@ def _remote_attempt(attempt: Attempt, work: Work, tally: Any, pause: float) -> s
         nonlocal last
         if time.monotonic() - last > pause:
             last = time.monotonic()
-            tally.report.remote(attempt.task.name, count)
+            reports.send(attempt.task.name, count)
 
     return mine_shard(attempt.task, work, report, attempt.quarantine).model_dump_json()

@@ -40,7 +40,7 @@ class Policy:
     straggler_factor: float = 3.0
     straggler_seconds: float = 30.0
     failures_in_a_row: int = 20
-    poll_seconds: float = 0.25
+    poll_seconds: float = 1.0
     look_seconds: float = 1.0
     loser_seconds: float = 15.0
 

@@ -12,6 +12,7 @@ from pipeline.limits import Limits
 from pipeline.plan import ShardTask
 from pipeline.planted_faults import strike_worker
 from pipeline.sources import Source
+from pipeline.timed_reader import timed_reads
 from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Rejection, library_versions, write_model
 from proposals.dataset.writer import MinedImage, ShardWriter
@@ -62,11 +63,13 @@ def mine_shard(
     """Mine one shard and commit it. A broken image becomes a `Rejection`, never an error.
 
     ``on_progress`` is called after every image with the shard's count so far. quarantine: images, by key, that are
-    refused unseen. Raises OSError when the output cannot be written, ChildProcessError when the machine kills the
-    process that searches.
+    refused unseen. Raises OSError when the output cannot be written or the source does not answer, in time or at
+    all; ChildProcessError when the machine kills the process that searches.
     """
     watch = Stopwatch()
-    return write_shard(task.name, work, mined_images(task, work, watch, quarantine), watch, on_progress)
+    outcomes = mined_images(task, work, watch, quarantine)
+    # While the last image is searched there is time for the disk.
+    return write_shard(task.name, work, outcomes, watch, on_progress, flush_after=len(task) - 1)
 
 
 def write_shard(
@@ -75,8 +78,12 @@ def write_shard(
     outcomes: Iterable[MinedImage | Rejection],
     watch: Stopwatch,
     on_progress: Callable[[Count], None] | None = None,
+    flush_after: int | None = None,
 ) -> CommitRecord:
-    """Write ``outcomes`` as shard ``name``: its files, then the commit record that makes them count."""
+    """Write ``outcomes`` as shard ``name``: its files, then the commit record that makes them count.
+
+    flush_after: bring what is written to disk after so many outcomes already.
+    """
     rejected, count = [], Count()
     with watch.stage("total"), ShardWriter(work.out, name, embed=work.embed) as writer:
         for outcome in outcomes:
@@ -89,6 +96,9 @@ def write_shard(
                 count += Count(images=1, proposals=len(outcome.proposals.rank))
             if on_progress is not None:
                 on_progress(count)
+            if count.images + count.rejected == flush_after:
+                with watch.stage("write"):
+                    writer.flush()
         with watch.stage("write"):
             shard = writer.commit()
     record = CommitRecord(
@@ -132,19 +142,20 @@ def mined_images(
 
 
 def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch) -> Iterator[_Read]:
-    for key, uri in zip(task.keys, task.uris, strict=True):
-        if key in quarantine:
-            yield _Read(key, uri, refusal=quarantine[key])
-            continue
-        strike_worker(uri)
-        with watch.stage("read"):
-            image = _read(key, uri, work)
-        yield image
+    with timed_reads(work.source.read, work.limits.read_seconds) as read:
+        for key, uri in zip(task.keys, task.uris, strict=True):
+            if key in quarantine:
+                yield _Read(key, uri, refusal=quarantine[key])
+                continue
+            strike_worker(uri)
+            with watch.stage("read"):
+                image = _read(key, uri, read)
+            yield image
 
 
-def _read(key: str, uri: str, work: Work) -> _Read:
+def _read(key: str, uri: str, read: Callable[[str], bytes]) -> _Read:
     try:
-        data = work.source.read(uri)
+        data = read(uri)
     except ImageRejected as error:
         return _Read(key, uri, refusal=Refusal.of(error))
     return _Read(key, uri, data, hashlib.sha256(data).hexdigest())

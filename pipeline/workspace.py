@@ -270,6 +270,7 @@ def _is_proof(record: CommitRecord, name: str, job: str, sizes: dict[str, int]) 
 
 
 def _create(out: Path, plan: Plan, identity: JobIdentity) -> None:
+    _require_outside_datasets(out)
     try:
         if out.exists() and (
             not out.is_dir() or any(not _is_unfinished_plan(path) for path in out.iterdir())
@@ -283,6 +284,22 @@ def _create(out: Path, plan: Plan, identity: JobIdentity) -> None:
     except OSError as error:
         why = error.strerror or error
         raise AlignDetError(f"{out} cannot be written: {why}. Choose another folder.") from error
+
+
+def _require_outside_datasets(out: Path) -> None:
+    for folder in out.parents:
+        if _is_there(folder / layout.MANIFEST) or _is_there(folder / layout.PLAN):
+            raise AlignDetError(
+                f"{out} lies inside another dataset, {folder}, which holds nothing but its own files. Choose a folder "
+                "outside of it."
+            )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return is_there(path)
+    except AlignDetError:  # of a store whose folders above ``out`` are not ours to see
+        return False
 
 
 def _is_unfinished_plan(path: Path) -> bool:

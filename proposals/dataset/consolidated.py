@@ -50,7 +50,7 @@ def consolidate(root: Path, workers: int = 1, zarr_shard: int = ZARR_SHARD) -> b
 
     workers: processes; each Zarr shard, of ``zarr_shard`` elements (a multiple of 4096, or fewer), is written by one.
     A stopped call leaves the dataset as it was. Raises AlignDetError when the dataset is damaged, holds no image,
-    or was changed meanwhile.
+    was changed meanwhile, or when a link is in the place of the arrays.
     """
     root = local_only(root, "consolidate")
     manifest = read_manifest(root)
@@ -58,6 +58,11 @@ def consolidate(root: Path, workers: int = 1, zarr_shard: int = ZARR_SHARD) -> b
         return False
     if not manifest.totals.images:
         raise AlignDetError(f"{root} holds no image, so there is nothing to consolidate.")
+    if (root / layout.CONSOLIDATED).is_symlink():
+        raise AlignDetError(
+            f"{root / layout.CONSOLIDATED} is a link, and what it leads to is not replaced. Remove the link, then run "
+            "the same command again."
+        )
     _remove_stopped(root)
     temporary = temporary_name(root / layout.CONSOLIDATED)
     try:

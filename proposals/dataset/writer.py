@@ -1,7 +1,7 @@
 """Writing one shard: a tar of images, a Parquet table of boxes, then the commit record that proves both."""
 
-import io
-import json
+import hashlib
+import os
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import to_json
 
 from proposals.dataset import layout
-from proposals.dataset.files import publish, temporary_beside
+from proposals.dataset.files import publish_all, temporary_beside
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.dataset.tables import BOX, REFERENCE_SCHEMA, SCHEMA
 from proposals.filters import STATUSES, Filtered
@@ -50,11 +51,11 @@ class ShardWriter:
         self._tar_path, self._parquet_path = layout.tar_path(root, name), layout.parquet_path(root, name)
         self._temporary = temporary_beside(self._tar_path, self._parquet_path)
         self._rows: list[dict[str, Any]] = []
+        self._digest = hashlib.sha256()
 
     def __enter__(self) -> "ShardWriter":
         self._tar_temporary, self._parquet_temporary = self._temporary.__enter__()
         self._stream: BinaryIO = self._tar_temporary.open("wb")
-        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -69,6 +70,11 @@ class ShardWriter:
             self._member(f"{image.key}.json", _annotation(image))
         self._rows.append(_row(image, offset))
 
+    def flush(self) -> None:
+        """Bring to disk what was added so far: at a moment when nobody waits, so that `commit` has less left to do."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
     def commit(self) -> ShardEntry:
         """Flush both files and rename them into place. A shard without an image leaves no file.
 
@@ -76,15 +82,12 @@ class ShardWriter:
         """
         if not self._rows:
             return ShardEntry(name=self._name, images=0, proposals=0, statuses={}, tar=None, parquet=None)
-        self._tar.close()
-        self._stream.close()
+        tar = self._end_tar() if self._embed else None
         table = _table(self._rows, SCHEMA if self._embed else REFERENCE_SCHEMA)
         pq.write_table(table, self._parquet_temporary, compression="zstd", version="2.6")
-        tar = FileEntry.of(self._root, self._tar_path, self._tar_temporary) if self._embed else None
         parquet = FileEntry.of(self._root, self._parquet_path, self._parquet_temporary)
-        if self._embed:
-            publish(self._tar_temporary, self._tar_path)
-        publish(self._parquet_temporary, self._parquet_path)
+        tars = {self._tar_temporary: self._tar_path} if self._embed else {}
+        publish_all({**tars, self._parquet_temporary: self._parquet_path})
         found = Counter(row["status"] for row in self._rows)
         return ShardEntry(
             name=self._name,
@@ -101,8 +104,23 @@ class ShardWriter:
         )  # its defaults (mtime, uid, gid 0; mode 0644) are what makes bytes repeatable
         info.size = len(data)
         offset = self._stream.tell() + _BLOCK
-        self._tar.addfile(info, io.BytesIO(data))
+        # As tarfile's own addfile would, which copies in small pieces.
+        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._write(data)
+        self._write(bytes(-len(data) % _BLOCK))
         return offset
+
+    def _end_tar(self) -> FileEntry:
+        self._write(bytes(2 * _BLOCK))
+        self._write(bytes(-self._stream.tell() % tarfile.RECORDSIZE))
+        size = self._stream.tell()
+        self._stream.close()
+        path = self._tar_path.relative_to(self._root).as_posix()
+        return FileEntry(path=path, bytes=size, sha256=self._digest.hexdigest())
+
+    def _write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._stream.write(data)
 
 
 def _annotation(image: MinedImage) -> bytes:
@@ -113,7 +131,7 @@ def _annotation(image: MinedImage) -> bytes:
         "ranks": image.proposals.rank.tolist(),
         "uri": image.uri,
     }
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    return to_json(content)  # a quarter of the time of the standard library's, beside a search that counts
 
 
 def _row(image: MinedImage, offset: int | None) -> dict[str, Any]:

@@ -64,8 +64,10 @@ class Job:
         if workspace.finished is not None:
             return
         work = Work(self._source, out, _RECIPE, self._identity.fingerprint())
+        early = len(self._outcomes) - 1
         fresh = {
-            task.name: write_shard(task.name, work, self._outcomes, Stopwatch()) for task in workspace.pending
+            task.name: write_shard(task.name, work, self._outcomes, Stopwatch(), flush_after=early)
+            for task in workspace.pending
         }
         commit(workspace, {**workspace.done, **fresh})
 

@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from proposals.errors import AlignDetError
+
 _ONE = ("--images-per-shard", "1", "--max-side", "200")
 
 
@@ -108,6 +110,14 @@ def test_a_folder_of_something_else_is_left_alone(photos, tmp_path, start):
     assert status == 1
     assert "is not empty and holds no mining job" in output
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_folder_inside_another_dataset_is_refused(photos, mined_dataset, mine_folder):
+    before = sorted(mined_dataset.rglob("*"))
+    for inside in ("out", "shards/out"):
+        with pytest.raises(AlignDetError, match="lies inside another dataset"):
+            mine_folder(photos, mined_dataset / inside)
+    assert sorted(mined_dataset.rglob("*")) == before
 
 
 def test_wrong_options_are_one_sentence(photos, tmp_path, start):

@@ -182,6 +182,17 @@ def test_damage_is_refused_and_a_rerun_repairs_it(whole, tmp_path):
     assert _hashes(copy) == _hashes(whole)
 
 
+def test_a_link_in_its_place_is_refused_and_stays(copy, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    place = copy / "proposals.zarr"
+    for target in ("elsewhere", "nowhere"):
+        place.symlink_to(tmp_path / target)
+        with pytest.raises(AlignDetError, match="is a link"):
+            consolidate(copy)
+        assert place.readlink() == tmp_path / target
+        place.unlink()
+
+
 def test_images_added_since_make_it_stale(photos, mine_folder, tmp_path):
     from proposals.recipe import Recipe
 

@@ -1,0 +1,55 @@
+"""Processor time of a mining job, by what its processes are for. Linux only."""
+
+import os
+from pathlib import Path
+
+# The first word that a command line holds decides.
+_ROLES = {
+    "pipeline.image_child": "search",
+    "_remote_attempt": "worker",
+    "Agent": "agents",
+    "ray::": "other Ray workers",
+    "gcs_server": "gcs",
+    "raylet/raylet": "raylet",
+    "log_monitor.py": "log monitor",
+    "monitor.py": "autoscaler",
+    "dashboard": "dashboard",
+}
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Processes:
+    """Remembers what each process was called: an idle Ray worker drops the name of what it did."""
+
+    def __init__(self) -> None:
+        self._roles: dict[int, str] = {}
+
+    def seconds(self) -> dict[str, float]:
+        """Processor seconds so far, user and system, of every process in this one's session, by role."""
+        session, ticks = os.getsid(0), dict.fromkeys([*_ROLES.values(), "driver"], 0)
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rsplit(")", 1)[1].split()
+                if int(fields[3]) == session:
+                    ticks[self._role(path.parent)] += int(fields[11]) + int(fields[12])
+            except OSError:
+                continue  # it ended just now
+        return {role: count / _TICKS for role, count in ticks.items()}
+
+    def _role(self, process: Path) -> str:
+        title = (process / "cmdline").read_text().replace("\0", " ")
+        found = next((role for word, role in _ROLES.items() if word in title), "driver")
+        number = int(process.name)
+        if found != "other Ray workers" or number not in self._roles:
+            self._roles[number] = found
+        return self._roles[number]
+
+
+def table(before: dict[str, float], after: dict[str, float], images: int, clock: float) -> str:
+    """A line for each role that took time between two calls of `Processes.seconds`: ms an image, and of a core."""
+    spent = {role: seconds - before.get(role, 0.0) for role, seconds in after.items()}
+    return "\n".join(
+        f"           {role:17} {1000 * seconds / images:7.2f} ms/image {100 * seconds / clock:7.2f} % of a core"
+        for role, seconds in sorted(spent.items(), key=lambda item: -item[1])
+        if seconds > 0
+    )
