@@ -33,6 +33,17 @@ test: setup lint
 test-all: setup lint
 	$(TEST_ENV) HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -m 'not gpu'
 
+# The oldest libraries that pyproject.toml promises to a mining worker, in an environment of their own: no torch there.
+LOWEST := .venv-lowest
+LOWEST_TESTS := tests/proposals tests/pipeline/test_job.py tests/pipeline/test_shard_task.py tests/pipeline/test_retry.py
+.PHONY: test-lowest
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt -e '.[mine]'
+	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt pytest pytest-timeout hypothesis jsonschema pandas \
+		pycocotools scikit-image scikit-learn 'datasets>=3' duckdb supervision
+	$(TEST_ENV) $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +61,4 @@ docs: setup
 	@echo "read it: $(BIN)/python -m http.server --directory site --bind 127.0.0.1"
 
 clean:
-	rm -rf $(VENV) demo site build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) demo site build dist *.egg-info
