@@ -45,9 +45,8 @@ class Processes:
         return self._roles[number]
 
 
-def table(before: dict[str, float], after: dict[str, float], images: int, clock: float) -> str:
-    """A line for each role that took time between two calls of `Processes.seconds`: ms an image, and of a core."""
-    spent = {role: seconds - before.get(role, 0.0) for role, seconds in after.items()}
+def table(spent: dict[str, float], images: int, clock: float) -> str:
+    """A line for each role that took processor time: ms an image, and of a core over ``clock`` seconds."""
     return "\n".join(
         f"           {role:17} {1000 * seconds / images:7.2f} ms/image {100 * seconds / clock:7.2f} % of a core"
         for role, seconds in sorted(spent.items(), key=lambda item: -item[1])

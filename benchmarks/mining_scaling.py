@@ -8,8 +8,9 @@
 
 `throughput` alternates the kernel loop (decode, resize, search, filter: one process, the images in memory) with the
 pipeline at one and two workers, on the same images, and counts the pipeline's images from its first to its last tenth:
-starting Ray is no part of it. Each figure is printed by the clock and by the processor time of all processes, Ray's
-own included; the second is what is left to say on a machine that others use too.
+starting Ray is no part of it. Take so many photographs that every worker gets the same number of whole shards, or the
+last ones wait for a single worker. Besides the clock's figure there is one computed from the processor time of all
+processes, which are listed by what they do: all that is left to say on a machine that others use too.
 """
 
 import argparse
@@ -53,6 +54,7 @@ from proposals.recipe import Recipe
 
 COLLECTIONS = {"COCO": 118_287, "ImageNet-1k": 1_281_167, "Open Images": 9_178_275, "LAION-400M": 413_000_000}
 WORKERS = 10_000
+_FIGURES = ("images/s", "per processor second", "computed for idle cores")
 
 
 class Marks:
@@ -77,45 +79,51 @@ class Marks:
         if len(self.seen) < 2 and done >= (0.1, 0.9)[len(self.seen)] * self._images:
             self.seen.append((time.perf_counter(), done, self._processes.seconds()))
 
-    def rates(self) -> tuple[float, float]:
-        """Images per second of the clock and of processor time, between both."""
+    def rates(self, cores: int) -> tuple[float, float, float]:
+        """Images per second between both: of the clock, of processor time, and of idle ``cores``.
+
+        The last takes what Ray and the driver need by the second off the cores, and divides the rest by what search
+        and worker need by the image.
+        """
         (start, first, before), (end, last, after) = self.seen
         images, clock = last - first, end - start
-        print(table(before, after, images, clock))
-        return images / clock, images / (sum(after.values()) - sum(before.values()))
+        spent = {role: seconds - before[role] for role, seconds in after.items()}
+        print(table(spent, images, clock))
+        by_image = spent["search"] + spent["worker"]
+        beside = (sum(spent.values()) - by_image) / clock
+        return images / clock, images / sum(spent.values()), (cores - beside) * images / by_image
 
 
 def throughput(folder: Path, rounds: int, shard: int) -> None:
     """Alternate the kernel loop and the pipeline; print a line each and the ratios of the medians."""
-    rates: dict[str, list[tuple[float, float]]] = {}
+    rates: dict[str, list[tuple[float, ...]]] = {}
     for _ in range(rounds):
         for name, run in (
-            ("kernel", lambda: kernel_loop(folder)),
+            ("kernel", lambda: kernel_loops(folder, 1)),
+            ("2 kernels", lambda: kernel_loops(folder, 2)),
             ("1 worker", lambda: pipeline(folder, 1, shard)),
             ("2 workers", lambda: pipeline(folder, 2, shard)),
         ):
             rates.setdefault(name, []).append(run())
-            clock, processor = rates[name][-1]
-            print(
-                f"{name:10} {clock:7.2f} images/s, {processor:7.2f} images per processor second", flush=True
-            )
+            words = zip(_FIGURES, rates[name][-1], strict=False)
+            print(f"{name:10}", ", ".join(f"{rate:7.2f} {word}" for word, rate in words), flush=True)
     middle = {
-        name: [statistics.median(one[i] for one in found) for i in (0, 1)] for name, found in rates.items()
+        name: [statistics.median(each) for each in zip(*found, strict=True)] for name, found in rates.items()
     }
+    clock, processor = middle["kernel"]
+    print(f"2 kernels at once: {middle['2 kernels'][0] / clock / 2:.3f} of 2 x kernel by the clock")
     for workers, name in ((1, "1 worker"), (2, "2 workers")):
-        clock = middle[name][0] / middle["kernel"][0] / workers
-        processor = middle[name][1] / middle["kernel"][1]
-        print(
-            f"{name} against {workers} x kernel: {clock:.3f} by the clock, {processor:.3f} by processor time"
-        )
+        ratios = middle[name][0] / clock / workers, middle[name][2] / processor / workers
+        print(f"{name} against {workers} x kernel: {ratios[0]:.3f} by the clock, {ratios[1]:.3f} computed")
 
 
-def kernel_loop(folder: Path) -> tuple[float, float]:
-    """Images per second of the clock and of processor time, in a fresh process."""
+def kernel_loops(folder: Path, count: int) -> tuple[float, float]:
+    """Images per second of the clock, of all, and of processor time; ``count`` fresh processes at once."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); import mining_scaling as m; m.print_kernel_loop(sys.argv[2])"
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder)]
-    clock, processor = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return float(clock), float(processor)
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    found = [[float(rate) for rate in process.communicate()[0].split()] for process in running]
+    return sum(clock for clock, _ in found), statistics.mean(processor for _, processor in found)
 
 
 def print_kernel_loop(folder: str) -> None:
@@ -135,13 +143,13 @@ def print_kernel_loop(folder: str) -> None:
     print(len(images) / (time.perf_counter() - clock), len(images) / (time.process_time() - processor))
 
 
-def pipeline(folder: Path, workers: int, shard: int) -> tuple[float, float]:
-    """The same of `aligndet mine`."""
+def pipeline(folder: Path, workers: int, shard: int) -> tuple[float, float, float]:
+    """The same of `aligndet mine`, and the rate computed for ``workers`` cores that do nothing else."""
     marks = Marks()
     with tempfile.TemporaryDirectory() as scratch:
         options = JobOptions(images_per_shard=shard, workers=workers)
         run_job(FolderSource(folder.resolve()), Path(scratch) / "out", Recipe(), options, marks)
-    return marks.rates()
+    return marks.rates(workers)
 
 
 def scheduler(dataset: Path, images: int, shard: int) -> None:

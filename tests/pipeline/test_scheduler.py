@@ -154,7 +154,7 @@ def test_a_machine_that_goes_away_twenty_times_costs_attempts_only():
 
 def test_a_request_to_stop_lets_what_flies_finish_and_starts_nothing():
     world, asked = _World(), []
-    _, executor, records, _ = _run(world, stop=lambda: len(asked) > 40 or asked.append(None))
+    _, executor, records, _ = _run(world, stop=lambda: len(asked) > 10 or asked.append(None))
     assert len(records) == len(world.attempts)
     assert executor.most_in_flight <= len(records) < 20
 
