@@ -1,6 +1,9 @@
 """Names that may be local paths or URLs: one way to tell them apart and to open them."""
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,6 +92,32 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of an allowed URL and the path in it; raises as `as_path` does."""
     path: Any = as_path(url)
     return path.fs, path.path
+
+
+def walk_folders(root: Path, follow_links: bool = False) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(folder, names of folders in it, names of others) from ``root`` down: os.walk, for folders of any depth.
+
+    os.walk calls itself until Python 3.12. Folders taken out of the list are not gone into.
+    """
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        folders: list[str] = []
+        others: list[str] = []
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                (folders if is_folder(entry) else others).append(entry.name)
+        yield folder, folders, others
+        inner = [f"{folder}/{name}" for name in reversed(folders)]
+        waiting += [path for path in inner if follow_links or not Path(path).is_symlink()]
+
+
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether ``entry`` is a folder or a link to one; a link in a circle is none, and reading it gives the reason."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def local_only(path: Path, verb: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 # Names of 4096 bytes and a file's extended attributes fit many times.
 _LARGEST_HEADER = 2**14
 _HEADERS_OF_A_MEMBER = 2**17
+_LARGEST_FILE = 2**62
 # tarfile looks for numbers with a pattern whose time is the square of their length.
 _ENDLESS_NUMBER = re.compile(rb"\d{1000}")
 
@@ -40,8 +41,8 @@ class TarHeaders:
             if member is None:
                 return
             archive.members.clear()  # or tarfile would hold every one
-            if member.size < 0 or archive.offset <= self.end:
-                raise tarfile.ReadError("a member that ends before it begins")
+            if not 0 <= member.size < _LARGEST_FILE or archive.offset <= self.end:
+                raise tarfile.ReadError("a member that ends before it begins, or nowhere")
             self.end = archive.offset
             yield member
 

@@ -117,7 +117,7 @@ def _sized(images: ImageRoot, names: Iterable[str], origin: Path) -> Iterator[So
     ):
         raise AlignDetError(
             f"none of the first {len(head)} images of {origin} is below {images.root}, the first being "
-            f"{head[0].uri!r}. Say where they are: --image-root FOLDER"
+            f"{head[0].uri[:200]!r}. Say where they are: --image-root FOLDER"
         )
     yield from chain(head, entries)
 

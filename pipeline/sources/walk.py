@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.sources.base import SUFFIXES, as_text
 from pipeline.sources.runs import sorted_pairs
 from proposals.errors import AlignDetError
-from proposals.paths import filesystem, is_remote
+from proposals.paths import filesystem, is_folder, is_remote
 
 
 @dataclass(frozen=True)
@@ -71,19 +71,12 @@ def _listed(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, str]
 def _local_names(listing: Iterator["os.DirEntry[str]"]) -> Iterator[tuple[str, str]]:
     for entry in listing:
         name = as_text(entry.name)
-        if not _is_folder(entry):
+        if not is_folder(entry):
             yield name, entry.name
             continue
         yield f"{name}/", entry.name
         if has_image_suffix(name):
             yield name, entry.name
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a circle: reading it gives the reason
-        return False
 
 
 def _local_size(path: str) -> int:

@@ -127,7 +127,7 @@ class CocoSource:
                 columns[i] = (*entry["bbox"], entry.get("rank", np.nan), cluster)
             if not (fit_float32(columns[:, :4]) and fit_float32(np.nan_to_num(columns[:, 4]))):
                 raise ValueError("a bbox is not four finite numbers, or its rank not one")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AlignDetError(
                 f"{self._path}: a box of image id {key!r} is broken ({type(error).__name__} {error})."
             ) from error

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from proposals.errors import AlignDetError
+from proposals.paths import walk_folders
 
 
 class ImageFiles:
@@ -70,15 +71,22 @@ class ImageFiles:
 
 def _files(folder: Path) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()
-    for inner, folders, files in os.walk(folder, followlinks=True):
+    for inner, folders, files in walk_folders(folder, follow_links=True):
         status = Path(inner).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
-        below = Path(inner).relative_to(folder)
-        yield from ((below / name).as_posix() for name in sorted(files) if Path(inner, name).is_file())
+        below = PurePosixPath(inner).relative_to(folder)
+        yield from ((below / name).as_posix() for name in sorted(files) if _is_file(Path(inner, name)))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for one call
+        return False
 
 
 def _normal(entry: str) -> str:

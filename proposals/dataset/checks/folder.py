@@ -1,6 +1,5 @@
 """The files of a dataset folder: all there, of the declared size and content, and none besides."""
 
-import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from proposals.dataset import layout
 from proposals.dataset.files import file_sha256, files_below
 from proposals.dataset.manifest import FileEntry, Manifest
-from proposals.paths import is_remote, is_there
+from proposals.paths import is_remote, is_there, walk_folders
 
 # What a hub's repository has besides the dataset: its card, and what git and the hub's client keep of their own.
 _REPOSITORY_FILES = {"README.md", "croissant.json", ".gitattributes"}
@@ -73,7 +72,7 @@ def _walk(root: Path) -> Iterator[tuple[str, int]]:
     if is_remote(root):
         yield from ((path, stat.S_IFREG) for path in files_below(root))
         return
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in walk_folders(root):
         below = Path(folder).relative_to(root)
         folders[:] = [name for name in folders if not _is_repository_folder(root, below / name)]
         for name in (*folders, *files):

@@ -1,0 +1,163 @@
+"""Everything that reads a stranger's file, by name: a path in, something printable out, or an AlignDetError."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+def image(path: Path) -> object:
+    """The guarded decode that mining and training share."""
+    from proposals.images import decode_bgr
+
+    return decode_bgr(path.read_bytes()).bgr.shape
+
+
+def fetched(path: Path) -> object:
+    """The bytes of an image file, before anybody decodes them."""
+    from proposals.fetch import fetch
+
+    return len(fetch(str(path)))
+
+
+def tar(path: Path) -> object:
+    """A tar as a source of images: listed, planned, and every member read."""
+    from pipeline.sources.tars import TarSource
+
+    return _mined(TarSource(str(path.parent), (path.name,)))
+
+
+def tar_members(path: Path) -> object:
+    """A tar as `aligndet verify --deep` goes through it."""
+    from proposals.dataset.checks.members import tar_faults
+    from proposals.dataset.tables import SCHEMA
+
+    return list(tar_faults(path, SCHEMA.empty_table().combine_chunks()))
+
+
+def table(path: Path) -> object:
+    """A Parquet file as a source of images."""
+    from pipeline.sources.opening import open_source
+
+    return _mined(open_source(str(path)))
+
+
+def text_list(path: Path) -> object:
+    """A list, or a COCO json, as a source of images."""
+    from pipeline.sources.opening import open_source
+
+    return _mined(open_source(str(path), "coco" if path.suffix == ".json" else "list"))
+
+
+def _mined(source) -> list[str]:
+    from pipeline.plan import make_plan, tasks
+    from proposals.images import ImageRejected
+
+    plan, found = make_plan(source.entries(), 4), []
+    for uri in (uri for task in tasks(plan) for uri in task.uris):
+        try:
+            found.append(f"{len(source.read(uri))} bytes")
+        except ImageRejected as error:
+            found.append(error.reason)
+    return found
+
+
+def dataset(path: Path) -> object:
+    """A finished dataset: every box, and every image's bytes."""
+    from proposals.dataset import open_dataset
+
+    return [(record.uri, record.boxes.shape, len(record.image_bytes())) for record in open_dataset(path)]
+
+
+def verified(path: Path) -> object:
+    """What `aligndet verify --deep` says of a dataset."""
+    from proposals.dataset.verify import verify_dataset
+
+    return [f"{problem.file}: {problem.what}" for problem in verify_dataset(path, deep=True).problems]
+
+
+def record(path: Path) -> object:
+    """A commit record."""
+    from proposals.dataset.manifest import read_record
+
+    return read_record(path).shard.name
+
+
+def zarr(path: Path) -> object:
+    """proposals.zarr, region features and clusters of a dataset, whichever it has."""
+    from proposals.dataset.clusters import read_clusters
+    from proposals.dataset.manifest import read_manifest
+    from proposals.dataset.proposals_reader import ProposalReader
+    from proposals.dataset.regions import RegionStore
+
+    manifest, store = read_manifest(path), RegionStore(path)
+    store.identity()
+    regions = [store.read(shard).shape for shard in manifest.shards if store.has(shard)]
+    reader = ProposalReader(path)
+    batch = reader[0 : len(reader)]
+    return len(batch.boxes), len(reader.keys), regions, read_clusters(path, manifest)
+
+
+def plan(path: Path) -> object:
+    """plan.parquet, as resuming and merging read it."""
+    from pipeline.plan import PlanFile, tasks
+    from proposals.dataset.assemble import read_identity, read_plan
+
+    return read_identity(path).images_per_shard, len(read_plan(path)), len(list(tasks(PlanFile(path))))
+
+
+def coco(path: Path) -> object:
+    """Proposals in COCO's form, and the ids in it."""
+    from proposals.convert.coco import CocoSource, read_image_ids
+
+    return [(image.uri, image.boxes.shape) for image in CocoSource(path).images()], read_image_ids(path)
+
+
+def soco(path: Path) -> object:
+    """Proposals in SoCo's form."""
+    from proposals.convert.soco import SocoSource
+
+    return [(image.uri, image.boxes.shape) for image in SocoSource(path).images()]
+
+
+def pickled(path: Path) -> object:
+    """Proposals in detectron2's or mmdet's form."""
+    from proposals.convert.pickles import PickleSource
+
+    return [(image.uri, image.boxes.shape) for image in PickleSource(path).images()]
+
+
+def truth(path: Path) -> object:
+    """Ground truth: a COCO json or a folder of VOC xml."""
+    from proposals.ground_truth import read_ground_truth
+
+    return read_ground_truth(path).boxes.shape
+
+
+def checkpoint(path: Path) -> object:
+    """A checkpoint of `aligndet pretrain`, as resuming reads it."""
+    from aligndet_train.checkpoint import load_checkpoint
+
+    return sorted(load_checkpoint(path))
+
+
+def weights(path: Path) -> object:
+    """A weights file, as `backbone inspect`, `--backbone-weights`, `finetune` and `evaluate` read it."""
+    from aligndet_train.backbones.convert import convert
+    from aligndet_train.backbones.inspect import headline
+
+    return headline(convert(path))
+
+
+def exported(path: Path) -> object:
+    """A checkpoint, as `aligndet export` reads it."""
+    from aligndet_train.export import export
+
+    return len(export(path, path.with_suffix(".out.safetensors")).loaded)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    function.__name__: function
+    for function in (
+        image, fetched, tar, tar_members, table, text_list, dataset, verified, record, zarr, plan, coco, soco, pickled,
+        truth, checkpoint, weights, exported,
+    )
+}  # fmt: skip

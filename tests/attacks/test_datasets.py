@@ -1,0 +1,271 @@
+"""Datasets made by a stranger, every hash and seal in place: refused before memory is taken, or read as they say."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from proposals.dataset import layout
+from proposals.dataset.seal import seal
+from proposals.errors import AlignDetError
+
+
+def _nested(depth):
+    return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+def _manifest_with(text):
+    def change(root):
+        path = root / layout.MANIFEST
+        content = path.read_bytes().rstrip()
+        body = content[: content.rindex(b',\n "digest"')]
+        path.write_bytes(seal(body + b",\n " + text + b"\n}\n"))
+
+    return change
+
+
+RAW = {
+    "nested_without_end": (_manifest_with(b'"novelty": ' + _nested(10**5)), "recursion limit"),
+    "another_recipe_later_on": (_manifest_with(b'"recipe": {"mode": "slow"}'), "recipe"),
+    "a_number_without_end": (_manifest_with(b'"images_per_shard": ' + b"9" * 5000), "cannot be read"),
+    "no_number": (_manifest_with(b'"images_per_shard": NaN'), "images_per_shard"),
+    "an_infinite_number": (_manifest_with(b'"images_per_shard": 1e999'), "images_per_shard"),
+    "no_text": (_manifest_with(b'"a": "\xff\xfe"'), "cannot be read"),
+    "half_a_character": (_manifest_with(b'"images": {"kind": "list", "root": "\\ud800"}'), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_a_hostile_manifest_is_refused(confined, copy, name):
+    change, words = RAW[name]
+    change(copy)
+    for reader in ("dataset", "verified"):
+        outcome = confined.read(reader, copy, megabytes=128)
+        assert outcome.kind == ("refused" if reader == "dataset" else "value"), outcome
+        assert words in outcome.text
+
+
+PLACES = {
+    "shard": lambda content: content["shards"][0]["tar"].update(path="../../etc/passwd"),
+    "shard_absolute": lambda content: content["shards"][0]["parquet"].update(path="/etc/passwd"),
+    "shard_elsewhere": lambda content: content["shards"][0]["tar"].update(path="http://h/x.tar"),
+    "plan": lambda content: content["plan"].update(path="pipe:cat"),
+    "rejected": lambda content: content["rejected"].update(path="../rejected.parquet"),
+    "array": lambda content: content.update(
+        consolidated=[{"path": "proposals.zarr/../../x", "bytes": 1, "sha256": "0" * 64}]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_manifest_names_no_file_outside_its_folder(confined, copy, reseal, name):
+    reseal(copy, PLACES[name])
+    outcome = confined.read("dataset", copy)
+    assert (outcome.kind, "cannot be read as Manifest" in outcome.text) == ("refused", True)
+
+
+@pytest.fixture
+def referring(photos, mine_folder, tmp_path):
+    images = shutil.copytree(photos, tmp_path / "images")
+    return mine_folder(images, tmp_path / "out", embed=False)
+
+
+def _images(kind, root):
+    return lambda content: content.update(images={"kind": kind, "root": root})
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "words"),
+    [
+        ("folder", "/etc", "missing"),
+        ("list", "file:///etc", "not_allowed"),
+        ("folder", "simplecache::file:///etc", "missing"),
+        ("list", "pipe:cat", "missing"),
+        ("folder", "local://etc", "not_allowed"),
+        ("webdataset", "/etc", "broken_container"),
+        ("parquet", "/etc", "broken_container"),
+        ("folder", "/proc/self/fd", "missing"),
+        ("folder", "", "missing"),
+    ],
+)
+def test_where_images_are_said_to_be_runs_and_opens_nothing_else(
+    confined, referring, reseal, kind, root, words
+):
+    reseal(referring, _images(kind, root))
+    outcome = confined.read("dataset", referring, seconds=20)
+    assert outcome.kind == "refused", outcome
+    assert words in outcome.text
+
+
+def test_a_dataset_on_a_web_server_may_not_name_files_of_this_machine(referring, monkeypatch):
+    from proposals.dataset import reader
+
+    manifest = reader.read_manifest(referring)
+    with pytest.raises(AlignDetError, match="may not name local files"):
+        reader._refuse_pointing_here("https://stranger.example/dataset", manifest)
+    reader._refuse_pointing_here("s3://mine/dataset", manifest)
+
+
+def _rewritten(root, change, **options):
+    path = layout.parquet_path(root, "00000")
+    pq.write_table(change(pq.read_table(path).combine_chunks()), path, compression="zstd", **options)
+
+
+def _with(name, values, kind=None):
+    def change(table):
+        place = table.schema.get_field_index(name)
+        field = table.schema.field(place)
+        return table.set_column(
+            place, pa.field(name, kind or field.type, nullable=field.nullable), values(table)
+        )
+
+    return change
+
+
+def _floats(name, value):
+    def change(table):
+        rows = table.column(name).to_pylist()
+        if name == "boxes":
+            rows[0][0][0] = value
+        else:
+            rows[0][0] = value
+        return _with(name, lambda table: pa.array(rows, table.schema.field(name).type))(table)
+
+    return change
+
+
+def _no_text(table):
+    values = pa.array([b"\xff\xfe", b"b", b"c"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, values.buffers())
+    return _with("uri", lambda table: text)(table)
+
+
+TABLES = {
+    "a_box_that_is_no_number": (_floats("boxes", np.nan), "is not finite"),
+    "an_infinite_box": (_floats("boxes", np.inf), "is not finite"),
+    "a_rank_that_is_no_number": (_floats("rank", np.nan), "is not finite"),
+    "a_uri_that_is_no_text": (_no_text, "nvalid"),
+    "boxes_of_doubles": (
+        _with(
+            "rank", lambda table: table.column("rank").cast(pa.list_(pa.float64())), pa.list_(pa.float64())
+        ),
+        "the format says",
+    ),
+    "offsets_below_zero": (
+        _with("tar_offset", lambda table: pa.array([-512, 1, 2], pa.int64())),
+        "would be at bytes",
+    ),
+    "an_image_of_exabytes": (
+        _with("tar_size", lambda table: pa.array([2**62, 1, 2], pa.int64())),
+        "would be at bytes",
+    ),
+    "fewer_rows": (lambda table: table.slice(1), "rows"),
+    "an_unknown_column_of_texts_in_lists": (
+        lambda table: table.append_column("novelty", pa.array([["x"]] * 3)),
+        None,
+    ),
+    "overlapping_images": (_with("tar_offset", lambda table: pa.array([512, 512, 513], pa.int64())), None),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_hostile_table_is_refused_or_read_as_it_says(confined, copy, reseal, name):
+    change, words = TABLES[name]
+    _rewritten(copy, change)
+    reseal(copy)
+    outcome = confined.read("dataset", copy, megabytes=128)
+    assert outcome.kind == ("refused" if words else "value"), outcome
+    assert (words or "") in outcome.text
+    outcome = confined.read("verified", copy, megabytes=128)
+    assert outcome.kind == "value"
+    assert outcome.text != "[]" or name.startswith("an_unknown")
+
+
+def _many_rows(root, reseal, rows, table):
+    """Make shard 00000 one of ``rows`` images in a tar that takes no disk."""
+    with layout.tar_path(root, "00000").open("wb") as stream:
+        stream.truncate(rows * 4096)
+    pq.write_table(table, layout.parquet_path(root, "00000"), compression="zstd", store_schema=False)
+
+    def declare(content):
+        shard, totals = content["shards"][0], content["totals"]
+        added = rows - shard["images"]
+        totals["images"] += added
+        content["source"]["images"] += added
+        totals["proposals"] += rows - shard["proposals"]
+        shard.update(images=rows, proposals=rows, statuses={"ok": rows})
+
+    reseal(root, declare)
+
+
+def test_one_text_for_ten_thousand_rows_is_not_copied_for_each(confined, copy, reseal):
+    rows, names = 10_000, pq.read_schema(layout.parquet_path(copy, "00000"))
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * (100 * 2**20)]))
+    plain = {field.name: pa.array(["a"] * rows) for field in names if pa.types.is_string(field.type)}
+    plain |= {
+        name: pa.array([1] * rows, names.field(name).type) for name in ("width", "height", "orientation")
+    }
+    plain |= {"tar_offset": pa.array([512] * rows, pa.int64()), "tar_size": pa.array([9] * rows, pa.int64())}
+    plain |= {"rank": pa.array([[1.0]] * rows, names.field("rank").type)}
+    plain |= {"boxes": pa.array([[[0, 0, 1, 1]]] * rows, names.field("boxes").type)}
+    table = pa.table({name: long if name == "uri" else plain[name] for name in names.names})
+    _many_rows(copy, reseal, rows, table)
+    assert layout.parquet_path(copy, "00000").stat().st_size < 2**20
+    outcome = confined.read("dataset", copy, megabytes=700)
+    assert outcome.kind == "refused", outcome
+    assert "bytes of uri, more than the" in outcome.text
+
+
+def test_a_run_of_a_billion_equal_numbers_is_not_unpacked(confined, copy, reseal):
+    flat = pa.ListArray.from_arrays(
+        pa.array([0, 30_000_000, 30_000_001, 30_000_002], pa.int32()), np.zeros(30_000_002, np.float32)
+    )
+    _rewritten(copy, _with("rank", lambda table: flat, flat.type))
+    reseal(copy)
+    outcome = confined.read("dataset", copy, megabytes=64)
+    assert outcome.kind == "refused", outcome
+    assert "declares" in outcome.text
+
+
+PLANS = {
+    "rows_of_a_gigabyte": lambda table: table.set_column(2, "uri", pa.array(["x" * (60 * 2**20)] * 8)),
+    "shards_below_zero": lambda table: table.set_column(0, "shard", pa.array([-1] * 8, pa.int32())),
+    "a_column_of_another_type": lambda table: table.set_column(0, "shard", pa.array(["0"] * 8)),
+    "fewer_rows": lambda table: table.slice(2),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_that_lies_is_refused_or_named(confined, copy, reseal, name):
+    path = copy / layout.PLAN
+    table = pq.read_table(path)
+    pq.write_table(
+        PLANS[name](table).replace_schema_metadata(table.schema.metadata), path, compression="zstd"
+    )
+    reseal(copy)
+    outcome = confined.read("plan", path, megabytes=256)
+    assert outcome.kind in ("refused", "value"), outcome
+    named = confined.read("verified", copy, megabytes=256)
+    assert named.kind == "value", named
+    assert "plan.parquet" in named.text
+
+
+def test_records_that_lie_are_refused(confined, copy):
+    path = layout.record_path(copy, "00000")
+    good = json.loads(path.read_text())
+    del good["digest"]
+    for change in (
+        {"timing": {"total": "x"}}, {"rejected": [[]]}, {"shard": 5}, {"format_version": "9" * 50}, {"versions": 1},
+    ):  # fmt: skip
+        path.write_bytes(seal(json.dumps({**good, **change}, indent=1).encode() + b"\n"))
+        outcome = confined.read("record", path)
+        assert outcome.kind == "refused", outcome
+    path.write_bytes(_nested(10**5))
+    assert confined.read("record", path).kind == "refused"
+    path.unlink()
+    os.mkfifo(path)
+    assert "plain file" in confined.read("record", path, seconds=20).text

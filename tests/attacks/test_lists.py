@@ -1,0 +1,154 @@
+"""Lists and COCO jsons as a source: one from elsewhere reaches no file of this machine, and none breaks the job."""
+
+import functools
+import http.server
+import json
+import threading
+
+import pytest
+
+from pipeline.sources.opening import open_source
+from proposals.errors import AlignDetError
+from proposals.images import ImageRejected
+
+_SCHEMES = (
+    "file:///etc/passwd", "FILE:///etc/passwd", "pipe:cat /etc/passwd", "pipe://cat", "local:///etc/passwd",
+    "simplecache::file:///etc/passwd", "s3::file:///etc/passwd", "zip://a::file:///etc/passwd", "ftp://host/a.jpg",
+    "data:image/png;base64,AAAA", "gopher://host/a", "dir:///etc", "github://a:b@/c", "reference://x", "git:///etc",
+    "https://h/a.jpg::file:///etc/passwd", "\tfile:///etc/passwd",
+)  # fmt: skip
+_PATHS = ("/etc/passwd", "//etc/passwd", "../secret.jpg", "a/../../secret.jpg", "./../secret.jpg", ".", "..")
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder that a web server on loopback hands out, and beside it a file that nobody should see."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "ok.jpg").write_bytes(b"12345")
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    return folder
+
+
+@pytest.fixture
+def url(place):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=place)
+    handler.log_message = lambda *arguments: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def _outcomes(source):
+    found = {}
+    for entry in source.entries():
+        try:
+            found[entry.uri] = f"{len(source.read(entry.uri))} bytes"
+        except ImageRejected as error:
+            found[entry.uri] = error.reason
+    return found
+
+
+@pytest.mark.parametrize("form", ["list.txt", "list.csv", "list.json"])
+@pytest.mark.parametrize("root", ["its own", "a local folder"])
+def test_a_list_from_elsewhere_reads_no_local_file(place, url, form, root):
+    names = [*_SCHEMES, *_PATHS, str(place.parent / "secret.jpg"), "ok.jpg"]
+    if form.endswith("json"):
+        text = json.dumps({"images": [{"file_name": name} for name in names]})
+    else:
+        text = "\n".join([*(["path"] if form.endswith("csv") else []), *names])
+    (place / form).write_text(text)
+    source = open_source(f"{url}/{form}", image_root=None if root == "its own" else str(place))
+    outcomes = _outcomes(source)
+    assert outcomes.pop("ok.jpg") == "5 bytes"
+    assert len(outcomes) == len(names) - 1
+    assert not any("bytes" in outcome for outcome in outcomes.values()), outcomes
+
+
+@pytest.mark.parametrize("uri", [*_SCHEMES, *_PATHS[2:]])
+def test_a_local_list_reads_nothing_but_paths_and_allowed_urls(place, uri):
+    (place / "list.txt").write_text(f"ok.jpg\n{uri}\n")
+    outcomes = _outcomes(open_source(str(place / "list.txt")))
+    assert outcomes["ok.jpg"] == "5 bytes"
+    assert outcomes[uri] in ("not_allowed", "missing", "is_a_directory")
+
+
+def test_a_table_names_no_place_that_a_list_may_not(place):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [*_SCHEMES, *_PATHS[2:], "ok.jpg"]
+    cells = pa.array(
+        [{"bytes": None, "path": name} for name in names],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    pq.write_table(pa.table({"image": cells}), place / "a.parquet")
+    outcomes = list(_outcomes(open_source(str(place / "a.parquet"))).values())
+    assert outcomes[-1] == "5 bytes"
+    assert set(outcomes[:-1]) <= {"not_allowed", "missing", "is_a_directory"}
+
+
+def _named(name):
+    return '{"images": [{"file_name": "ok.jpg"}, {"file_name": "' + name + '"}]}'
+
+
+JSON = {
+    "half_a_character": (_named("\\ud800.jpg"), "value", "missing"),
+    "a_name_with_a_zero": (_named("a\\u0000.jpg"), "value", "bad_name"),
+    "a_name_of_a_megabyte": (_named("a" * 10**6 + ".jpg"), "value", "bad_name"),
+    "a_number_without_end": ('{"images": [{"file_name": "ok.jpg", "id": %s}]}' % ("9" * 5000), "refused", "digits"),
+    "nesting_without_end": ('{"images": [{"file_name": "ok.jpg", "id": %s' % ("[" * 10**5), "refused", "recursion"),
+    "a_value_of_40_megabytes": ('{"images": [{"file_name": "%s"}]}' % ("a" * 40 * 10**6), "refused", "characters"),
+    "millions_of_objects_in_a_value": (
+        '{"images": [{"file_name": "ok.jpg", "id": [%s0]}]}' % ("{}," * 9 * 10**6),
+        "refused",
+        "characters",
+    ),
+    "another_form": ("[1]", "refused", "not a JSON object"),
+    "images_of_another_form": ('{"images": {"a": 1}}', "refused", "no file_name"),
+    "no_text": (b"\xff\xfe\xff", "refused", "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_a_json_is_a_source_or_refused(confined, place, name):
+    content, kind, words = JSON[name]
+    (place / "a.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    outcome = confined.read("text_list", place / "a.json", megabytes=768)
+    assert outcome.kind == kind, outcome
+    assert words in outcome.text
+
+
+LISTS = {
+    "formulas": (
+        b'path,n\nok.jpg,"=cmd|\' /C calc\'!A0"\n"=1+1.jpg",2\n',
+        "csv",
+        "value",
+        "['5 bytes', 'missing']",
+    ),
+    "no_text": (b"ok.jpg\n\xff\xfe.jpg\n", "txt", "value", "['5 bytes', 'missing']"),
+    "zeros": (b"ok.jpg\na\0b.jpg\n", "txt", "value", "['5 bytes', 'bad_name']"),
+    "itself": (b"ok.jpg\nlist.txt\n.\n", "txt", "value", "['5 bytes', '"),
+    "a_field_of_a_megabyte": (b"path\nok.jpg\n" + b"a" * 10**6 + b"\n", "csv", "refused", "is no CSV"),
+    "a_quote_that_never_ends": (b'path\nok.jpg\n"' + b"a\n" * 10**6, "csv", "refused", "is no CSV"),
+    "no_column": (b"a,b\n1,2\n", "csv", "refused", "no column of images"),
+    "one_image_twice": (b"ok.jpg\nok.jpg\n", "txt", "refused", "list it once"),
+    "nothing": (b"\n\n", "txt", "refused", "names no image"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_is_a_source_or_refused(confined, place, name):
+    content, suffix, kind, words = LISTS[name]
+    (place / f"list.{suffix}").write_bytes(content)
+    outcome = confined.read("text_list", place / f"list.{suffix}", megabytes=64)
+    assert outcome.kind == kind, outcome
+    assert words in outcome.text
+
+
+def test_a_web_server_is_no_folder():
+    with pytest.raises(AlignDetError, match="cannot be listed"):
+        open_source("http://127.0.0.1:9/images/")
+    with pytest.raises(AlignDetError, match="not allowed"):
+        open_source("file:///etc/list.txt")

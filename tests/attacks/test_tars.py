@@ -1,0 +1,106 @@
+"""Tars as a source of images, and as a dataset's shards: members that are sound are read, the rest has a reason."""
+
+import os
+import tarfile
+
+import pytest
+
+from pipeline.sources.tars import TarSource
+from proposals.dataset import layout
+from tests.attacks.tars import END, giant, header, member, negative, pax
+
+_OK = member("ok.jpg", b"12345")
+_BROKEN = "broken_container"
+# A name to (the tar, what comes of its entries in order).
+TARS = {
+    "a_member_that_goes_back": (_OK + header("b.jpg", raw_size=negative(-1536)) + END, ["5 bytes", _BROKEN]),
+    "a_first_member_that_goes_back": (header("b.jpg", raw_size=negative(-512)) + END, [_BROKEN]),
+    "ten_gigabytes_declared": (_OK + header("b.jpg", 10 * 2**30) + END, ["5 bytes", "too_large", _BROKEN]),
+    "more_than_a_file_can_have": (_OK + header("b.jpg", raw_size=giant(2**80)) + END, ["5 bytes", _BROKEN]),
+    "an_extended_header_of_an_exabyte": (_OK + header("p", 2**60, b"x") + END, ["5 bytes", _BROKEN]),
+    "an_extended_header_that_goes_back": (
+        _OK + header("p", kind=b"x", raw_size=negative(-512)) + END,
+        ["5 bytes", _BROKEN],
+    ),
+    "a_long_name_of_an_exabyte": (_OK + header("l", 2**60, b"L") + END, ["5 bytes", _BROKEN]),
+    "extended_headers_without_end": (_OK + pax(b"path=a.jpg") * 5000 + END, ["5 bytes", _BROKEN]),
+    "long_names_without_end": (_OK + member("l", b"a.jpg\0", b"L") * 5000 + END, ["5 bytes", _BROKEN]),
+    "a_length_of_a_thousand_digits": (
+        _OK + member("p", b"1" * 15_000, b"x") + member("b.jpg") + END,
+        ["5 bytes", _BROKEN],
+    ),
+    "a_sparse_map_that_never_ends": (
+        _OK + pax(b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"GNU.sparse.realsize=9") + member("b.jpg", b"9" * 512),
+        ["5 bytes", _BROKEN],
+    ),
+    "a_size_below_zero_in_an_extended_header": (
+        _OK + pax(b"size=-1024") + member("b.jpg") + END,
+        ["5 bytes", _BROKEN],
+    ),
+    "a_cut_member": (_OK + member("b.jpg", bytes(5000))[:2000], ["5 bytes", "container_cut", _BROKEN]),
+    "a_damaged_header": (_OK + b"\1" + member("b.jpg")[1:] + END, ["5 bytes", _BROKEN]),
+    "names_that_leave": (member("../../up.jpg") + member("/etc/abs.jpg") + END, ["3 bytes", "3 bytes"]),
+    "links_and_devices": (
+        b"".join(header(f"{kind.decode()}.jpg", kind=kind) for kind in (b"1", b"2", b"3", b"4", b"6")) + _OK + END,
+        ["5 bytes"],
+    ),
+    "a_name_that_is_no_text": (member("bX.jpg", raw_name=b"b\xe9") + END, ["3 bytes"]),
+    "a_name_of_many_lines": (member("a\n\n/b.jpg") + END, ["3 bytes"]),
+    "one_name_twice": (_OK + member("ok.jpg", b"1") + END, ["5 bytes", "1 bytes"]),
+    "interleaved_samples": (_OK + member("b.jpg") + member("ok.json") + member("b.json") + END, ["5 bytes", "3 bytes"]),
+    "a_long_name": (member("l", b"d/" * 2000 + b"a.jpg\0", b"L") + member("x") + END, ["3 bytes"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_a_tar_as_a_source(name, confined, tmp_path):
+    data, expected = TARS[name]
+    path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    outcome = confined.read("tar", path, megabytes=64, seconds=20)
+    assert (outcome.kind, outcome.text) == ("value", str(expected))
+    assert list(tmp_path.iterdir()) == [path]  # nothing is unpacked anywhere
+
+
+def test_a_members_name_finds_no_file(tmp_path):
+    (tmp_path / "outside.jpg").write_bytes(b"secret")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.tar").write_bytes(member("../outside.jpg", b"mine") + END)
+    source = TarSource(str(folder), ("a.tar",))
+    (entry,) = source.entries()
+    assert source.read(entry.uri) == b"mine"
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_verify_goes_through_any_tar(name, confined, tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(TARS[name][0])
+    outcome = confined.read("tar_members", path, megabytes=64, seconds=20)
+    assert outcome.kind == "value", outcome
+    assert "is unexpected" in outcome.text or "is no sound tar" in outcome.text
+
+
+def test_a_shard_of_ten_gigabytes_of_nothing_is_named(confined, copy, reseal):
+    tar = layout.tar_path(copy, "00000")
+    with tarfile.open(tar) as archive:
+        first = archive.next()
+    block = header(first.name, 10 * 2**30)
+    with tar.open("r+b") as stream:
+        stream.write(block)
+        stream.truncate(10 * 2**30 + 2**20)
+    outcome = confined.read("tar_members", tar, megabytes=800)
+    assert outcome.kind == "value", outcome
+    outcome = confined.read("dataset", copy)
+    assert outcome.kind == "value", outcome  # readers go by the table, which was not changed
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(confined, copy):
+    for path in (layout.tar_path(copy, "00000"), layout.parquet_path(copy, "00001")):
+        path.unlink()
+        os.mkfifo(path)
+        outcome = confined.read("dataset", copy, seconds=20)
+        assert outcome.kind == "refused"
+        assert "plain file" in outcome.text
+    outcome = confined.read("verified", copy, seconds=20)
+    assert outcome.text.count("is a pipe, not a file") == 2
