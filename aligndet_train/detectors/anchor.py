@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 import torch
-from mmdet.models import SSDHead, YOLOFHead
+from mmdet.models import FreeAnchorRetinaHead, PISARetinaHead, RetinaHead, SSDHead, YOLOFHead
 from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import EmbeddingTap
@@ -12,10 +12,13 @@ from aligndet_train.detectors.neutral import NeutralAssigner, ScoresAside
 
 
 class RetinaNetAdapter(DenseHeadAdapter):
-    """RetinaNet: 1x1 conv - ReLU - 1x1 conv to A embeddings per cell; MaxIoU assignment."""
+    """RetinaNet: 1x1 conv - ReLU - 1x1 conv to A embeddings per cell; MaxIoU assignment.
+
+    FreeAnchor and PISA have the same layers and other losses, of class scores: they pretrain with RetinaNet's.
+    """
 
     family = "RetinaNet"
-    head_types = ("RetinaHead", "RetinaSepBNHead", "SABLRetinaHead")
+    head_types = ("RetinaHead", "RetinaSepBNHead", "SABLRetinaHead", "FreeAnchorRetinaHead", "PISARetinaHead")
     kernel_size = 1
     # 2048 boxes an image of a batch of 2.
     defaults: ClassVar[dict[str, Any]] = {
@@ -25,6 +28,12 @@ class RetinaNetAdapter(DenseHeadAdapter):
     }
     embedding_layers = ("bbox_head.retina_cls.",)
     predictors = ("bbox_head.retina_reg.", "bbox_head.retina_bbox_reg.", "bbox_head.retina_bbox_cls.")
+
+    def convert(self, detector: nn.Module, embed_dims: int) -> None:
+        """See FamilyAdapter."""
+        if isinstance(detector.bbox_head, (FreeAnchorRetinaHead, PISARetinaHead)):
+            detector.bbox_head.__class__ = RetinaHead
+        super().convert(detector, embed_dims)
 
 
 class ATSSAdapter(DenseHeadAdapter):
@@ -96,11 +105,11 @@ class _Unmasked(nn.Module):
 
 
 class SSDAdapter(DenseHeadAdapter):
-    """SSD: an embedding per default box on every level. Its hard-negative mining, a ranking by class loss, goes:
-    ``sampled_boxes`` limits the negatives."""
+    """SSD: an embedding per default box on every level. Its hard-negative mining, a ranking by class loss, goes, as
+    does PISA's reweighting: ``sampled_boxes`` limits the negatives."""
 
     family = "SSD"
-    head_types = ("SSDHead",)
+    head_types = ("SSDHead", "PISASSDHead")
     embedding_layers = ("bbox_head.cls_convs.",)
     predictors = ("bbox_head.reg_convs.",)
 

@@ -50,7 +50,8 @@ class FasterRCNNAdapter(FamilyAdapter):
 
     The stock head and assigners stay; the sampler becomes the release's. The release trains a Shared4Conv1FC head
     (METHOD section 4): the shipped configs name one. Mask, semantic and point heads are left at their initial
-    values: there are no masks. PISA's reweighting, a ranking by class score, is off.
+    values: there are no masks. PISA's reweighting, a ranking by class score, is off. A proposal of TridentNet has one
+    id in all branches.
     """
 
     family = "Faster R-CNN"
@@ -84,6 +85,10 @@ class FasterRCNNAdapter(FamilyAdapter):
         roi_head: Any = detector.roi_head
         if isinstance(roi_head, PISARoIHead):
             roi_head.__class__ = StandardRoIHead
+        for module in detector.backbone.modules():
+            if isinstance(getattr(module, "test_branch_idx", None), int):
+                # TridentNet's loss counts on all three branches; a frozen backbone in eval mode would give one.
+                module.test_branch_idx = -1
         switch_off_labelled_branches(detector)
         embed_roi_head(roi_head.bbox_head, embed_dims, EmbeddingTap())
         roi_head.bbox_sampler = RandomSampler(

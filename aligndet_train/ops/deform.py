@@ -74,6 +74,7 @@ def modulated_deform_conv_forward(
     **geometry: int,
 ) -> None:
     """Write into ``output`` [B, O, H', W'] the convolution whose taps ``mask`` also scales."""
+    offset, mask = (_places_of(output, field) for field in (offset, mask))
     output.copy_(_forward(features, weight, offset, mask, bias if with_bias else None, _v2(geometry)))
 
 
@@ -96,10 +97,26 @@ def modulated_deform_conv_backward(
     **geometry: int,
 ) -> None:
     """Write the gradients by features, weight, offset, mask and, when ``with_bias``, bias."""
+    offset, mask = (_places_of(grad_output, field) for field in (offset, mask))
     grads = _backward(grad_output, features, weight, offset, mask, bias if with_bias else None, _v2(geometry))
+    # mmcv's own code makes both zero first: what the kernel does not read has no gradient.
+    grad_offset, grad_mask = (_places_of(grad_output, field) for field in (grad_offset, grad_mask))
     targets = [grad_input, grad_weight, grad_offset, grad_mask, grad_bias][: 4 + with_bias]
     for target, grad in zip(targets, grads, strict=False):
         target.copy_(grad)
+
+
+def _places_of(output: Tensor, field: Tensor) -> Tensor:
+    """What mmcv's kernel reads of ``field`` [B, C, H, W], as [B, C, H', W'] of ``output``; a view where it can be.
+
+    It walks an image's memory with the sizes of its output. DyHead gives it the offsets of a larger map, so of those it
+    reads the first values, whatever they were meant for: its trained weights count on that.
+    """
+    wanted = output.shape[-2:]
+    count = field.shape[1] * wanted.numel()
+    if field.shape[-2:] == wanted or field[0].numel() < count:
+        return field
+    return field.flatten(1)[:, :count].view(len(field), field.shape[1], *wanted)
 
 
 def _forward(

@@ -113,7 +113,11 @@ FAMILIES: dict[str, tuple[str, Options]] = {
     ),
 }
 # Too slow for the gate, and no path of their own.
-SLOW = {"ssd": ("ssd/ssd300_coco.py", {"backbone.init_cfg": None})}
+SLOW: dict[str, tuple[str, Options]] = {
+    "free_anchor": ("free_anchor/freeanchor_r50_fpn_1x_coco.py", _DENSE),
+    "pisa_retinanet": ("pisa/retinanet-r50_fpn_pisa_1x_coco.py", _DENSE),
+    "ssd": ("ssd/ssd300_coco.py", {"backbone.init_cfg": None}),
+}
 
 
 def tiny_run(name: str) -> RunConfig:

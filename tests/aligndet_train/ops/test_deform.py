@@ -87,6 +87,21 @@ def test_modulated_deform_conv_by_explicit_sampling(case, same_gradients, pixel_
     )
 
 
+def test_offsets_of_a_larger_map_are_read_as_mmcv_reads_memory(random, same_gradients, pixel_or_zero):
+    layout = ((3, 3), 1, 1, 1, 1, 1)
+    features, weight = random(2, 4, 3, 3), random(6, 4, 3, 3)
+    offset, mask = random(2, 18, 5, 6, low=0.1, high=0.9), random(2, 9, 5, 6, low=0, high=1)
+
+    def first(field):
+        return field.flatten(1)[:, : field.shape[1] * 9].view(len(field), -1, 3, 3)
+
+    same_gradients(
+        lambda x, o, m, w: modulated_deform_conv2d(x, o, m, w, None, *layout[1:]),
+        lambda x, o, m, w: by_sampling(pixel_or_zero, x, first(o), w, first(m), None, layout),
+        features, offset, mask, weight,
+    )  # fmt: skip
+
+
 def test_only_the_weight_trains(case):
     layout, features, offset, weight, _, _ = case
     weight.requires_grad_()
