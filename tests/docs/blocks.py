@@ -12,8 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
+        *ROOT.glob("*.md"),
         ROOT / "infra" / "README.md",
         *ROOT.glob("docs/**/*.md"),
     )

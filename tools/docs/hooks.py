@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 BORROWED = {
     "infra.md": "infra/README.md",
     "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
     "schema.json": "proposals/dataset/schema.json",
 }
 CLI_PAGE = "reference/cli.md"
