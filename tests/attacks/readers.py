@@ -154,10 +154,35 @@ def exported(path: Path) -> object:
     return len(export(path, path.with_suffix(".out.safetensors")).loaded)
 
 
+def recipe(path: Path) -> object:
+    """A recipe, as a manifest holds it."""
+    from pydantic import ValidationError
+
+    from proposals.recipe import Recipe
+
+    try:
+        return Recipe.model_validate_json(path.read_bytes()).fingerprint()
+    except ValidationError as error:  # which the manifest's reader turns into a sentence
+        return error.title
+
+
+def config(path: Path) -> object:
+    """The `pretrain` settings of a config file, as plain data."""
+    import json
+
+    from aligndet_train.config import pretrain_config
+
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return "no JSON"
+    return pretrain_config(content, "a test") if isinstance(content, dict) else "no dictionary"
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     function.__name__: function
     for function in (
         image, fetched, tar, tar_members, table, text_list, dataset, verified, record, zarr, plan, coco, soco, pickled,
-        truth, checkpoint, weights, exported,
+        truth, checkpoint, weights, exported, recipe, config,
     )
 }  # fmt: skip

@@ -51,6 +51,7 @@ def test_the_payload_works():
         assert marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
