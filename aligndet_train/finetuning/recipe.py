@@ -85,7 +85,7 @@ def finetune_config(
     """The config to run, and its rates. ``stock`` is left alone.
 
     val: of the same classes (see `labels.matched`). pretrained: whether weights of our own follow, so that the
-    paper's factors apply. Raises AlignDetError when the model cannot be fine-tuned on boxes.
+    paper's factors apply. Raises AlignDetError when the model cannot be fine-tuned on boxes, or there are none.
     """
     config = deepcopy(stock)
     _set_classes(config, train)
@@ -245,8 +245,12 @@ def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, world
 
 
 def _steps(train: Labels, batch: int, epochs: int) -> int:
-    images = len(json.loads(train.annotations.read_bytes())["images"])
-    return max(1, images // batch) * epochs
+    content = json.loads(train.annotations.read_bytes())
+    if all(annotation.get("iscrowd") for annotation in content["annotations"]):
+        raise AlignDetError(
+            f"{train.source} has no box to learn from (crowds and difficult ones do not count)"
+        )
+    return max(1, len(content["images"]) // batch) * epochs
 
 
 def _move(scheduler: ConfigDict, usual: int, epochs: int, steps: int) -> None:

@@ -133,11 +133,12 @@ def _finetune(
     )
     run = _run_record(stock, train, val, weights, options, chosen)
     _refuse_other_run(work_dir, run)
-    config.resume = (work_dir / "last_checkpoint").is_file()
-    if state is not None:
-        config.load_from = None
-        if any(name.startswith("backbone.") for name in state):
-            _skip_downloads(config)
+    last = _last_checkpoint(work_dir)
+    config.resume = last is not None
+    if last is not None or state is not None:
+        config.load_from = None if last is None else str(last)
+    if state is not None and any(name.startswith("backbone.") for name in state):
+        _skip_downloads(config)
     if options.launcher != "none" and not torch.cuda.is_available():
         # mmengine's own choice names a GPU.
         config.model_wrapper_cfg = {
@@ -282,6 +283,20 @@ def _plain(model: torch.nn.Module) -> torch.nn.Module:
 def _skip_downloads(config: Config) -> None:
     # The backbone's weights are about to be overwritten: fetching others first would be in vain.
     config.model.backbone.pop("init_cfg", None)
+
+
+def _last_checkpoint(work_dir: Path) -> Path | None:
+    """What to go on from. mmengine writes its whole path down, which is wrong once the folder has moved."""
+    note = work_dir / "last_checkpoint"
+    if not note.is_file():
+        return None
+    path = work_dir / Path(note.read_text().strip()).name
+    if not path.is_file():
+        raise AlignDetError(
+            f"{note} names {path.name}, which is gone: the run cannot go on. Choose a new --work-dir, or write the "
+            "name of a checkpoint that is there into it"
+        )
+    return path
 
 
 def _refuse_other_run(work_dir: Path, run: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Fine-tuning a tiny stock detector on real photographs, with mined boxes of two made-up classes as labels."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,13 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert "train.sha256" in refused[1]
     refused = invoke(*command, "--epochs", 2, "--cfg-options", "model.bbox_head.loss_bbox.loss_weight=2.0")
     assert "settings:" in refused[1]
+    moved = tuple(tmp_path / "G" if word == tmp_path / "F" else word for word in command)
+    shutil.copytree(tmp_path / "F", tmp_path / "G")
+    (tmp_path / "G" / "last_checkpoint").write_text("/where/it/was/epoch_2.pth")
+    code, output = invoke(*moved, "--epochs", 2)
+    assert code == 0, output
+    (tmp_path / "G" / "epoch_2.pth").unlink()
+    assert "which is gone" in invoke(*moved, "--epochs", 2)[1]
     weights = ("--weights", tmp_path / "F" / "epoch_2.pth", "--work-dir", tmp_path / "E")
     code, output = invoke("evaluate", *common, *val, *weights)
     assert code == 0, output
@@ -136,7 +144,17 @@ def test_a_backbone_alone_keeps_the_usual_rates(labels, tmp_path):
     stock = read_config(CONFIGS / "tiny_fcos.py", {})
     state = build_detector(stock.model.to_dict()).state_dict()
     torch.save({k: v for k, v in state.items() if k.startswith("backbone.")}, tmp_path / "backbone.pth")
-    images = ("--train-images", labels.images, "--image-size", "64x48", "--workers", 0, "--epochs", 1, "--amp")
+    images = (
+        "--train-images",
+        labels.images,
+        "--image-size",
+        "64x48",
+        "--workers",
+        0,
+        "--epochs",
+        1,
+        "--amp",
+    )
     code, output = invoke(
         "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, *images,
         "--weights", tmp_path / "backbone.pth", "--work-dir", tmp_path / "F",

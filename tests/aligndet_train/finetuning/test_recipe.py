@@ -12,6 +12,7 @@ from mmengine.config import Config
 from aligndet_train.config import read_config
 from aligndet_train.finetuning.labels import Labels, read_labels
 from aligndet_train.finetuning.recipe import FinetuneOptions, evaluation_config, finetune_config
+from proposals.errors import AlignDetError
 from tests.aligndet_train.finetuning.test_labels import coco
 
 
@@ -96,6 +97,16 @@ def test_without_a_mask_branch_no_mask_is_loaded(labels):
 def test_amp_takes_the_place_of_the_configs_own(labels):
     config = stock("retinanet/retinanet_r50_fpn_amp-1x_coco", **{"optim_wrapper.loss_scale": "dynamic"})
     assert "loss_scale" not in recipe(config, labels, amp=True).optim_wrapper
+
+
+def test_a_set_of_crowds_is_refused(labels, tmp_path):
+    content = json.loads(labels.annotations.read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    (tmp_path / "crowds.json").write_text(json.dumps(content))
+    crowds = read_labels(tmp_path / "crowds.json", labels.images, tmp_path)
+    with pytest.raises(AlignDetError, match="no box to learn from"):
+        recipe(stock("retinanet/retinanet_r50_fpn_1x_coco"), crowds)
 
 
 def test_a_config_that_counts_iterations_can_be_evaluated(labels, tmp_path):
