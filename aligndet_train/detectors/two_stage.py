@@ -85,7 +85,8 @@ class FasterRCNNAdapter(FamilyAdapter):
         roi_head: Any = detector.roi_head
         if isinstance(roi_head, PISARoIHead):
             roi_head.__class__ = StandardRoIHead
-        for module in detector.backbone.modules():
+        backbone: Any = detector.backbone
+        for module in backbone.modules():
             if isinstance(getattr(module, "test_branch_idx", None), int):
                 # TridentNet's loss counts on all three branches; a frozen backbone in eval mode would give one.
                 module.test_branch_idx = -1
