@@ -39,7 +39,7 @@ LOWEST_TESTS := tests/proposals tests/pipeline/test_job.py tests/pipeline/test_s
 .PHONY: test-lowest
 test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt -e '.[mine]'
+	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt -e '.[mine,s3]'
 	$(LOWEST)/bin/pip install -q -c constraints-lowest.txt pytest pytest-timeout hypothesis jsonschema pandas \
 		pycocotools scikit-image scikit-learn 'datasets>=3' duckdb supervision
 	$(TEST_ENV) $(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)

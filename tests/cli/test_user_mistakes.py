@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from aligndet_train.box_domain import build_pretrainer
-from aligndet_train.checkpoint import save_checkpoint
-from aligndet_train.config import load_run_config
 from proposals.cli import main
 from proposals.errors import EXIT_CODES
-
-TINY = Path(__file__).parents[1] / "configs" / "tiny_fcos.py"
+from tests.cli.conftest import TINY
 
 # Capitals are good things, MISSING, EMPTY, GARBAGE ... are not; each is used where its verb wants something good.
 MISTAKES = """
@@ -208,7 +204,13 @@ show
 
 
 @pytest.fixture(scope="module")
-def things(mined_dataset: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def things(
+    mined_dataset: Path,
+    photos: Path,
+    annotations: Path,
+    checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
     """What the capitals of MISTAKES stand for."""
     folder = tmp_path_factory.mktemp("things")
     return {
@@ -218,8 +220,8 @@ def things(mined_dataset: Path, photos: Path, tmp_path_factory: pytest.TempPathF
         "MISSING": folder / "no" / "such" / "place",
         **_folders(folder, mined_dataset),
         **_files(folder),
-        "ANNOTATIONS": _annotations(folder, photos),
-        "CHECKPOINT": _checkpoint(folder),
+        "ANNOTATIONS": annotations,
+        "CHECKPOINT": checkpoint,
     }
 
 
@@ -251,29 +253,6 @@ def _files(folder: Path) -> dict[str, Path]:
     torch.save({"weight": torch.zeros(3)}, folder / "tensors.pth")
     found = {key: folder / name for key, (name, _) in contents.items()}
     return found | {"IMAGE": folder / "image.png", "TENSORS_PTH": folder / "tensors.pth"}
-
-
-def _annotations(folder: Path, photos: Path) -> Path:
-    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
-    images = []
-    for number, name in enumerate(names, 1):
-        height, width = cv2.imread(str(photos / name)).shape[:2]
-        images.append({"id": number, "file_name": name, "width": width, "height": height})
-    box = {"bbox": [10, 10, 50, 40], "area": 2000, "iscrowd": 0, "category_id": 1}
-    content = {
-        "images": images,
-        "annotations": [{"id": image["id"], "image_id": image["id"], **box} for image in images],
-        "categories": [{"id": 1, "name": "thing"}],
-    }
-    (folder / "annotations.json").write_text(json.dumps(content))
-    return folder / "annotations.json"
-
-
-def _checkpoint(folder: Path) -> Path:
-    run = load_run_config(TINY, {}, {})
-    model = build_pretrainer(run.stock_model, run.pretrain)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    return save_checkpoint(folder, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model})
 
 
 def _filled(line: str, things: dict[str, Path], fresh: Path) -> list[str]:
