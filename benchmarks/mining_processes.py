@@ -26,12 +26,16 @@ class Processes:
 
     def seconds(self) -> dict[str, float]:
         """Processor seconds so far, user and system, of every process in this one's session, by role."""
-        session, ticks = os.getsid(0), dict.fromkeys([*_ROLES.values(), "driver"], 0)
+        session, ticks = os.getsid(0), dict.fromkeys([*_ROLES.values(), "Ray in workers", "driver"], 0)
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = path.read_text().rsplit(")", 1)[1].split()
-                if int(fields[3]) == session:
-                    ticks[self._role(path.parent)] += int(fields[11]) + int(fields[12])
+                if int(fields[3]) != session:
+                    continue
+                role, spent = self._role(path.parent), int(fields[11]) + int(fields[12])
+                inside = _ticks_of_ray(path.parent) if role == "worker" else 0
+                ticks[role] += spent - inside
+                ticks["Ray in workers"] += inside
             except OSError:
                 continue  # it ended just now
         return {role: count / _TICKS for role, count in ticks.items()}
@@ -43,6 +47,15 @@ class Processes:
         if found != "other Ray workers" or number not in self._roles:
             self._roles[number] = found
         return self._roles[number]
+
+
+def _ticks_of_ray(worker: Path) -> int:
+    """Of the threads that Ray keeps in a worker, which have names of their own, beside those that mine."""
+    nanoseconds = 0
+    for thread in worker.glob("task/*"):
+        if not (thread / "comm").read_text().startswith("ray::"):
+            nanoseconds += int((thread / "schedstat").read_text().split()[0])
+    return round(nanoseconds * 1e-9 * _TICKS)
 
 
 def table(spent: dict[str, float], images: int, clock: float) -> str:

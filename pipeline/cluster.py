@@ -51,7 +51,15 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise AlignDetError(f"no Ray cluster answers at {address}: {error}") from error
     else:
-        cores = workers or len(os.sched_getaffinity(0))
+        _start_private(ray, workers or len(os.sched_getaffinity(0)), quiet)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _start_private(ray: Any, cores: int, quiet: dict[str, Any]) -> None:
+    try:
         with _environment_of(_LEAN):
             ray.init(
                 num_cpus=cores,
@@ -62,10 +70,12 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
                 address="local",
                 **quiet,
             )
-    try:
-        yield ray
-    finally:
+    except Exception as error:  # Ray's own are plain ones
         ray.shutdown()
+        raise AlignDetError(
+            f"Ray did not start on this machine: {error} Nothing is lost: run the same command again, perhaps when the "
+            "machine is less busy."
+        ) from error
 
 
 def is_private(address: str | None) -> bool:
