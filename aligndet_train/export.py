@@ -15,7 +15,7 @@ from aligndet_train.checkpoint import load_checkpoint
 from aligndet_train.config import head_type
 from aligndet_train.detectors import adapter_for
 from aligndet_train.detectors.adapter import FamilyAdapter
-from aligndet_train.foreign_config import require_registered
+from aligndet_train.plain_config import require_registered
 from proposals.errors import AlignDetError
 
 State = dict[str, Tensor]
@@ -74,7 +74,7 @@ def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tupl
 
 def _stock(model: Any) -> tuple[FamilyAdapter, State]:
     try:
-        require_registered(model)
+        require_registered(model, "the detector's config in this checkpoint")
         return adapter_for(model["type"], head_type(model)), build_detector(model).state_dict()
     except AlignDetError:
         raise
@@ -117,6 +117,8 @@ def write_weights(state: State, out: Path, checkpoint: dict[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.partial")
     if out.suffix == ".safetensors":
+        # Layers of one weight under several names (Deformable DETR, RTMDet): the format wants each name its own.
+        state = {name: value.clone() for name, value in state.items()}
         save_file(state, temporary, metadata={**meta, "stock_model": json.dumps(identity["stock_model"])})
     else:
         torch.save({"state_dict": state, "meta": meta}, temporary)

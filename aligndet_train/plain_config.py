@@ -85,6 +85,9 @@ def require_registered(config: Any, source: str) -> None:
             known = known or _registered()
             if not isinstance(value, str) or not _is_known(value, known):
                 _refuse(source, f"{key} {value!r}")
+        elif isinstance(value, str) and value.endswith(".py"):
+            # A distilling detector would read its teacher's config.
+            _refuse(source, f"the file {value!r}")
 
 
 def _is_ours(imports: Any) -> bool:
