@@ -24,7 +24,9 @@ def test_a_working_installation_is_healthy(aligndet):
 @pytest.mark.parametrize(
     "source",
     [
-        pytest.param("raise ImportError('libcudart.so.13: cannot open')", id="missing library"),
+        pytest.param(
+            "raise ImportError('libcudart.so.13: cannot open')", id="missing library", marks=pytest.mark.slow
+        ),
         pytest.param("import os; os.kill(os.getpid(), 11)", id="segmentation fault"),
         pytest.param("import sys; sys.exit(0)", id="exits", marks=pytest.mark.slow),
         pytest.param("print('{}')\nraise RuntimeError", id="prints", marks=pytest.mark.slow),

@@ -60,7 +60,9 @@ def test_finetune_prints_progress_and_its_log_goes_to_a_file(
     assert "AP50" in json.loads(said)
 
 
-@pytest.mark.parametrize(("flag", "noisy"), [("--quiet", False), ("--verbose", True)])
+@pytest.mark.parametrize(
+    ("flag", "noisy"), [("--quiet", False), pytest.param("--verbose", True, marks=pytest.mark.slow)]
+)
 def test_a_run_is_as_loud_as_it_was_asked_to_be(flag, noisy, finetune, run_here):
     code, said = run_here(*finetune, flag)
     assert code == 0

@@ -12,8 +12,8 @@ from aligndet_train.config import load_run_config, read_config, shipped_config
 from aligndet_train.plain_config import read_plain
 from proposals.cli import main
 from proposals.errors import AlignDetError
+from tests.cli.conftest import TINY
 
-TINY = Path(__file__).parents[1] / "configs" / "tiny_fcos.py"
 VERBS = {
     "pretrain": "--data {dataset} --work-dir {out} --config {config}",
     "pretrain-backbone": "--data {dataset} --work-dir {out} --backbone {config}",
@@ -23,10 +23,16 @@ VERBS = {
 }
 
 
+@pytest.fixture(scope="module")
+def tiny() -> str:
+    """A whole detector config as JSON."""
+    return json.dumps(Config.fromfile(TINY).to_dict())
+
+
 @pytest.fixture
-def plain() -> dict:
-    """A whole detector config as JSON values."""
-    return json.loads(json.dumps(Config.fromfile(TINY).to_dict()))
+def plain(tiny: str) -> dict:
+    """The same as values, to be changed."""
+    return json.loads(tiny)
 
 
 def _written(content: object, path: Path) -> Path:
@@ -88,7 +94,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("change", "named"), HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+@pytest.mark.parametrize("suffix", [".json", pytest.param(".yaml", marks=pytest.mark.slow)])
 def test_a_plain_config_that_would_run_code_is_refused(suffix, change, named, plain, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -175,8 +175,6 @@ finetune --config TINY --train ANNOTATIONS --work-dir GARBAGE_JSON
 finetune --config TINY --train ANNOTATIONS --train-images EMPTY --work-dir FRESH
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights MISSING
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights GARBAGE_PTH
-finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights TENSORS_PTH
-finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights CHECKPOINT
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --image-size nonsense
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --cfg-options model.type=Nonsense
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --launcher nonsense
@@ -185,7 +183,6 @@ finetune --train ANNOTATIONS --work-dir FRESH
 finetune --config TINY --train ANNOTATIONS --work-dir FRESH --no-python-config
 evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights MISSING
 evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights GARBAGE_PTH
-evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights TENSORS_PTH
 evaluate --config TINY --val MISSING --work-dir FRESH --weights TENSORS_PTH
 evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir BELOW_A_FILE/w --weights TENSORS_PTH
 split MISSING FRESH
@@ -200,6 +197,12 @@ split ANNOTATIONS FRESH --percent 200
 split ANNOTATIONS FRESH --percent nan
 nonsense
 show
+""".strip().splitlines()
+# Those for which a detector is built.
+LONG_MISTAKES = """
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights TENSORS_PTH
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights CHECKPOINT
+evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights TENSORS_PTH
 """.strip().splitlines()
 
 
@@ -265,7 +268,9 @@ def _filled(line: str, things: dict[str, Path], fresh: Path) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("line", MISTAKES)
+@pytest.mark.parametrize(
+    "line", [*MISTAKES, *(pytest.param(x, marks=pytest.mark.slow) for x in LONG_MISTAKES)]
+)
 def test_a_mistake_gets_a_sentence_and_a_documented_code(line, things, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["aligndet", *_filled(line, things, tmp_path / "fresh")])
