@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.checkpoint import save_checkpoint
-from aligndet_train.config import head_type
+from aligndet_train.config import head_type, load_run_config
 from aligndet_train.export import export
 from proposals.errors import AlignDetError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture
@@ -88,3 +90,19 @@ def test_nothing_but_a_backbone_is_an_error(run, checkpoint, tmp_path):
     )
     assert process.returncode == 1
     assert "nothing but the backbone" in process.stderr
+
+
+def test_weights_with_several_names_are_written_under_each(tmp_path):
+    run = load_run_config(CONFIGS / "tiny_deformable_detr.py", {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    last = save_checkpoint(
+        tmp_path, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model}
+    )
+    export(last, tmp_path / "m.safetensors")
+    export(last, tmp_path / "m.pth")
+    written = load_file(tmp_path / "m.safetensors")
+    expected = torch.load(tmp_path / "m.pth", weights_only=True)["state_dict"]
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], value) for name, value in expected.items())
+    assert written["bbox_head.reg_branches.0.0.weight"].equal(written["bbox_head.reg_branches.1.0.weight"])
