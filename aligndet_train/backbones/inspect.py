@@ -90,6 +90,13 @@ def key_table(converted: Converted) -> Table:
 
 def architecture(converted: Converted) -> str:
     """Family and sizes, read from names and shapes."""
+    try:
+        return _architecture(converted)
+    except (LookupError, ValueError, TypeError, ArithmeticError):
+        return f"{converted.family.name}, of which parts are missing"
+
+
+def _architecture(converted: Converted) -> str:
     state, family = converted.state, converted.family.name
     if family == "ResNet":
         return _resnet(state)
