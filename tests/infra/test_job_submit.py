@@ -12,10 +12,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from proposals.dataset import open_dataset
 
 pytest.importorskip("ray", reason="the mine extra is not installed")
 
@@ -31,13 +34,14 @@ def free_port() -> int:
 class LoopbackCluster:
     """A head without CPUs and two nodes of one CPU each: separate raylets, as on three machines."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.gcs, self.dashboard = free_port(), free_port()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_USAGE_STATS_ENABLED": "0",
+            **environment,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
         self._folder, self._processes = folder, []
@@ -69,7 +73,7 @@ class LoopbackCluster:
         ) as reply:
             return json.loads(reply.read())
 
-    def wait(self, nodes: int, seconds: float = 90) -> None:
+    def wait(self, nodes: int, seconds: float = 180) -> None:
         """Until the jobs API answers and so many nodes are alive."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -92,6 +96,15 @@ class LoopbackCluster:
             except subprocess.TimeoutExpired:
                 process.kill()
 
+    def stop_job(self, name: str) -> str:
+        """`ray job stop`, then what the job printed until it had ended."""
+        for verb in ("stop", "logs"):
+            done = subprocess.run(
+                [BIN / "ray", "job", verb, "--address", self.url, name],
+                env=self.environment, capture_output=True, text=True, timeout=240, check=True,
+            )  # fmt: skip
+        return done.stdout
+
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`ray job submit`; a head that is up may still be waiting for its agent, and says so."""
         command = [BIN / "ray", "job", "submit", "--address", self.url, *arguments]
@@ -107,9 +120,23 @@ class LoopbackCluster:
 
 @pytest.fixture
 def cluster() -> Iterator[LoopbackCluster]:
+    with _running() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def patient_cluster(photos: Path) -> Iterator[LoopbackCluster]:
+    """Gives a stopped job two minutes, in place of three seconds; each image takes a second more."""
+    slow = {path.relative_to(photos).as_posix(): "slow" for path in photos.rglob("*.jpg")}
+    with _running(RAY_JOB_STOP_WAIT_TIME_S="120", ALIGNDET_PLANTED_FAULTS=json.dumps(slow)) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _running(**environment: str) -> Iterator[LoopbackCluster]:
     # Ray's sockets live in this folder, and a socket's path has to be short.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = LoopbackCluster(Path(folder))
+        cluster = LoopbackCluster(Path(folder), **environment)
         try:
             cluster.start()
             yield cluster
@@ -136,3 +163,30 @@ def test_a_submitted_job_mines_on_the_clusters_nodes(cluster, photos, mined_data
     again = cluster.submit("--", *command)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stopped_job_finishes_its_shards_and_goes_on_when_it_is_submitted_again(
+    patient_cluster, photos, tmp_path
+):
+    out = tmp_path / "out"
+    command = ("aligndet", "mine", str(photos), str(out), "--images-per-shard", "1", "--max-side", "200")
+    submitted = patient_cluster.submit("--no-wait", "--submission-id", "first", "--", *command)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    end = time.monotonic() + 240
+    while not list(out.glob("shards/*.json")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    printed = patient_cluster.stop_job("first")
+    assert "stopping:" in printed
+    assert "Run the same command again to resume" in printed
+    assert "Traceback" not in printed
+    assert patient_cluster.get("/api/jobs/first")["status"] == "STOPPED"
+    done = {path.name: path.read_bytes() for path in out.glob("shards/*.json")}
+    assert 1 < len(done) < 8
+    assert not list(out.rglob("*.tmp-*"))
+    again = patient_cluster.submit("--", *command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(open_dataset(out)) == 8
+    assert all((out / "shards" / name).read_bytes() == content for name, content in done.items())
