@@ -93,7 +93,7 @@ class _Scanner:
 
     def _more(self) -> None:
         kept = self._text[self._place :]
-        if len(kept) > _LARGEST_VALUE:
+        if len(kept) >= _LARGEST_VALUE:
             raise self._broken(f"one value has more than {_LARGEST_VALUE} characters")
         # At least doubling keeps the retries of a long value linear in its length.
         read = self._stream.read(max(_CHUNK, len(kept)))
