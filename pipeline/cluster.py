@@ -60,7 +60,7 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
 
 def _start_private(ray: Any, cores: int, quiet: dict[str, Any]) -> None:
     try:
-        with _environment_of(_LEAN):
+        with _environment_of(_LEAN), _on_loopback(ray):
             ray.init(
                 num_cpus=cores,
                 include_dashboard=False,
@@ -81,6 +81,23 @@ def _start_private(ray: Any, cores: int, quiet: dict[str, Any]) -> None:
 def is_private(address: str | None) -> bool:
     """Whether `connected` starts a Ray of its own on this machine for ``address``."""
     return address is None and os.environ.get(_ADDRESS) is None
+
+
+@contextmanager
+def _on_loopback(ray: Any) -> Iterator[None]:
+    """Every server of a Ray that starts inside the block listens on this machine's loopback alone.
+
+    Ray turns 127.0.0.1 into an address that others can reach, and listens on all of them, unless clusters are off.
+    """
+    constants = ray._private.ray_constants
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        # For Ray's own processes; on Linux, too, whatever the name says.
+        with _environment_of({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
+            yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

@@ -1,8 +1,36 @@
 """The environment in which a private Ray starts."""
 
+import ipaddress
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from pipeline.cluster import _environment_of
+
+STARTED = """
+import json, os
+from pipeline.cluster import connected
+from tests.pipeline.listeners import listening_addresses
+
+with connected(None, 1) as ray:
+    ray.get(ray.remote(lambda: None).remote())
+    print(json.dumps(sorted(listening_addresses(os.getpid()))))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads listening sockets from Linux's /proc")
+def test_a_private_ray_listens_on_loopback_alone():
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", STARTED], cwd=root, capture_output=True, text=True, check=True
+    )
+    addresses = json.loads(run.stdout.splitlines()[-1])
+    assert addresses
+    assert [address for address in addresses if not ipaddress.ip_address(address).is_loopback] == []
 
 
 def test_settings_yield_to_the_users_and_are_gone_afterwards(monkeypatch):
