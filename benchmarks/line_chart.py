@@ -5,7 +5,8 @@ from html import escape
 
 Points = Sequence[tuple[float, float]]
 COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
-_LEFT, _TOP, _BOTTOM, _LEGEND, _TICKS = 50, 24, 44, 190, 5
+_LEFT, _TOP, _BOTTOM, _LEGEND = 50, 24, 44, 190
+_Y_TICKS = 5
 
 
 def line_chart(
@@ -28,11 +29,15 @@ def line_chart(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="12"><rect width="{width}" height="{height}" fill="white"/>'
     ]
-    for tick in range(_TICKS + 1):
-        x, y = place(end * tick / _TICKS, top * tick / _TICKS)
+    for value in (top * tick / _Y_TICKS for tick in range(_Y_TICKS + 1)):
+        _, y = place(0, value)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="#ddd"/>')
-        parts.append(_text(_LEFT - 8, y + 4, f"{top * tick / _TICKS:g}", "end"))
-        parts.append(_text(x, floor + 18, f"{end * tick / _TICKS:g}", "middle"))
+        parts.append(_text(_LEFT - 8, y + 4, f"{value:g}", "end"))
+    x_ticks = next(
+        (count for count in (6, 5, 4, 3) if end % count == 0), 5
+    )  # whole numbers where there are any
+    for value in (end * tick / x_ticks for tick in range(x_ticks + 1)):
+        parts.append(_text(place(value, 0)[0], floor + 18, f"{value:g}", "middle"))
     parts.append(_text(_LEFT, _TOP - 8, y_label, "start"))
     parts.append(_text(right, floor + 36, x_label, "end"))
     for number, (name, points) in enumerate(lines.items()):

@@ -7,6 +7,7 @@ from typing import Any
 
 from line_chart import line_chart
 
+NAMES = {"backbone": "backbone only", "box": "+ box-domain", "keep": "+ box-domain, predictors kept"}
 # Detector, schedule, per cent of the labels, source of the weights.
 Key = tuple[str, str, int, str]
 
@@ -48,7 +49,9 @@ def chart(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> str:
     for (detector, schedule, fraction, source), arms in finals.items():
         for arm, runs in arms.items():
             setting = "" if (schedule, fraction) == ("short", 100) else f" {schedule} {fraction} %"
-            name = f"{detector.removesuffix('_lite0')}{setting}, {source if source != detector else arm}"
+            name = (
+                f"{detector.removesuffix('_lite0')}{setting}, {source if source != detector else NAMES[arm]}"
+            )
             lines[name] = [(0, 0.0), *sorted(mean_by_epoch(runs).items())]
     top = 5.0 * (1 + max((ap for points in lines.values() for _, ap in points), default=0.0) // 5)
     return line_chart(lines, x_label="epoch of fine-tuning", y_label="AP", top=top)
@@ -58,7 +61,7 @@ def table_row(
     key: Key, arm: str, runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]
 ) -> str:
     detector, schedule, fraction, source = key
-    name = {"backbone": "backbone only", "box": "+ box-domain", "keep": "+ box-domain, predictors kept"}[arm]
+    name = NAMES[arm]
     if source != detector:
         name += f" ({source.removeprefix(detector + '-')})"
     figures = [spread([run["last"][figure] for run in runs.values() if figure in run["last"]])
