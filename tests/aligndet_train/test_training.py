@@ -17,6 +17,7 @@ from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aligndet_train.config import load_run_config
 from aligndet_train.schedules import warmup_multistep
 from aligndet_train.training import RunOptions, run_identity
+from proposals.cli import main
 from proposals.dataset import open_dataset
 from proposals.dataset.consolidated import consolidate
 from tests.aligndet_train.conftest import TINY
@@ -45,6 +46,22 @@ def finish(arguments: list[str], expect: int = 0) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == expect, output
     return output
+
+
+@pytest.fixture
+def refused(monkeypatch, capfd):
+    """``refused(arguments)``: what the command prints, in this process, when it ends with exit code 1."""
+
+    def run(arguments: list[str]) -> str:
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capfd.readouterr()
+        assert ended.value.code == 1, printed
+        assert "Traceback" not in printed.out + printed.err
+        return printed.out + printed.err
+
+    return run
 
 
 def losses(work_dir: Path) -> dict[int, dict[str, float]]:
@@ -172,21 +189,17 @@ def test_amp_runs_in_bfloat16_on_the_cpu_too(mined_dataset, tmp_path):
         (["--detector", "fcos", "--launcher", "pytorch"], "RANK is not set"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments, message, mined_dataset, tmp_path):
+def test_mistakes_are_one_sentence(arguments, message, mined_dataset, tmp_path, refused):
     base = [ALIGNDET, "pretrain", "--data", str(mined_dataset), "--work-dir", str(tmp_path)]
-    output = finish([*base, *arguments], expect=1)
-    assert message in " ".join(output.split())
-    assert "Traceback" not in output
+    assert message in " ".join(refused([*base, *arguments]).split())
 
 
-def test_backbone_weights_that_cannot_be_read_say_what_to_do(mined_dataset, tmp_path):
+def test_backbone_weights_that_cannot_be_read_say_what_to_do(mined_dataset, tmp_path, refused):
     arguments = command(
         mined_dataset, tmp_path, "--cfg-options", "model.backbone.init_cfg.checkpoint=gone.pth"
     )
     arguments[arguments.index("--config") : arguments.index("--data")] = ["--detector", "fcos"]
-    output = finish(arguments, expect=1)
-    assert "model.backbone.init_cfg.checkpoint=FILE" in output
-    assert "Traceback" not in output
+    assert "model.backbone.init_cfg.checkpoint=FILE" in refused(arguments)
 
 
 def test_consolidating_the_dataset_makes_no_other_run(mined_dataset, tmp_path):
