@@ -23,10 +23,11 @@ def report(args: argparse.Namespace) -> None:
         finals.setdefault(key, {}).setdefault(labels["arm"], {})[labels["seed"]] = content
     lines = ["| detector | schedule | labels | pretraining | lr | AP | AP50 | AP75 | gain | p (paired) | seeds |",
              "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    seeds = max((len(runs) for arms in finals.values() for runs in arms.values()), default=0)
     for key, arms in finals.items():
         own = (key[0], key[1], key[2], key[0])
         baseline = finals.get(own, {}).get("backbone", {})
-        lines += [table_row(key, arm, runs, baseline) for arm, runs in arms.items()]
+        lines += [table_row(key, arm, runs, baseline, seeds) for arm, runs in arms.items()]
     lines += ["", "AP while fine-tuning (mean over seeds):", "", *learning_curves(finals)]
     text = "\n".join(lines) + "\n"
     print(text)
@@ -58,8 +59,9 @@ def chart(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> str:
 
 
 def table_row(
-    key: Key, arm: str, runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]]
+    key: Key, arm: str, runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]], seeds: int
 ) -> str:
+    """One arm's figures over its seeds, of ``seeds`` that the study has, and its gain over ``baseline``."""
     detector, schedule, fraction, source = key
     name = NAMES[arm]
     if source != detector:
@@ -78,7 +80,7 @@ def table_row(
         *figures,
         gain,
         p,
-        f"{done} of {len(runs)}",
+        f"{done} of {seeds}",
     ]
     return f"| {' | '.join(cells)} |"
 
