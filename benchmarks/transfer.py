@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,12 +137,14 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
                {**labels, "lr": lr})  # fmt: skip
 
 
-def tuning_jobs(detector: str, arm: str, source: str, schedule: str, args: argparse.Namespace) -> list[Job]:
+def tuning_jobs(
+    detector: str, arm: str, source: str, schedule: str, rates: Sequence[float], args: argparse.Namespace
+) -> list[Job]:
     """One fine-tuning per learning rate of the grid, on the pictures kept for that."""
     base = {"stage": "tune", "detector": detector, "arm": arm, "source": source, "schedule": schedule}
     return [
         finetuning(args, {**base, "seed": TUNING_SEED, "rate": lr}, lr, ("tune_train.json", "tune_val.json"))
-        for lr in args.rates or RECIPES[detector].grid
+        for lr in rates
     ]
 
 
@@ -162,9 +165,10 @@ def arm_jobs(detector: str, source: str, arms: tuple[str, ...], args: argparse.N
     jobs: list[Job] = []
     for schedule in args.schedules:
         for arm in arms:
-            tuning = tuning_jobs(detector, arm, source, schedule, args)
+            rates = args.rates or RECIPES[detector].grid
+            tuning = tuning_jobs(detector, arm, source, schedule, rates, args) if len(rates) > 1 else []
             jobs += tuning
-            lr = best_rate(tuning)
+            lr = best_rate(tuning) if tuning else rates[0]
             for fraction in args.fractions if lr is not None else ():
                 for seed in range(args.seeds):
                     labels = {"stage": "final", "detector": detector, "arm": arm, "source": source,
@@ -342,7 +346,10 @@ def main() -> None:
     running.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     running.add_argument("--pretrain-options", nargs="*", default=[], help="key=value changes to pretraining")
     running.add_argument(
-        "--rates", nargs="+", type=float, help="learning rates to choose from, not the recipe's"
+        "--rates",
+        nargs="+",
+        type=float,
+        help="learning rates to choose from, not the recipe's; one: no choice",
     )
     running.add_argument("--seeds", type=int, default=3, help="fine-tunings of each arm")
     running.add_argument(
