@@ -55,6 +55,7 @@ from proposals.recipe import Recipe
 COLLECTIONS = {"COCO": 118_287, "ImageNet-1k": 1_281_167, "Open Images": 9_178_275, "LAION-400M": 413_000_000}
 WORKERS = 10_000
 _FIGURES = ("images/s", "per processor second", "computed for idle cores")
+_RATIOS = ("as many kernel loops at once", "pipeline by the clock", "pipeline computed for idle cores")
 
 
 class Marks:
@@ -94,27 +95,34 @@ class Marks:
         return images / clock, images / sum(spent.values()), (cores - beside) * images / by_image
 
 
-def throughput(folder: Path, rounds: int, shard: int) -> None:
-    """Alternate the kernel loop and the pipeline; print a line each and the ratios of the medians."""
-    rates: dict[str, list[tuple[float, ...]]] = {}
+def throughput(folder: Path, rounds: int, shard: int, workers: list[int]) -> None:
+    """Alternate the kernel loop and the pipeline; print a line each, and each round's and all rounds' ratios."""
+    found: dict[int, list[tuple[float, float, float]]] = {count: [] for count in workers}
+    before = said("kernel", kernel_loops(folder, 1))
     for _ in range(rounds):
-        for name, run in (
-            ("kernel", lambda: kernel_loops(folder, 1)),
-            ("2 kernels", lambda: kernel_loops(folder, 2)),
-            ("1 worker", lambda: pipeline(folder, 1, shard)),
-            ("2 workers", lambda: pipeline(folder, 2, shard)),
-        ):
-            rates.setdefault(name, []).append(run())
-            words = zip(_FIGURES, rates[name][-1], strict=False)
-            print(f"{name:10}", ", ".join(f"{rate:7.2f} {word}" for word, rate in words), flush=True)
-    middle = {
-        name: [statistics.median(each) for each in zip(*found, strict=True)] for name, found in rates.items()
-    }
-    clock, processor = middle["kernel"]
-    print(f"2 kernels at once: {middle['2 kernels'][0] / clock / 2:.3f} of 2 x kernel by the clock")
-    for workers, name in ((1, "1 worker"), (2, "2 workers")):
-        ratios = middle[name][0] / clock / workers, middle[name][2] / processor / workers
-        print(f"{name} against {workers} x kernel: {ratios[0]:.3f} by the clock, {ratios[1]:.3f} computed")
+        runs = {}
+        for count in workers:
+            together = said(f"{count} kernels", kernel_loops(folder, count)) if count > 1 else before
+            runs[count] = together[0], *said(f"{count} workers", pipeline(folder, count, shard))
+        after = said("kernel", kernel_loops(folder, 1))
+        # A shared machine gets slower and faster by the minute: a round stands between two loops of its own.
+        clock, processor = ((one + other) / 2 for one, other in zip(before, after, strict=True))
+        before = after
+        for count, (together, images, _, computed) in runs.items():
+            found[count].append(
+                (together / clock / count, images / clock / count, computed / processor / count)
+            )
+    for count, ratios in found.items():
+        for name, each in zip(_RATIOS, zip(*ratios, strict=True), strict=True):
+            rows = ", ".join(f"{ratio:.3f}" for ratio in each)
+            print(f"{count} x kernel, {name}: {statistics.median(each):.3f} ({rows})")
+
+
+def said(name: str, rates: tuple[float, ...]) -> tuple[float, ...]:
+    """``rates``, which are printed."""
+    words = zip(_FIGURES, rates, strict=False)
+    print(f"{name:10}", ", ".join(f"{rate:7.2f} {word}" for word, rate in words), flush=True)
+    return rates
 
 
 def kernel_loops(folder: Path, count: int) -> tuple[float, float]:
@@ -293,12 +301,13 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shard", type=int, default=64)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=0.084)
     parser.add_argument("--overhead", type=float, default=0.05)
     given = parser.parse_args()
     if given.what == "throughput":
-        throughput(given.images, given.rounds, given.shard)
+        throughput(given.images, given.rounds, given.shard, given.workers)
     elif given.what == "scheduler":
         scheduler(given.dataset, given.count, given.shard)
     elif given.what == "ray":

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic_core import to_json
 
 from proposals.dataset import layout
+from proposals.dataset.columns import number_column, text_column
 from proposals.dataset.files import publish_all, temporary_beside
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.dataset.tables import BOX, REFERENCE_SCHEMA, SCHEMA
@@ -151,16 +152,20 @@ def _row(image: MinedImage, offset: int | None) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    offsets = pa.array(np.cumsum([0, *(len(row["rank"]) for row in rows)]), pa.int32())
-    flat = pa.array(np.concatenate([row["boxes"] for row in rows]).reshape(-1), pa.float32())
-    ranks = pa.array(np.concatenate([row["rank"] for row in rows]), pa.float32())
+    offsets = number_column(np.cumsum([0, *(len(row["rank"]) for row in rows)]), pa.int32())
+    flat = number_column(np.concatenate([row["boxes"] for row in rows]).reshape(-1), pa.float32())
+    ranks = number_column(np.concatenate([row["rank"] for row in rows]), pa.float32())
     boxes = pa.FixedSizeListArray.from_arrays(flat, type=BOX)
     lists = {
         "boxes": pa.ListArray.from_arrays(offsets, boxes, type=schema.field("boxes").type),
         "rank": pa.ListArray.from_arrays(offsets, ranks, type=schema.field("rank").type),
     }
-    columns = [
-        lists[field.name] if field.name in lists else pa.array([row[field.name] for row in rows], field.type)
-        for field in schema
-    ]
+    columns = [lists[field.name] if field.name in lists else _column(rows, field) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
+    values = [row[field.name] for row in rows]
+    if field.type == pa.string():
+        return text_column(values)
+    return pa.nulls(len(rows), field.type) if values[0] is None else number_column(values, field.type)

@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,3 +125,28 @@ def test_a_changed_source_is_refused(photos, mine_folder, tmp_path):
     (images / "cat.jpg").unlink()
     with pytest.raises(AlignDetError, match=r"source\.images: 8 there, 7 here"):
         mine_folder(images, out, Recipe(max_side=64))
+
+
+_MINES = """
+import sys
+from pathlib import Path
+
+from pipeline.plan import ShardTask
+from pipeline.shard_task import Work, mine_shard
+from pipeline.sources import FolderSource
+from proposals.dataset import layout
+from proposals.recipe import Recipe
+
+photos, out, embed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "embed"
+layout.record_path(out, "00000").parent.mkdir(parents=True)
+(out / "shards").mkdir(exist_ok=True)
+task = ShardTask("00000", ("cat",), ("cat.jpg",))
+record = mine_shard(task, Work(FolderSource(photos), out, Recipe(max_side=64), "job", embed=embed))
+assert record.shard.images == 1
+assert "pandas" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("images", ["embed", "reference"])
+def test_a_worker_does_not_import_pandas(photos, tmp_path, images):
+    subprocess.run([sys.executable, "-c", _MINES, str(photos), str(tmp_path / "out"), images], check=True)
