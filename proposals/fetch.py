@@ -15,6 +15,7 @@ MAX_IMAGE_BYTES = 512 * 2**20
 _PAUSES = (0.5, 2.0)
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
+_NO_SUCH_RANGE = 416
 
 
 class SourceUnavailableError(OSError):
@@ -78,12 +79,12 @@ def _read_remote(url: str, start: int, size: int | None) -> bytes:
 
 def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | None) -> bytes:
     try:
-        if size is None and scheme_of(url) in WEB:
-            return _read_web(filesystem_, path)
-        end = None if size is None else start + size
+        if size is None:
+            return _read_web(filesystem_, path) if scheme_of(url) in WEB else _read_whole(filesystem_, path)
+        end = start + size
         data = bytes(filesystem_.cat_file(path, start=start or None, end=end))
         # A web server may ignore that only a part was asked for.
-        return data[start:end] if size is not None and len(data) > size else data
+        return data[start:end] if len(data) > size else data
     except AlignDetError:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -92,6 +93,19 @@ def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | No
         raise ImageRejected("read", "permission_denied", "its URL may not be read") from error
     except Exception as error:  # every backend has exceptions of its own
         raise _verdict(error, url) from error
+
+
+def _read_whole(filesystem_: Any, path: str) -> bytes:
+    # By a range, as an object may be larger than memory, and asking for its size would be a request more.
+    try:
+        data = bytes(filesystem_.cat_file(path, start=0, end=MAX_IMAGE_BYTES + 1))
+    except Exception as error:
+        if getattr(error, "status", None) != _NO_SUCH_RANGE and getattr(error, "errno", None) != errno.EINVAL:
+            raise
+        data = bytes(filesystem_.cat_file(path))  # an empty object has no first byte to begin at
+    if len(data) > MAX_IMAGE_BYTES:
+        raise _too_large()
+    return data
 
 
 def _read_web(filesystem_: Any, path: str) -> bytes:

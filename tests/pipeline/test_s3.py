@@ -13,6 +13,8 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
+from proposals.fetch import fetch
+from proposals.images import ImageRejected
 from proposals.paths import as_path
 from proposals.recipe import Recipe
 
@@ -132,6 +134,22 @@ def test_images_added_in_s3_get_shards_of_their_own(bucket, photos, mine_folder)
     with pytest.raises(AlignDetError, match=r"1 images removed: cat\.jpg"):
         mine_folder(source, out, _RECIPE, 2)
     assert _objects(out) == after
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(b"", b""), (b"12345678", b"12345678"), (b"123456789", "too_large")]
+)
+def test_an_object_is_read_whole_up_to_the_limit(bucket, monkeypatch, content, expected):
+    monkeypatch.setattr("proposals.fetch.MAX_IMAGE_BYTES", 8)
+    url = f"{bucket}/sizes/{len(content)}.jpg"
+    place = as_path(url)
+    place.fs.pipe_file(place.path, content)
+    if expected == "too_large":
+        with pytest.raises(ImageRejected, match="more than 8 bytes") as caught:
+            fetch(url)
+        assert (caught.value.stage, caught.value.reason) == ("read", expected)
+    else:
+        assert fetch(url) == expected
 
 
 def test_a_damaged_object_is_found(bucket, photos, mine_folder):
