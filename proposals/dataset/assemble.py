@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proposals.dataset import layout
-from proposals.dataset.bounds import check_footer_length, opened, read_parquet
+from proposals.dataset.bounds import check_footer_length, opened, read_parquet, read_row_groups
 from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
@@ -40,6 +40,9 @@ REJECTED_SCHEMA = pa.schema(
     ]
 )
 PLAN_GROUP = 131_072
+# Of other writers; and what a key and a uri may take, on average.
+_MAX_PLAN_GROUP = 2**20
+_PLAN_ROW_BYTES = 4096
 _IDENTITY_KEY = b"aligndet.job"
 _PACKING: dict[str, Any] = {"compression": "zstd", "version": "2.6"}
 
@@ -82,17 +85,8 @@ def regrouped(parts: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 def plan_groups(path: Path) -> Iterator[pa.Table]:
     """The rows of a plan file (PLAN_SCHEMA), a row group at a time; raises AlignDetError when it is damaged."""
-    try:
-        check_footer_length(path)
-        with opened(path) as source, pq.ParquetFile(source) as file:
-            for number in range(file.metadata.num_row_groups):
-                yield checked_plan(path, file.read_row_group(number, use_threads=False)).select(
-                    PLAN_SCHEMA.names
-                )
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise AlignDetError(
-            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
-        ) from error
+    for group in read_row_groups(path, _MAX_PLAN_GROUP, _PLAN_ROW_BYTES):
+        yield checked_plan(path, group).select(PLAN_SCHEMA.names)
 
 
 def read_identity(plan: Path) -> JobIdentity:

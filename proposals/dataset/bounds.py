@@ -71,6 +71,32 @@ def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] |
         ) from error
 
 
+def read_row_groups(path: Path, rows: int, row_bytes: int) -> Iterator[pa.Table]:
+    """The tables of ``path``'s row groups, one after the other: for files that are larger than memory.
+
+    rows: the most that a group may have. row_bytes: what a row may take, on average. Raises AlignDetError when a
+    group declares more, or the file cannot be read.
+    """
+    try:
+        check_footer_length(path)
+        with opened(path) as source:
+            with pq.ParquetFile(source) as file:
+                texts, names = _texts(file), _flat(file)
+            with pq.ParquetFile(source, read_dictionary=texts) as file:
+                for number in range(file.metadata.num_row_groups):
+                    group = file.metadata.row_group(number)
+                    if group.num_rows > rows:
+                        raise AlignDetError(f"{path} has {group.num_rows} rows in one group: it is damaged.")
+                    limit = _TABLE_BYTES + row_bytes * group.num_rows
+                    _check_declared(path, [group], group.num_rows, limit)
+                    table = file.read_row_group(number, columns=names, use_threads=False)
+                    yield _spelled_out(path, table, limit)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise AlignDetError(
+            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
+        ) from error
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Path | BinaryIO]:
     """What pyarrow reads ``path`` from: the path itself, or a stream of the object at a URL."""
@@ -138,13 +164,17 @@ def _check_footer(path: Path, metadata: pq.FileMetaData, rows: int, boxes: int) 
             f"{path} has {metadata.num_rows} rows, dataset.json says {rows}: the dataset is damaged."
         )
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    declared = sum(max(group.total_byte_size, _unpacked(group)) for group in groups)
     limit = _TABLE_BYTES + _ROW_BYTES * rows + _BOX_BYTES * boxes
+    _check_declared(path, groups, rows, limit)
+    return limit
+
+
+def _check_declared(path: Path, groups: Sequence[pq.RowGroupMetaData], rows: int, limit: int) -> None:
+    declared = sum(max(group.total_byte_size, _unpacked(group)) for group in groups)
     if declared > limit:
         raise AlignDetError(
             f"{path} declares {declared} bytes for {rows} rows, more than the {limit} allowed: it is damaged."
         )
-    return limit
 
 
 def _unpacked(group: pq.RowGroupMetaData) -> int:

@@ -104,6 +104,13 @@ def plan(path: Path) -> object:
     return read_identity(path).images_per_shard, len(read_plan(path)), len(list(tasks(PlanFile(path))))
 
 
+def planned(path: Path) -> object:
+    """plan.parquet a row group at a time, as a job of millions reads it."""
+    from pipeline.plan import PlanFile, tasks
+
+    return len(list(tasks(PlanFile(path))))
+
+
 def coco(path: Path) -> object:
     """Proposals in COCO's form, and the ids in it."""
     from proposals.convert.coco import CocoSource, read_image_ids
@@ -182,7 +189,7 @@ def config(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     function.__name__: function
     for function in (
-        image, fetched, tar, tar_members, table, text_list, dataset, verified, record, zarr, plan, coco, soco, pickled,
-        truth, checkpoint, weights, exported, recipe, config,
+        image, fetched, tar, tar_members, table, text_list, dataset, verified, record, zarr, plan, planned, coco, soco,
+        pickled, truth, checkpoint, weights, exported, recipe, config,
     )
 }  # fmt: skip
