@@ -94,6 +94,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def saved_run(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint in ``work_dir`` that the run of ``identity`` continues; None without one.
+
+    Raises AlignDetError when it is another run's, and what load_checkpoint raises.
+    """
+    path = work_dir / LAST
+    if not path.exists():
+        return None
+    saved = load_checkpoint(path)
+    # The config's file name is for people: renaming it changes no run.
+    changed = identity_difference({**saved["identity"], "config": None}, {**identity, "config": None})
+    if changed:
+        raise AlignDetError(
+            f"{path} belongs to another run:\n  "
+            + "\n  ".join(changed)
+            + "\nUse another --work-dir, or --no-resume to overwrite it"
+        )
+    return saved
+
+
 def _checked(state: dict[str, Any]) -> dict[str, Any]:
     model, stream = state["model"], state["stream"]
     named = isinstance(model, Mapping) and all(isinstance(name, str) for name in model)

@@ -113,8 +113,8 @@ def pretrain(
     from aligndet_train.config import load_run_config, shipped_config
     from aligndet_train.console import volume
     from aligndet_train.plain_config import refuse_python
+    from aligndet_train.run_options import RunOptions
     from aligndet_train.stream.cache import cache_for
-    from aligndet_train.training import RunOptions
     from aligndet_train.training import pretrain as run_pretrain
 
     refuse_python(config, no_python_config)

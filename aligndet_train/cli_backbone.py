@@ -84,7 +84,7 @@ def pretrain_backbone(
     from aligndet_train.image_domain.knn import read_labelled
     from aligndet_train.image_domain.training import pretrain_backbone as run
     from aligndet_train.plain_config import is_config, refuse_python
-    from aligndet_train.training import RunOptions
+    from aligndet_train.run_options import RunOptions
 
     refuse_python(Path(backbone) if is_config(backbone) else None, no_python_config)
     named = {

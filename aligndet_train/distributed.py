@@ -32,12 +32,24 @@ _LOST = (
 )
 
 
-def join_processes(launcher: str) -> None:
-    """Join the process group that ``launcher`` (pytorch or slurm) described in the environment.
+@contextmanager
+def joined_processes(launcher: str) -> Iterator[None]:
+    """Join the process group that ``launcher`` described in the environment, and leave it at the end, also of an error.
 
-    NCCL where there is CUDA, gloo elsewhere. Raises AlignDetError for an unknown launcher, and when this process
-    was not started by it.
+    none: there is only this process. pytorch or slurm: NCCL where there is CUDA, gloo elsewhere. Raises AlignDetError
+    for an unknown launcher, and when this process was not started by it.
     """
+    if launcher != "none":
+        _join(launcher)
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            _host_group.cache_clear()
+            dist.destroy_process_group()
+
+
+def _join(launcher: str) -> None:
     variable = _RANK_VARIABLES.get(launcher)
     if variable is None:
         raise AlignDetError(f"no launcher {launcher!r}: none, pytorch or slurm")
@@ -64,13 +76,6 @@ def _translate_slurm() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         os.environ["MASTER_ADDR"] = nodes.stdout.split()[0]
-
-
-def leave_processes() -> None:
-    """Leave the process group, where one was joined."""
-    if dist.is_initialized():
-        _host_group.cache_clear()
-        dist.destroy_process_group()
 
 
 def wrapped(model: nn.Module) -> nn.Module:

@@ -27,7 +27,7 @@ from aligndet_train.image_domain.config import ImageDomainConfig, image_domain_c
 from aligndet_train.image_domain.hooks import KNN_LOG
 from aligndet_train.image_domain.knn import LabelledCrops, read_labelled
 from aligndet_train.image_domain.training import pretrain_backbone
-from aligndet_train.training import RunOptions
+from aligndet_train.run_options import RunOptions
 from proposals.dataset.files import write_atomically
 
 PACK_LIMIT = 40e6

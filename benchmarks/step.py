@@ -30,7 +30,8 @@ from mmengine.device import get_device  # noqa: E402
 
 from aligndet_train.box_domain import build_pretrainer  # noqa: E402
 from aligndet_train.config import RunConfig, load_run_config, shipped_config  # noqa: E402
-from aligndet_train.training import Bfloat16OptimWrapper, build_loader, build_optimizer  # noqa: E402
+from aligndet_train.loader import build_loader  # noqa: E402
+from aligndet_train.optimizer import Bfloat16OptimWrapper, build_optimizer  # noqa: E402
 from benchmarks.reference_loop import ReferenceStep  # noqa: E402
 from proposals.dataset import ProposalDataset, open_dataset  # noqa: E402
 

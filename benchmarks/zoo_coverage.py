@@ -200,7 +200,8 @@ def train(model: Any, run: Any, data: Path) -> dict[str, float]:
     """The losses of the last of STEPS steps; raises when one is not finite, or none of the boxes has a proposal."""
     from mmengine.optim import OptimWrapper
 
-    from aligndet_train.training import build_loader, build_optimizer
+    from aligndet_train.loader import build_loader
+    from aligndet_train.optimizer import build_optimizer
     from proposals.dataset import open_dataset
 
     model.train()

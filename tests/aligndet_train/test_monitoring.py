@@ -16,7 +16,8 @@ from aligndet_train.detectors import BACKGROUND
 from aligndet_train.monitoring import NonFiniteLossError
 from aligndet_train.monitoring.pictures import step_picture
 from aligndet_train.monitoring.predicted import ids_of, watched_boxes
-from aligndet_train.training import RunOptions, pretrain
+from aligndet_train.run_options import RunOptions
+from aligndet_train.training import pretrain
 from proposals.dataset import open_dataset
 from tests.aligndet_train.conftest import TINY
 

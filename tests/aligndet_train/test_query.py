@@ -15,7 +15,8 @@ from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.config import load_run_config
 from aligndet_train.detectors import BACKGROUND
 from aligndet_train.export import exported_state, key_report
-from aligndet_train.training import RunOptions, pretrain
+from aligndet_train.run_options import RunOptions
+from aligndet_train.training import pretrain
 from proposals.dataset import open_dataset
 from proposals.dataset.clusters import ClusterRecord, Clusters, boxes_fingerprint, write_clusters
 from proposals.errors import AlignDetError

@@ -15,8 +15,9 @@ import torch
 
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aligndet_train.config import load_run_config
+from aligndet_train.plan import run_identity
+from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import warmup_multistep
-from aligndet_train.training import RunOptions, run_identity
 from proposals.cli import main
 from proposals.dataset import open_dataset
 from proposals.dataset.consolidated import consolidate

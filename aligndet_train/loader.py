@@ -1,0 +1,78 @@
+"""Batches of samples for a run, decoded in worker processes that end when the trainer says so."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from torch.utils.data import DataLoader
+
+from aligndet_train.config import PretrainConfig
+from aligndet_train.stream import ProposalStream, Sample, StepSampler, StreamState
+from aligndet_train.stream.cache import CachedDataset, CacheSpec, Prefetcher
+from aligndet_train.stream.dataset import Damaged
+from proposals.dataset import ProposalDataset
+from proposals.dataset.clusters import read_clusters
+
+# For the trainer to finish its step and write a checkpoint, with its workers alive.
+_SECONDS_TO_STOP = 100
+
+
+def build_loader(
+    dataset: ProposalDataset,
+    config: PretrainConfig,
+    *,
+    steps: int,
+    workers: int,
+    start: StreamState | None = None,
+    damaged: Damaged = "raise",
+    cache: CacheSpec | None = None,
+) -> "DataLoader[Sample]":
+    """``steps`` batches (lists of samples) of this rank, from ``start`` on; None: from the beginning.
+
+    damaged: see ProposalStream. cache: see RunOptions. Batches of workers go through ``readable``.
+    """
+    expect = None
+    clusters = None if config.classes is None else read_clusters(dataset.root, dataset.manifest)
+    if cache is not None:
+        dataset = CachedDataset(dataset.root, cache)
+        expect = Prefetcher(dataset).expect
+    sampler = StepSampler(
+        dataset.shard_sizes.tolist(),
+        start=start or StreamState(config.seed, 0, 0),
+        batch_size=config.batch_size,
+        steps=steps,
+        rank=get_rank(),
+        world_size=get_world_size(),
+        window=config.shard_window,
+        expect=expect,
+    )
+    return DataLoader(
+        ProposalStream(dataset, config.proposals_per_image, clusters, damaged),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=leave_signals_to_the_parent,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def leave_signals_to_the_parent(worker_id: int) -> None:
+    """A DataLoader worker's start: Ctrl-C, torchrun and Slurm signal the whole group, the trainer says when to stop.
+
+    A worker whose trainer is killed notices by itself; one that was asked to end does so after a while.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_STOP))
+
+
+@contextmanager
+def workers_ended(loader: "DataLoader[Sample]") -> Iterator[None]:
+    """End the loader's processes on the way out, also of an error: at exit Python would signal and wait for them."""
+    try:
+        yield
+    finally:
+        if loader.num_workers and loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]

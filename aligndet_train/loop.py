@@ -1,0 +1,83 @@
+"""Steps, one after the other, until the last one or a request to stop."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.dist import get_world_size
+from mmengine.runner import IterBasedTrainLoop, Runner
+
+from aligndet_train.distributed import any_rank
+from aligndet_train.loader import workers_ended
+from aligndet_train.stream.dataset import readable
+from proposals.errors import AlignDetError
+
+# A signal reaches the ranks in different steps; asking in each would keep their hosts in lockstep.
+_STEPS_BETWEEN_AGREEMENTS = 4
+
+
+class TrainingStoppedError(AlignDetError):
+    """Training was asked to stop, and stopped at the end of a step with a checkpoint."""
+
+    exit_code = 130
+
+
+def run_to_the_end(runner: Runner) -> None:
+    """Train, and end the loader's processes. Raises TrainingStoppedError when it stopped before the last step."""
+    with workers_ended(runner.train_dataloader):
+        runner.train()
+    if runner.iter < runner.max_iters:
+        raise TrainingStoppedError(
+            f"stopped at step {runner.iter} of {runner.max_iters}; the same command goes on from there"
+        )
+
+
+class StreamTrainLoop(IterBasedTrainLoop):
+    """mmengine's loop without its "advance the dataloader": the sampler itself starts at the step."""
+
+    def __init__(self, *args: Any, start_step: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._iter = start_step
+
+    def run(self) -> Any:
+        """Train from the start step to the last, or to the first Ctrl-C or SIGTERM of any rank; returns the model."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        with stop_requests() as stop:
+            while self._iter < self._max_iters and not self._stopped(stop):
+                self.run_iter(readable(next(self.dataloader_iterator)))
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _stopped(self, stop: threading.Event) -> bool:
+        """Ranks stop after the same step, or they would wait for each other: they ask each other now and then."""
+        if get_world_size() == 1:
+            return stop.is_set()
+        return self._iter % _STEPS_BETWEEN_AGREEMENTS == 0 and any_rank(stop.is_set())
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one has its ordinary effect, it kills."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    ordinary = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: Any) -> None:
+        stop.set()
+        for each, handler in ordinary.items():
+            signal.signal(each, handler)
+
+    for number in ordinary:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in ordinary.items():
+            signal.signal(number, handler)

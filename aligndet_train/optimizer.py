@@ -1,0 +1,45 @@
+"""What moves the weights: the optimiser of a config, and the precision of the pass before it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from torch import nn
+
+from aligndet_train.config import PretrainConfig
+
+
+def build_optimizer(model: nn.Module, config: PretrainConfig, world_size: int) -> torch.optim.Optimizer:
+    """The optimiser over trainable parameters only, its rate scaled linearly with the global batch."""
+    scale = config.batch_size * world_size / config.base_batch_size
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    settings = {**config.optimizer, "lr": config.optimizer["lr"] * scale, "params": parameters}
+    optimizer: torch.optim.Optimizer = OPTIMIZERS.build(settings)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16OptimWrapper(OptimWrapper):
+    """Forward passes under bfloat16 autocast. Its range is float32's: no loss scaling, so no wait for the GPU.
+
+    mmengine's AmpOptimWrapper always scales, and refuses the CPU.
+    """
+
+    @contextmanager
+    def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
+        """Autocast on the model's device, besides what OptimWrapper does."""
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
+            yield
+
+
+def wrapped_optimizer(
+    optimizer: torch.optim.Optimizer, *, amp: bool, clip_grad: float | None = None
+) -> OptimWrapper:
+    """``optimizer`` as mmengine's loop takes it. clip_grad: the largest L2 norm of all gradients together."""
+    clip = None if clip_grad is None else {"max_norm": clip_grad, "norm_type": 2}
+    return (Bfloat16OptimWrapper if amp else OptimWrapper)(optimizer=optimizer, clip_grad=clip)

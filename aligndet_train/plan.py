@@ -1,0 +1,106 @@
+"""A pretraining run made definite: its classes, its length, what it continues, and what may not change meanwhile."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import get_world_size
+
+from aligndet_train.checkpoint import decoded, encoded, saved_run
+from aligndet_train.config import PretrainConfig, RunConfig, head_type
+from aligndet_train.detectors import adapter_for
+from aligndet_train.run_options import RunOptions
+from aligndet_train.stream import StreamState
+from proposals.dataset import ProposalDataset
+from proposals.dataset.clusters import read_cluster_record
+from proposals.errors import AlignDetError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run made definite. identity: what must be equal to continue it; saved: the checkpoint it continues."""
+
+    run: RunConfig
+    dataset: ProposalDataset
+    work_dir: Path
+    options: RunOptions
+    steps: int
+    identity: dict[str, Any]
+    saved: dict[str, Any] | None
+
+    @property
+    def start(self) -> int:
+        """Steps already done."""
+        return int(self.saved["step"]) if self.saved else 0
+
+    @property
+    def stream(self) -> StreamState | None:
+        """Where the order of samples goes on; None: at its beginning."""
+        return StreamState(*self.saved["stream"]) if self.saved else None
+
+
+def plan_run(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: RunOptions) -> Plan:
+    """What ``run`` comes to on ``dataset``. Creates ``work_dir``.
+
+    Raises AlignDetError when that fails, when it holds another run, and what ``with_classes`` raises.
+    """
+    run = with_classes(run, dataset)
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlignDetError(
+            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
+        ) from error
+    steps = total_steps(run.pretrain, len(dataset), get_world_size())
+    identity = run_identity(run, dataset, steps, options)
+    saved = saved_run(work_dir, identity) if options.resume else None
+    return Plan(run, dataset, work_dir, options, steps, identity, saved)
+
+
+def with_classes(run: RunConfig, dataset: ProposalDataset) -> RunConfig:
+    """``run`` with the number of classes made definite, where its family keeps a class branch.
+
+    Raises AlignDetError when the dataset's clusters are damaged, or more than the classes asked for.
+    """
+    if not adapter_for(run.stock_model["type"], head_type(run.stock_model)).has_classes:
+        return run
+    record = read_cluster_record(dataset.root)
+    clusters, asked = 1 if record is None else record.k, run.pretrain.classes
+    if asked is not None and asked < clusters:
+        raise AlignDetError(
+            f"{dataset.root} has {clusters} clusters, pretrain.classes is {asked}: leave it out to take the dataset's"
+        )
+    return dataclasses.replace(run, pretrain=dataclasses.replace(run.pretrain, classes=asked or clusters))
+
+
+def total_steps(config: PretrainConfig, images: int, world_size: int) -> int:
+    """Steps of the run: ``iterations``, or the epochs' worth of global batches."""
+    if config.iterations is not None:
+        return config.iterations
+    return max(1, config.epochs * images // (config.batch_size * world_size))
+
+
+def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: RunOptions) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued, as plain JSON data."""
+    pretrain = dataclasses.asdict(run.pretrain)
+    # Ranks may change on resume, the global batch may not.
+    pretrain["global_batch"] = pretrain.pop("batch_size") * get_world_size()
+    identity = {
+        "config": run.name,
+        "stock_model": run.stock_model,
+        "pretrain": pretrain,
+        "steps": steps,
+        "amp": options.amp,
+        "dataset": {
+            "images": len(dataset),
+            # Consolidating a dataset copies its boxes and changes none.
+            "manifest": _digest(dataset.manifest.model_copy(update={"consolidated": ()}).model_dump_json()),
+        },
+    }
+    return decoded(encoded(identity))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
