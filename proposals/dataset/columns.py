@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+# Not DataType.to_pandas_dtype, which imports pandas in older pyarrow.
+_DTYPES = {pa.int8(): np.int8, pa.int32(): np.int32, pa.int64(): np.int64, pa.float32(): np.float32}
+
 
 def number_column(values: Any, kind: pa.DataType) -> pa.Array:
-    """[n] numbers as an array of the fixed-width type ``kind``, without nulls."""
-    numbers = np.ascontiguousarray(values, dtype=kind.to_pandas_dtype())
+    """[n] numbers as an array of ``kind``, int8, int32, int64 or float32, without nulls."""
+    numbers = np.ascontiguousarray(values, dtype=_DTYPES[kind])
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
 
