@@ -13,14 +13,14 @@ from proposals.selective_search import cache
 from proposals.selective_search.warmup import warm_up
 
 PROPOSE = """
-import time
 import numpy as np
-import cv2
+from numba.core import event
 from proposals.selective_search import propose
+
 image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-start = time.perf_counter()
-count = len(propose(image))
-print(count, time.perf_counter() - start)
+with event.install_recorder("numba:compile") as compiled:
+    count = len(propose(image))
+print(count, len(compiled.buffer))
 """
 
 
@@ -109,12 +109,11 @@ def test_warm_up_leaves_a_warm_cache():
     assert not warm_up().compiled
 
 
-def test_the_first_call_of_a_process(tmp_path):
+def test_the_first_call_of_a_process_compiles_nothing_once_it_is_warm(tmp_path):
     warm_up()
-    runs = [run({}) for _ in range(3)]
-    assert all(done.returncode == 0 for done in runs), runs[0].stderr
-    # The goal is 1 s on an idle machine; the best of three, with room for a busy one.
-    assert min(float(done.stdout.split()[1]) for done in runs) < 2.0
+    warm = run({})
+    assert warm.returncode == 0, warm.stderr
+    assert warm.stdout.split()[1] == "0"
 
 
 @pytest.mark.slow
@@ -124,3 +123,4 @@ def test_no_cache_at_all_still_works(tmp_path):
     done = run({"ALIGNDET_CACHE_DIR": str(blocker), "TMPDIR": str(blocker), "HOME": str(blocker)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == run({}).stdout.split()[0]
+    assert int(done.stdout.split()[1]) > 0
