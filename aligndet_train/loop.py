@@ -7,10 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
 
-from aligndet_train.distributed import any_rank
+from aligndet_train.distributed import any_rank, wrapped
 from aligndet_train.loader import workers_ended
+from aligndet_train.resumable import ResumablePlan
+from aligndet_train.stream import Sample
 from aligndet_train.stream.dataset import readable
 from proposals.errors import AlignDetError
 
@@ -58,6 +64,46 @@ class StreamTrainLoop(IterBasedTrainLoop):
         if get_world_size() == 1:
             return stop.is_set()
         return self._iter % _STEPS_BETWEEN_AGREEMENTS == 0 and any_rank(stop.is_set())
+
+
+def step_runner(
+    plan: ResumablePlan,
+    model: nn.Module,
+    loader: "DataLoader[Sample]",
+    optim_wrapper: OptimWrapper,
+    *,
+    hooks: list[Hook],
+    seed: int,
+    record: dict[str, Any],
+    name: str,
+) -> Runner:
+    """mmengine's Runner from ``plan.start`` to ``plan.steps``, with ``hooks`` in place of most of its own.
+
+    record: what the run was made of, written into the work folder.
+    """
+    options = plan.options
+    return Runner(
+        model=wrapped(model),
+        work_dir=str(plan.work_dir),
+        train_dataloader=loader,
+        train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
+        optim_wrapper=optim_wrapper,
+        default_hooks={
+            "sampler_seed": None,
+            "param_scheduler": None,
+            "checkpoint": None,
+            "logger": {"type": "LoggerHook", "interval": options.log_interval},
+        },
+        custom_hooks=hooks,
+        log_processor={"by_epoch": False, "window_size": options.log_interval},
+        # mmengine's own INFO is pages of environment and hook lists; ours begins with AnnounceHook.
+        log_level="WARNING",
+        randomness={"seed": seed},
+        launcher=options.launcher,
+        default_scope="mmdet",
+        cfg=record,
+        experiment_name=name,
+    )
 
 
 @contextmanager

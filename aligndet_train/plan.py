@@ -11,34 +11,18 @@ from mmengine.dist import get_world_size
 from aligndet_train.checkpoint import decoded, encoded, saved_run
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
+from aligndet_train.resumable import ResumablePlan, make_work_folder
 from aligndet_train.run_options import RunOptions
-from aligndet_train.stream import StreamState
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_cluster_record
 from proposals.errors import AlignDetError
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run made definite. identity: what must be equal to continue it; saved: the checkpoint it continues."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(ResumablePlan):
+    """Of the box-domain stage. run: with its classes made definite."""
 
     run: RunConfig
-    dataset: ProposalDataset
-    work_dir: Path
-    options: RunOptions
-    steps: int
-    identity: dict[str, Any]
-    saved: dict[str, Any] | None
-
-    @property
-    def start(self) -> int:
-        """Steps already done."""
-        return int(self.saved["step"]) if self.saved else 0
-
-    @property
-    def stream(self) -> StreamState | None:
-        """Where the order of samples goes on; None: at its beginning."""
-        return StreamState(*self.saved["stream"]) if self.saved else None
 
 
 def plan_run(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: RunOptions) -> Plan:
@@ -47,16 +31,19 @@ def plan_run(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: 
     Raises AlignDetError when that fails, when it holds another run, and what ``with_classes`` raises.
     """
     run = with_classes(run, dataset)
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AlignDetError(
-            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
-        ) from error
+    make_work_folder(work_dir)
     steps = total_steps(run.pretrain, len(dataset), get_world_size())
     identity = run_identity(run, dataset, steps, options)
     saved = saved_run(work_dir, identity) if options.resume else None
-    return Plan(run, dataset, work_dir, options, steps, identity, saved)
+    return Plan(
+        run=run,
+        dataset=dataset,
+        work_dir=work_dir,
+        options=options,
+        steps=steps,
+        identity=identity,
+        saved=saved,
+    )
 
 
 def with_classes(run: RunConfig, dataset: ProposalDataset) -> RunConfig:

@@ -7,10 +7,9 @@ from mmengine.runner import Runner
 
 from aligndet_train.box_domain import BoxDomainPretrainer
 from aligndet_train.config import PretrainConfig
-from aligndet_train.distributed import wrapped
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, StepHook, ThroughputHook
 from aligndet_train.loader import build_loader
-from aligndet_train.loop import StreamTrainLoop
+from aligndet_train.loop import step_runner
 from aligndet_train.monitoring import MetricsHook, NonFiniteHook, PictureHook
 from aligndet_train.optimizer import wrapped_optimizer
 from aligndet_train.plan import Plan
@@ -21,10 +20,10 @@ from proposals.dataset.clusters import read_cluster_record
 def build_runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> Runner:
     """The Runner that trains ``model`` from ``plan.start`` to ``plan.steps``."""
     config, options = plan.run.pretrain, plan.options
-    return Runner(
-        model=wrapped(model),
-        work_dir=str(plan.work_dir),
-        train_dataloader=build_loader(
+    return step_runner(
+        plan,
+        model,
+        build_loader(
             plan.dataset,
             config,
             steps=plan.steps - plan.start,
@@ -33,15 +32,8 @@ def build_runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.
             damaged=options.damaged,
             cache=options.cache,
         ),
-        train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
-        optim_wrapper=wrapped_optimizer(optimizer, amp=options.amp, clip_grad=config.clip_grad),
-        default_hooks={
-            "sampler_seed": None,
-            "param_scheduler": None,
-            "checkpoint": None,
-            "logger": {"type": "LoggerHook", "interval": options.log_interval},
-        },
-        custom_hooks=[
+        wrapped_optimizer(optimizer, amp=options.amp, clip_grad=config.clip_grad),
+        hooks=[
             AnnounceHook(_summary(plan, model, optimizer)),
             ThroughputHook(config.batch_size * get_world_size()),
             StepHook(config.seed, *_schedules(config, plan.steps)),
@@ -51,15 +43,9 @@ def build_runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.
             MetricsHook(plan.work_dir, plan.start),
             PictureHook(plan.work_dir, options.picture_interval),
         ],
-        log_processor={"by_epoch": False, "window_size": options.log_interval},
-        # mmengine's own INFO is pages of environment and hook lists; ours begins with AnnounceHook.
-        log_level="WARNING",
-        randomness={"seed": config.seed},
-        launcher=options.launcher,
-        default_scope="mmdet",
-        # What the run was made of, written into the work folder by mmengine.
-        cfg={"model": plan.run.stock_model, "pretrain": plan.identity["pretrain"]},
-        experiment_name=f"{plan.run.name}_from_{plan.start}",
+        seed=config.seed,
+        record={"model": plan.run.stock_model, "pretrain": plan.identity["pretrain"]},
+        name=f"{plan.run.name}_from_{plan.start}",
     )
 
 

@@ -10,7 +10,7 @@ from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 
 from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
-from aligndet_train.checkpoint import LAST, as_damage
+from aligndet_train.checkpoint import LAST
 from aligndet_train.config import RunConfig
 from aligndet_train.distributed import joined_processes, lost_ranks_explained
 from aligndet_train.loop import run_to_the_end
@@ -41,10 +41,7 @@ def pretrain(run: RunConfig, data: Path, work_dir: Path, options: RunOptions) ->
 def _train(plan: Plan) -> None:
     model = _initialised(plan.run).to(get_device())
     optimizer = build_optimizer(model, plan.run.pretrain, get_world_size())
-    if plan.saved:
-        with as_damage(plan.work_dir / LAST):
-            model.load_state_dict(plan.saved["model"])
-            optimizer.load_state_dict(plan.saved["optimizer"])
+    plan.restore(model, optimizer)
     run_to_the_end(build_runner(plan, model, optimizer))
 
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from aligndet_train.backbones.ours import BACKBONE_FILE, STAGE, write_backbone
 from aligndet_train.backbones.registry import BackboneChoice
-from aligndet_train.checkpoint import LAST, as_damage, decoded, encoded, load_checkpoint, saved_run
-from aligndet_train.distributed import joined_processes, lost_ranks_explained, wrapped
+from aligndet_train.checkpoint import LAST, decoded, encoded, load_checkpoint, saved_run
+from aligndet_train.distributed import joined_processes, lost_ranks_explained
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, ThroughputHook
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.config import ImageDomainConfig
@@ -26,8 +26,9 @@ from aligndet_train.image_domain.hooks import FIXED_RATE, CollapseHook, KnnHook,
 from aligndet_train.image_domain.knn import LabelledCrops
 from aligndet_train.image_domain.model import SimSiam, build_simsiam
 from aligndet_train.loader import leave_signals_to_the_parent
-from aligndet_train.loop import StreamTrainLoop, run_to_the_end
+from aligndet_train.loop import run_to_the_end, step_runner
 from aligndet_train.optimizer import wrapped_optimizer
+from aligndet_train.resumable import ResumablePlan, make_work_folder
 from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import half_cosine
 from aligndet_train.stream import Sample, StepSampler, StreamState
@@ -37,28 +38,12 @@ from proposals.errors import AlignDetError
 METHODS = ("simsiam",)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run made definite. identity: what must be equal to continue it; saved: the checkpoint it continues."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(ResumablePlan):
+    """Of the image-domain stage."""
 
     choice: BackboneChoice
     config: ImageDomainConfig
-    dataset: ProposalDataset
-    work_dir: Path
-    options: RunOptions
-    steps: int
-    identity: dict[str, Any]
-    saved: dict[str, Any] | None
-
-    @property
-    def start(self) -> int:
-        """Steps already done."""
-        return int(self.saved["step"]) if self.saved else 0
-
-    @property
-    def stream(self) -> StreamState:
-        """Where the order of samples goes on."""
-        return StreamState(*self.saved["stream"]) if self.saved else StreamState(self.config.seed, 0, 0)
 
 
 def pretrain_backbone(
@@ -91,10 +76,7 @@ def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -
         return out
     model = build_simsiam(plan.choice, plan.config).to(get_device())
     optimizer = build_optimizer(model, plan.config, get_world_size())
-    if plan.saved:
-        with as_damage(plan.work_dir / LAST):
-            model.load_state_dict(plan.saved["model"])
-            optimizer.load_state_dict(plan.saved["optimizer"])
+    plan.restore(model, optimizer)
     knn = [KnnHook(labelled, plan.work_dir, knn_interval)] if labelled is not None else []
     run_to_the_end(_runner(plan, model, optimizer, knn))
     if is_main_process():
@@ -109,19 +91,23 @@ def _plan(
     work_dir: Path,
     options: RunOptions,
 ) -> Plan:
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AlignDetError(
-            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
-        ) from error
+    make_work_folder(work_dir)
     global_batch = config.batch_size * get_world_size()
     if config.batch_size < 2:
         raise AlignDetError("batch normalisation needs 2 images a step on each GPU at least: --batch-size 2")
     steps = config.iterations or max(1, config.epochs * len(dataset) // global_batch)
     identity = _identity(choice, config, dataset, steps, options)
     saved = saved_run(work_dir, identity) if options.resume else None
-    return Plan(choice, config, dataset, work_dir, options, steps, identity, saved)
+    return Plan(
+        choice=choice,
+        config=config,
+        dataset=dataset,
+        work_dir=work_dir,
+        options=options,
+        steps=steps,
+        identity=identity,
+        saved=saved,
+    )
 
 
 def _identity(
@@ -165,7 +151,7 @@ def build_loader(plan: Plan) -> "DataLoader[Sample]":
     """This rank's batches (lists of samples) from where the order goes on to the end of the run."""
     sampler = StepSampler(
         plan.dataset.shard_sizes.tolist(),
-        start=plan.stream,
+        start=plan.stream or StreamState(plan.config.seed, 0, 0),
         batch_size=plan.config.batch_size,
         steps=plan.steps - plan.start,
         rank=get_rank(),
@@ -194,19 +180,12 @@ def with_global_statistics(model: nn.Module) -> nn.Module:
 def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra: list[KnnHook]) -> Runner:
     config, options = plan.config, plan.options
     monitor = CollapseMonitor(config.projection_dims, config.collapse_ratio, config.collapse_window)
-    return Runner(
-        model=wrapped(with_global_statistics(model)),
-        work_dir=str(plan.work_dir),
-        train_dataloader=build_loader(plan),
-        train_cfg={"type": StreamTrainLoop, "max_iters": plan.steps, "start_step": plan.start},
-        optim_wrapper=wrapped_optimizer(optimizer, amp=options.amp),
-        default_hooks={
-            "sampler_seed": None,
-            "param_scheduler": None,
-            "checkpoint": None,
-            "logger": {"type": "LoggerHook", "interval": options.log_interval},
-        },
-        custom_hooks=[
+    return step_runner(
+        plan,
+        with_global_statistics(model),
+        build_loader(plan),
+        wrapped_optimizer(optimizer, amp=options.amp),
+        hooks=[
             AnnounceHook(_summary(plan, model, optimizer)),
             ThroughputHook(config.batch_size * get_world_size()),
             ScheduleHook(config.seed, half_cosine(1.0, 0.0, plan.steps)),
@@ -214,14 +193,9 @@ def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra:
             CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
             *extra,
         ],
-        log_processor={"by_epoch": False, "window_size": options.log_interval},
-        # mmengine's own INFO is pages of environment and hook lists; ours begins with AnnounceHook.
-        log_level="WARNING",
-        randomness={"seed": config.seed},
-        launcher=options.launcher,
-        default_scope="mmdet",
-        cfg={"backbone": plan.choice.config, "settings": plan.identity["settings"]},
-        experiment_name=f"simsiam_from_{plan.start}",
+        seed=config.seed,
+        record={"backbone": plan.choice.config, "settings": plan.identity["settings"]},
+        name=f"simsiam_from_{plan.start}",
     )
 
 

@@ -55,20 +55,9 @@ def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] |
     The footer must declare ``rows`` rows and no more memory than they and ``boxes`` boxes can need. Raises
     AlignDetError when it does not, or when the file cannot be read.
     """
-    try:
-        check_footer_length(path)
-        # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
-        with opened(path) as source:
-            with pq.ParquetFile(source) as file:
-                limit = _check_footer(path, file.metadata, rows, boxes)
-                texts, names = _texts(file), columns or _flat(file)
-            # Texts stay in their dictionaries, where one of any length can stand for a million rows.
-            with pq.ParquetFile(source, read_dictionary=texts) as file:
-                return _spelled_out(path, file.read(columns=list(names), use_threads=False), limit)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise AlignDetError(
-            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
-        ) from error
+    with _plain_columns(path) as (file, names):
+        limit = _check_footer(path, file.metadata, rows, boxes)
+        return _spelled_out(path, file.read(columns=list(columns or names), use_threads=False), limit)
 
 
 def read_row_groups(path: Path, rows: int, row_bytes: int) -> Iterator[pa.Table]:
@@ -77,20 +66,28 @@ def read_row_groups(path: Path, rows: int, row_bytes: int) -> Iterator[pa.Table]
     rows: the most that a group may have. row_bytes: what a row may take, on average. Raises AlignDetError when a
     group declares more, or the file cannot be read.
     """
+    with _plain_columns(path) as (file, names):
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            if group.num_rows > rows:
+                raise AlignDetError(f"{path} has {group.num_rows} rows in one group: it is damaged.")
+            limit = _TABLE_BYTES + row_bytes * group.num_rows
+            _check_declared(path, [group], group.num_rows, limit)
+            yield _spelled_out(path, file.read_row_group(number, columns=names, use_threads=False), limit)
+
+
+@contextmanager
+def _plain_columns(path: Path) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
+    """``path``, opened, and its columns of numbers and plain texts; raises AlignDetError for what pyarrow raises."""
     try:
         check_footer_length(path)
+        # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
         with opened(path) as source:
             with pq.ParquetFile(source) as file:
                 texts, names = _texts(file), _flat(file)
+            # Texts stay in their dictionaries, where one of any length can stand for a million rows.
             with pq.ParquetFile(source, read_dictionary=texts) as file:
-                for number in range(file.metadata.num_row_groups):
-                    group = file.metadata.row_group(number)
-                    if group.num_rows > rows:
-                        raise AlignDetError(f"{path} has {group.num_rows} rows in one group: it is damaged.")
-                    limit = _TABLE_BYTES + row_bytes * group.num_rows
-                    _check_declared(path, [group], group.num_rows, limit)
-                    table = file.read_row_group(number, columns=names, use_threads=False)
-                    yield _spelled_out(path, table, limit)
+                yield file, names
     except (OSError, ValueError, pa.ArrowException) as error:
         raise AlignDetError(
             f"{path} cannot be read: {error}. The dataset is damaged or was moved."

@@ -27,3 +27,9 @@ def test_numbers(kind, values):
 def test_numbers_of_a_slice():
     values = np.arange(20, dtype=np.float32)[::3]
     assert number_column(values, pa.float32()).to_pylist() == values.tolist()
+
+
+@pytest.mark.parametrize("values", [[2**31], np.array([0, 2**31])], ids=["list", "array"])
+def test_a_number_that_does_not_fit_is_an_error(values):
+    with pytest.raises(OverflowError):
+        number_column(values, pa.int32())

@@ -1,0 +1,53 @@
+"""What every kind of run has: its length, what it continues, where it works, and how its state is restored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aligndet_train.checkpoint import LAST, as_damage
+from aligndet_train.run_options import RunOptions
+from aligndet_train.stream import StreamState
+from proposals.dataset import ProposalDataset
+from proposals.errors import AlignDetError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumablePlan:
+    """A run made definite. identity: what must be equal to continue it; saved: the checkpoint it continues."""
+
+    dataset: ProposalDataset
+    work_dir: Path
+    options: RunOptions
+    steps: int
+    identity: dict[str, Any]
+    saved: dict[str, Any] | None
+
+    @property
+    def start(self) -> int:
+        """Steps already done."""
+        return int(self.saved["step"]) if self.saved else 0
+
+    @property
+    def stream(self) -> StreamState | None:
+        """Where the order of samples goes on; None: at its beginning."""
+        return StreamState(*self.saved["stream"]) if self.saved else None
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Load the state that the run continues, if any. Raises AlignDetError when it does not fit."""
+        if self.saved:
+            with as_damage(self.work_dir / LAST):
+                model.load_state_dict(self.saved["model"])
+                optimizer.load_state_dict(self.saved["optimizer"])
+
+
+def make_work_folder(work_dir: Path) -> None:
+    """Create ``work_dir``; raises AlignDetError when that fails."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlignDetError(
+            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
+        ) from error
