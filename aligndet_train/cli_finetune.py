@@ -74,8 +74,9 @@ def finetune(
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
     from aligndet_train.finetuning.run import finetune as run_finetune
+    from aligndet_train.resumable import make_work_folder
 
-    work_dir.mkdir(parents=True, exist_ok=True)
+    make_work_folder(work_dir)
     options = FinetuneOptions(
         epochs=epochs,
         batch_size=batch_size,
@@ -127,7 +128,9 @@ def evaluate(
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
     from aligndet_train.finetuning.run import evaluate as run_evaluate
+    from aligndet_train.resumable import make_work_folder
 
+    make_work_folder(work_dir)
     options = FinetuneOptions(image_size=_size(image_size), workers=workers)
     labels = read_labels(val, val_images, work_dir / "labels")
     with volume("verbose" if verbose else "quiet"), _config_blamed():

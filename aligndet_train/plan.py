@@ -1,7 +1,6 @@
 """A pretraining run made definite: its classes, its length, what it continues, and what may not change meanwhile."""
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from mmengine.dist import get_world_size
 from aligndet_train.checkpoint import decoded, encoded, saved_run
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
-from aligndet_train.resumable import ResumablePlan, make_work_folder
+from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder
 from aligndet_train.run_options import RunOptions
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_cluster_record
@@ -80,14 +79,6 @@ def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: 
         "pretrain": pretrain,
         "steps": steps,
         "amp": options.amp,
-        "dataset": {
-            "images": len(dataset),
-            # Consolidating a dataset copies its boxes and changes none.
-            "manifest": _digest(dataset.manifest.model_copy(update={"consolidated": ()}).model_dump_json()),
-        },
+        "dataset": dataset_identity(dataset),
     }
     return decoded(encoded(identity))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

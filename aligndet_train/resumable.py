@@ -1,5 +1,6 @@
 """What every kind of run has: its length, what it continues, where it works, and how its state is restored."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,11 @@ def make_work_folder(work_dir: Path) -> None:
         raise AlignDetError(
             f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
         ) from error
+
+
+def dataset_identity(dataset: ProposalDataset) -> dict[str, Any]:
+    """What makes ``dataset`` the one that a run began with: its images, and a digest of its manifest."""
+    # Consolidating a dataset copies its boxes and changes none.
+    manifest = dataset.manifest.model_copy(update={"consolidated": ()})
+    digest = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
+    return {"images": len(dataset), "manifest": digest}

@@ -42,12 +42,23 @@ VIEW_SIDES, VIEW_LONG_SIDE = (192, 224, 256, 288), 448
 
 @dataclass(frozen=True)
 class Recipe:
-    """One detector's fine-tuning: epochs of the short and the long schedule, and the grid of learning rates."""
+    """One detector's fine-tuning: epochs of the short and the long schedule, and the grid of learning rates.
+
+    ``config`` is a file of transfer_configs/; without, the detector is one that ships with aligndet.
+    """
 
     epochs: dict[str, int]
     grid: tuple[float, ...]
     batch: int = 16
     pretrain_epochs: int = 12
+    pretrain_batch: int = 32
+    config: str | None = None
+
+    def source(self, detector: str) -> tuple[str, str]:
+        """The option that names the detector."""
+        if self.config is None:
+            return "--detector", detector
+        return "--config", str(Path(__file__).parent / "transfer_configs" / self.config)
 
 
 RECIPES = {
@@ -55,7 +66,24 @@ RECIPES = {
     "retinanet_lite0": Recipe({"short": 12, "long": 36}, (0.004, 0.008, 0.016)),
     "faster_rcnn_lite0": Recipe({"short": 24, "long": 48}, (0.01, 0.02, 0.04)),
     "deformable_detr_lite0": Recipe({"short": 24, "long": 72}, (1e-4, 2e-4, 4e-4), pretrain_epochs=24),
+    # Of a size that one core trains in an hour or two.
+    "faster_rcnn_160px": Recipe(
+        {"short": 24, "long": 48},
+        (0.01, 0.02, 0.04),
+        pretrain_epochs=6,
+        pretrain_batch=16,
+        config="faster_rcnn.py",
+    ),
+    "deformable_detr_160px": Recipe(
+        {"short": 24, "long": 72},
+        (2e-4, 4e-4, 8e-4),
+        pretrain_epochs=6,
+        pretrain_batch=16,
+        config="deformable_detr.py",
+    ),
 }
+
+AT_320_PX = [name for name, recipe in RECIPES.items() if recipe.config is None]
 
 # Each changes one thing of the pretraining run, by options of `aligndet pretrain`.
 ABLATIONS = {
@@ -101,9 +129,10 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
     options = views(args.image_size) + [part for part in extra if not part.startswith("@")]
     options += [part for option in args.pretrain_options for part in ("--cfg-options", option)]
     images = json.loads((data / "dataset.json").read_text())["totals"]["images"]
-    steps = RECIPES[detector].pretrain_epochs * images // 32
-    run = aligndet("pretrain", "--detector", detector, "--data", data, "--work-dir", folder, "--amp", "--iterations",
-                   steps, "--batch-size", 32, "--workers", args.workers,
+    recipe = RECIPES[detector]
+    steps = recipe.pretrain_epochs * images // recipe.pretrain_batch
+    run = aligndet("pretrain", *recipe.source(detector), "--data", data, "--work-dir", folder, "--amp", "--iterations",
+                   steps, "--batch-size", recipe.pretrain_batch, "--workers", args.workers,
                    "--checkpoint-interval", 50, *options)  # fmt: skip
     finished = folder / "finished"
     jobs = [Job(f"pretrain {name}", (*run, "&&touch", str(finished)), finished)]
@@ -126,7 +155,7 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
     train, val = split
     epochs = recipe.epochs[labels["schedule"]]
     command = aligndet(
-        "finetune", "--detector", detector, "--train", pack / train, "--val", pack / val, "--train-images",
+        "finetune", *recipe.source(detector), "--train", pack / train, "--val", pack / val, "--train-images",
         pack / "labelled", "--val-images", pack / "labelled", "--work-dir", folder, "--epochs", epochs, "--lr", lr,
         "--batch-size", recipe.batch, "--image-size", f"{size}x{size}", "--seed", labels["seed"], "--amp",
         "--workers", args.workers, "--eval-interval", max(1, epochs // 6),
@@ -340,7 +369,7 @@ def main() -> None:
     running = verbs.add_parser("run", help="pretrain and fine-tune until done, or the budget is spent")
     running.add_argument("pack", type=Path)
     running.add_argument("--work-dir", type=Path, required=True)
-    running.add_argument("--detectors", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    running.add_argument("--detectors", nargs="+", default=list(AT_320_PX), choices=list(RECIPES))
     running.add_argument("--schedules", nargs="+", default=["short", "long"])
     running.add_argument("--fractions", nargs="+", type=int, default=FRACTIONS)
     running.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)

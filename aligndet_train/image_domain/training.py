@@ -1,7 +1,6 @@
 """One image-domain run on mmengine's Runner, resumed where it stopped; leaves last.pth and backbone.pth."""
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from aligndet_train.image_domain.model import SimSiam, build_simsiam
 from aligndet_train.loader import leave_signals_to_the_parent
 from aligndet_train.loop import run_to_the_end, step_runner
 from aligndet_train.optimizer import wrapped_optimizer
-from aligndet_train.resumable import ResumablePlan, make_work_folder
+from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder
 from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import half_cosine
 from aligndet_train.stream import Sample, StepSampler, StreamState
@@ -120,7 +119,6 @@ def _identity(
     settings = dataclasses.asdict(config)
     # Ranks may change on resume, the global batch may not.
     settings["global_batch"] = settings.pop("batch_size") * get_world_size()
-    manifest = hashlib.sha256(dataset.manifest.model_dump_json().encode()).hexdigest()
     identity = {
         "stage": STAGE,
         "method": "simsiam",
@@ -129,7 +127,7 @@ def _identity(
         "settings": settings,
         "steps": steps,
         "amp": options.amp,
-        "dataset": {"images": len(dataset), "manifest": manifest},
+        "dataset": dataset_identity(dataset),
     }
     return decoded(encoded(identity))
 

@@ -182,6 +182,8 @@ finetune --config GARBAGE.py --train ANNOTATIONS --train-images PHOTOS --work-di
 finetune --train ANNOTATIONS --work-dir FRESH
 finetune --config TINY --train ANNOTATIONS --work-dir FRESH --no-python-config
 evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights MISSING
+evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir GARBAGE_JSON --weights CHECKPOINT
+evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir BELOW_A_FILE/w --weights CHECKPOINT
 evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights GARBAGE_PTH
 evaluate --config TINY --val MISSING --work-dir FRESH --weights TENSORS_PTH
 evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir BELOW_A_FILE/w --weights TENSORS_PTH

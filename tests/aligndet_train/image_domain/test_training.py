@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from aligndet_train.backbones.ours import read_ours
 from aligndet_train.checkpoint import LAST, load_checkpoint
 from aligndet_train.schedules import half_cosine
 from proposals.cli import build_app
+from proposals.dataset.consolidated import consolidate
 from tests.aligndet_train.image_domain.conftest import TINY, TINY_BACKBONE
 
 STEPS = 40
@@ -183,3 +185,13 @@ def test_mistakes_are_one_sentence(extra, message, mined_dataset, tmp_path):
     assert result.exit_code != 0
     assert type(result.exception).__name__ in ("AlignDetError", "SystemExit")
     assert message in f"{result.output} {result.exception}"
+
+
+def test_consolidating_the_dataset_makes_no_other_run(mined_dataset, tmp_path):
+    data, work_dir = tmp_path / "dataset", tmp_path / "run"
+    shutil.copytree(mined_dataset, data)
+    assert invoke(*arguments(data, work_dir, steps=2))[0] == 0
+    assert consolidate(data)
+    code, output = invoke(*arguments(data, work_dir, steps=2))
+    assert code == 0, output
+    assert "is complete already, 2 steps" in output
