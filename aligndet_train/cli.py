@@ -177,7 +177,9 @@ def export(
     ops.install()
     from aligndet_train.export import export as run_export
     from aligndet_train.export_elsewhere import LIBRARIES, export_elsewhere
+    from proposals.outputs import require_outside_datasets
 
+    require_outside_datasets(out)
     for module in modules or []:
         _import(module)
     differences: list[str] = []

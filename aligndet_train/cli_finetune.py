@@ -64,7 +64,7 @@ def finetune(
     """Fine-tune a stock detector on labelled boxes, from pretrained weights or from its usual start.
 
     From pretrained weights the learning rate is 1.5 times and the weight decay half of the config's, as in the paper,
-    both scaled to the batch size; the log says what came out. Figures after every evaluation are in results.json.
+    the rate scaled to the batch size; the log says what came out. Figures after every evaluation are in results.json.
 
     Example: `aligndet finetune --detector fcos --weights MODEL.pth --train train.json --val val.json --work-dir F`
     """
@@ -152,7 +152,9 @@ def split(
     Example: `aligndet split train.json subsets/ --percent 1 --percent 5 --percent 10 --seeds 5`
     """
     from aligndet_train.finetuning.split import split as run_split
+    from proposals.outputs import require_outside_datasets
 
+    require_outside_datasets(out)
     for subset in run_split(annotations, out, percent or [1, 5, 10], range(seeds)):
         lost = f", no box of {', '.join(subset.missing)}" if subset.missing else ""
         typer.echo(f"{subset.path}: {subset.images} images, {subset.boxes} boxes{lost}")

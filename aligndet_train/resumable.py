@@ -13,6 +13,7 @@ from aligndet_train.run_options import RunOptions
 from aligndet_train.stream import StreamState
 from proposals.dataset import ProposalDataset
 from proposals.errors import AlignDetError
+from proposals.outputs import require_outside_datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class ResumablePlan:
 
 
 def make_work_folder(work_dir: Path) -> None:
-    """Create ``work_dir``; raises AlignDetError when that fails."""
+    """Create ``work_dir``; raises AlignDetError when that fails, or when it lies inside a dataset."""
+    require_outside_datasets(work_dir)
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -57,7 +57,8 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
     Raises AlignDetError: bad source, folder of another job, interrupted (exit code 130), or shards that failed
     after their retries (named with their reasons; the others are kept and a rerun resumes).
     """
-    require_ximgproc()
+    if options.engine == "opencv":
+        require_ximgproc()
     with Drain() as drain:
         try:
             return _run(source, out, recipe, options, observer, drain)

@@ -67,7 +67,9 @@ def regions(
             "shipped detector (`aligndet detectors`), or give the config as .json or .yaml"
         )
     from pipeline.regions import RegionOptions, extract_regions
+    from proposals.paths import local_only
 
+    dataset = local_only(dataset, "regions")
     options = RegionOptions(backbone, tuple(cfg_options or ()), short_side, workers, address, device.value)
     outcome = extract_regions(dataset, options, _say_nothing if quiet else _say_progress)
     if quiet:
@@ -97,7 +99,9 @@ def cluster(
     require_extra("cluster", "cluster")
     from pipeline.clusters import ClusterSettings, cluster_dataset, sizes_line
     from proposals.outputs import require_outside_datasets
+    from proposals.paths import local_only
 
+    dataset = local_only(dataset, "cluster")
     if report is not None:
         require_outside_datasets(report)
     clusters = cluster_dataset(dataset, ClusterSettings(k, pca, seed), typer.echo)

@@ -11,7 +11,8 @@ EXIT_CODES = {
     3: "An optional half or library is not installed; the message has the `pip install` line.",
     4: "Something that is installed is broken. `aligndet doctor` says what, and how to repair it.",
     70: "A fault of aligndet itself: the only case that prints a traceback. Please report it.",
-    130: "Stopped by Ctrl-C; trainers also by SIGTERM, after a checkpoint. The same command goes on from there.",
+    130: "Stopped by Ctrl-C; `pretrain` and `pretrain-backbone` also by SIGTERM, after a checkpoint. "
+    "The same command goes on from there.",
     143: "Mining was stopped by SIGTERM. The same command goes on from there.",
 }
 

@@ -1,7 +1,7 @@
 """From a stock mmdet config to one that fine-tunes on the user's own labels, with the paper's recipe.
 
 Starting from pretrained neck and heads, the learning rate is 1.5 times and the weight decay half of the detector's
-usual ones (AlignDet's fine-tuning). Both are also scaled linearly from the batch size the config was written for.
+usual ones (AlignDet's fine-tuning). The rate is also scaled linearly from the batch size the config was written for.
 """
 
 import json

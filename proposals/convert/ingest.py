@@ -105,14 +105,14 @@ def _plan(job: Import, placed: Placed) -> pa.Table:
         "shard": np.arange(len(uris), dtype=np.int32) // job.images_per_shard,
         "key": [layout.key_of(uri) for uri in uris],
         "uri": uris,
-        "size": [(job.images / path).stat().st_size if path else 0 for _, path in placed],
+        "size": [(job.images / path).stat().st_size if path else -1 for _, path in placed],
     }
     return pa.table(columns, schema=PLAN_SCHEMA)
 
 
 def _fingerprint(plan: pa.Table) -> str:
     rows = zip(plan.column("uri").to_pylist(), plan.column("size").to_pylist(), strict=True)
-    return hashlib.sha256("\n".join(f"{uri}:{size}" for uri, size in rows).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{uri}\0{size}\n" for uri, size in rows).encode()).hexdigest()
 
 
 def _shards(job: Import, root: Path, placed: Placed, fingerprint: str) -> Iterator[CommitRecord]:

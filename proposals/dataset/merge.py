@@ -49,7 +49,9 @@ def merge_datasets(roots: Sequence[Path], out: Path) -> Manifest:
     """
     roots, out = [local_only(root, "merge") for root in roots], local_only(out, "merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AlignDetError(f"{out} is not empty. Choose a new folder.")
+        raise AlignDetError(
+            f"{out} is not empty. Choose a new folder; if it is the beginning of a merge that was stopped, delete it."
+        )
     parts = []
     for root in roots:
         manifest = read_manifest(root)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proposals.errors import AlignDetError
-from proposals.paths import walk_folders
+from proposals.paths import is_remote, walk_folders
 
 # 2^20 keys of 65 bytes, or 4096 features of 16 384 float16.
 _LARGEST_CHUNK = 2**27
@@ -29,7 +29,7 @@ def open_arrays(folder: Path, wanted: Mapping[str, Declared]) -> dict[str, Any]:
     opened = {}
     with zarr.config.set({"codecs.blosc": _bounded_blosc()}):
         try:
-            node: Any = zarr.open(folder, mode="r", zarr_format=3)
+            node: Any = zarr.open(_store(folder), mode="r", zarr_format=3)
             for name, declared in wanted.items():
                 opened[name] = node if not name else node.get(name)
                 _require(folder, name, opened[name], declared)
@@ -73,7 +73,19 @@ def _codecs(codecs: Any) -> Iterator[Any]:
         yield from _codecs((*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())))
 
 
+def _store(folder: Path) -> Any:
+    if not is_remote(folder):
+        return folder
+    from zarr.storage import FsspecStore
+
+    remote: Any = folder
+    options = dict(remote.storage_options)
+    return FsspecStore.from_url(str(remote), storage_options=options, read_only=True)
+
+
 def _require_plain_files(folder: Path) -> None:
+    if is_remote(folder):
+        return
     for inner, folders, files in walk_folders(folder):
         for name in (*folders, *files):
             mode = Path(inner, name).lstat().st_mode

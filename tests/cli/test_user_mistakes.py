@@ -119,6 +119,11 @@ pretrain --data EMPTY --work-dir FRESH --config TINY
 pretrain --data GARBAGE_JSON --work-dir FRESH --config TINY
 pretrain --data DATASET --work-dir BELOW_A_FILE/w --config TINY
 pretrain --data DATASET --work-dir GARBAGE_JSON --config TINY
+pretrain --data DATASET --work-dir DATASET/w --config TINY
+export CHECKPOINT DATASET/model.pth
+split ANNOTATIONS DATASET/subsets
+regions s3://bucket/dataset --backbone fcos_lite0
+cluster s3://bucket/dataset
 pretrain --data DATASET --work-dir FRESH --config MISSING
 pretrain --data DATASET --work-dir FRESH --config EMPTY
 pretrain --data DATASET --work-dir FRESH --config GARBAGE.py

@@ -16,6 +16,7 @@ from proposals.dataset.clusters import read_clusters
 from proposals.dataset.regions import RegionStore
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
+from proposals.paths import as_path
 
 K = 6
 
@@ -85,6 +86,15 @@ def test_every_reader_finds_the_ids_at_the_right_boxes(dataset, tmp_path):
     written = json.loads((tmp_path / "c.json").read_text())
     assert [a["category_id"] for a in written["annotations"]] == ids.tolist()
     assert written["categories"][K - 1]["name"] == f"cluster_{K}"
+
+
+def test_ids_and_features_are_read_from_a_url(dataset):
+    ids = clustered(dataset).ids
+    remote = as_path("memory://clustered")
+    remote.fs.put(str(dataset), remote.path, recursive=True)
+    opened = open_dataset(remote)
+    assert np.array_equal(read_clusters(opened.root, opened.manifest).ids, ids)
+    assert not verify_dataset(remote, deep=True).problems
 
 
 def test_verify_knows_ids_and_features_and_names_what_is_damaged(dataset):

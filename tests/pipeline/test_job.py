@@ -3,9 +3,17 @@
 import shutil
 import signal
 
+import cv2
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from pipeline.job import JobOptions, run_job
+from pipeline.progress import LiveProgress
+from pipeline.sources import FolderSource
+from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
+from proposals.recipe import Recipe
 
 _ONE = ("--images-per-shard", "1", "--max-side", "200")
 
@@ -13,8 +21,6 @@ _ONE = ("--images-per-shard", "1", "--max-side", "200")
 @pytest.fixture(scope="module")
 def undisturbed(photos, mine_folder, tmp_path_factory, content):
     """What the same job gives in one process, without Ray: the bytes every run must reproduce."""
-    from proposals.recipe import Recipe
-
     out = tmp_path_factory.mktemp("undisturbed") / "dataset"
     return content(mine_folder(photos, out, Recipe(max_side=200), images_per_shard=1))
 
@@ -102,6 +108,26 @@ def test_a_finished_job_writes_nothing(mined_dataset, photos, start):
     assert status == 0, output
     assert "complete already" in output
     assert times() == before
+
+
+def test_only_opencvs_engine_needs_ximgproc(mined_dataset, photos, monkeypatch):
+    monkeypatch.delattr(cv2, "ximgproc")
+    source, recipe, observer = FolderSource(photos), Recipe(), LiveProgress(Console(), quiet=True)
+    assert run_job(source, mined_dataset, recipe, JobOptions(3), observer).already_complete
+    with pytest.raises(AlignDetError, match="has no ximgproc"):
+        run_job(source, mined_dataset, recipe, JobOptions(3, engine="opencv"), observer)
+
+
+def test_the_pixel_limit_is_part_of_the_recipe(photos, tmp_path, start):
+    status, output = start(photos, tmp_path / "out", *_ONE, "--max-pixels", "26800").wait()
+    assert status == 0, output
+    manifest = open_dataset(tmp_path / "out").manifest
+    assert manifest.recipe.max_pixels == 26800
+    reasons = pq.read_table(tmp_path / "out" / "rejected.parquet").column("reason").to_pylist()
+    assert set(reasons) == {"too_many_pixels"}
+    assert manifest.totals.images + len(reasons) == 8
+    assert manifest.totals.images
+    assert reasons
 
 
 def test_a_folder_of_something_else_is_left_alone(photos, tmp_path, start):
