@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from aligndet_train.config import PretrainConfig, head_type
 from aligndet_train.detectors import BACKGROUND, adapter_for
 from aligndet_train.detectors.adapter import FamilyAdapter, Reading
+from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.diagnostics import contrastive_floor, embedding_diagnostics
 from aligndet_train.distributed import mean_over_ranks, rows_of_other_ranks
 from aligndet_train.equals import put_equals_in_place
@@ -56,6 +57,7 @@ class BoxDomainPretrainer(BaseModel):
         self.adapter = adapter
         adapter.convert(student, config.embed_dims)
         put_equals_in_place(student)
+        keep_sensitive_float32(student)
         self.student = student
         self.student.backbone.requires_grad_(False)
         for name, parameter in self.student.named_parameters():

@@ -13,20 +13,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from mmcv.ops import MultiScaleDeformableAttention
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter, Reading
-from aligndet_train.detectors.float32 import keep_float32
 from aligndet_train.detectors.projectors import mlp_projector
 from proposals.errors import AlignDetError
 
 if TYPE_CHECKING:
     from aligndet_train.config import PretrainConfig
 
-# mmdet names of small layers that give points in [0, 1]: beside the heads, all that must not be rounded to bfloat16.
-_POINT_LAYERS = ("reference_points_fc", "ref_point_head", "ref_anchor_head", "bbox_embed")
 _LAYERS = range(32)
 
 
@@ -133,15 +129,11 @@ class QueryAdapter(FamilyAdapter):
         return [_with_clusters(sample) for sample in data_samples]
 
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
-        """See FamilyAdapter. What gives coordinates is computed in float32 under autocast, too."""
+        """See FamilyAdapter."""
         head: Any = detector.bbox_head
         head.query_tap = QueryTap(head.embed_dims, embed_dims)
         head.register_forward_pre_hook(head.query_tap.take_states)
         head.assigner = ReportingAssigner(head.assigner, head.query_tap)
-        for name, module in list(detector.named_modules()):
-            if isinstance(module, MultiScaleDeformableAttention) or name.split(".")[-1] in _POINT_LAYERS:
-                keep_float32(module)
-        keep_float32(head)
 
     def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
         """None: classes stay, see ``read``."""

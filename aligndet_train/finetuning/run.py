@@ -20,6 +20,7 @@ from torch import Tensor
 
 from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.checkpoint import identity_difference
+from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.detectors.two_stage import repeated_regressor
 from aligndet_train.distributed import joined_processes
 from aligndet_train.export import KeyReport, key_report
@@ -146,6 +147,8 @@ def _finetune(
     loader = LoadWeightsHook(state) if state is not None else None
     with DefaultScope.overwrite_default_scope("mmdet"):
         runner = Runner.from_cfg(config)
+        if options.amp:
+            keep_sensitive_float32(_plain(runner.model))
         for hook in (results, loader):
             if hook is not None:
                 runner.register_hook(hook)

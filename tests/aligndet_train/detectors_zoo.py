@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from aligndet_train.config import RunConfig, load_run_config
+from aligndet_train.config import RunConfig, load_run_config, read_config
 
 Options = dict[str, Any]
 
@@ -118,13 +118,30 @@ SLOW: dict[str, tuple[str, Options]] = {
     "pisa_retinanet": ("pisa/retinanet-r50_fpn_pisa_1x_coco.py", _DENSE),
     "ssd": ("ssd/ssd300_coco.py", {"backbone.init_cfg": None}),
 }
+# Fine-tuned only: they do not convert.
+OTHERS: dict[str, tuple[str, Options]] = {
+    "autoassign": ("autoassign/autoassign_r50-caffe_fpn_1x_coco.py", _DENSE),
+}
 
 
 def tiny_run(name: str) -> RunConfig:
     """The family's stock config, made small."""
+    return load_run_config(_path(name), PRETRAIN, _options(name))
+
+
+def tiny_stock(name: str) -> Options:
+    """Its ``model`` alone, also of a detector that does not convert; no masks, as in fine-tuning."""
+    model = read_config(_path(name), _options(name)).model.to_dict()
+    model.get("roi_head", {}).pop("mask_head", None)
+    return model
+
+
+def _options(name: str) -> Options:
+    return {f"model.{key}": value for key, value in (FAMILIES | SLOW | OTHERS)[name][1].items()}
+
+
+def _path(name: str) -> Path:
     spec = find_spec("mmdet")
     assert spec is not None
     assert spec.origin is not None
-    config, options = (FAMILIES | SLOW)[name]
-    path = Path(spec.origin).parent / ".mim" / "configs" / config
-    return load_run_config(path, PRETRAIN, {f"model.{key}": value for key, value in options.items()})
+    return Path(spec.origin).parent / ".mim" / "configs" / (FAMILIES | SLOW | OTHERS)[name][0]

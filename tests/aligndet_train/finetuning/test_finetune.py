@@ -19,6 +19,7 @@ from aligndet_train.finetuning.run import load_into
 from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
+from tests.aligndet_train.cuda_refusals import RefusalsOfCuda
 from tests.aligndet_train.test_distributed import finish, free_port, launched
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -162,6 +163,17 @@ def test_a_backbone_alone_keeps_the_usual_rates(labels, tmp_path):
     assert code == 0, output
     run = json.loads((tmp_path / "F" / "run.json").read_text())
     assert run["weight_decay"] == stock.optim_wrapper.optimizer.weight_decay
+
+
+def test_query_detectors_are_fine_tuned_as_cuda_takes_them(labels, tmp_path):
+    """DDQ has points, sampling offsets and a loss of probabilities."""
+    with RefusalsOfCuda():
+        code, output = invoke(
+            "finetune", "--config", CONFIGS / "tiny_ddq.py", "--train", labels.annotations, "--train-images",
+            labels.images, "--image-size", "128x96", "--workers", 0, "--epochs", 1, "--batch-size", 4, "--amp",
+            "--work-dir", tmp_path,
+        )  # fmt: skip
+    assert code == 0, output
 
 
 def test_kept_box_regressors_fit_any_number_of_classes():
