@@ -38,6 +38,9 @@ from proposals.dataset.verify import Report, verify_dataset
 from proposals.errors import AlignDetError, NewerFormatError
 from proposals.paths import local_only
 
+# Kinds of sources whose images are no files of their own.
+_CONTAINED = frozenset({"webdataset", "parquet", "arrow"})
+
 OnRepair = Callable[[str], None]
 
 
@@ -183,6 +186,11 @@ def _mine_again(
         raise AlignDetError(
             f"shards {', '.join(names)} of {root} hold boxes that were imported, not mined, so they cannot be mined "
             "again. Import them again: aligndet convert FILE NEW_FOLDER --to dataset --images FOLDER"
+        )
+    if manifest.source.kind in _CONTAINED:
+        raise AlignDetError(
+            f"shards {', '.join(names)} of {root} were mined from {manifest.source.kind}, and --repair reads image "
+            "files only. Mine the same source into a new folder: its other shards come out the same, byte for byte."
         )
     if not folders:
         raise AlignDetError(

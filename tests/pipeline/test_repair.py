@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import tarfile
 
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.sources import open_source
 from proposals.cli import build_app
 from proposals.dataset import layout
 from proposals.dataset.consolidated import consolidate
@@ -240,3 +242,15 @@ def test_imported_boxes_are_not_mined_again(copy, source, tmp_path):
     assert _repair(back).exit_code == 0
     _flip(back / "shards" / "00000.tar")
     assert "aligndet convert FILE NEW_FOLDER" in str(_repair(back, source).exception)
+
+
+def test_images_that_lie_in_tars_are_not_looked_for_among_files(source, mine_folder, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(source.rglob("*.jpg")):
+            tar.add(path, path.name)
+    root = mine_folder(open_source(str(tmp_path / "x.tar")), tmp_path / "out")
+    _flip(root / "shards" / "00001.tar")
+    done = _repair(root, source)
+    assert done.exit_code == 1
+    assert "mined from webdataset" in str(done.exception)
+    assert "a new folder" in str(done.exception)
