@@ -58,10 +58,11 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
         self.register_buffer("std", torch.tensor(spec.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: Sequence[Sample], training: bool = True) -> dict[str, Any]:
-        """See the class. ``training`` is mmengine's and changes nothing."""
+        """See the class. ``training`` is mmengine's and changes nothing; nor does autocast."""
         first_ids = list(accumulate((len(sample.boxes) for sample in data), initial=0))
-        images = [sample.image.to(self.mean.device, non_blocking=True) for sample in data]
-        return {"views": tuple(self._view(data, images, first_ids, number) for number in (0, 1))}
+        with torch.autocast(self.mean.device.type, enabled=False):
+            images = [sample.image.to(self.mean.device, non_blocking=True) for sample in data]
+            return {"views": tuple(self._view(data, images, first_ids, number) for number in (0, 1))}
 
     def _view(
         self, data: Sequence[Sample], images: list[Tensor], first_ids: list[int], number: int

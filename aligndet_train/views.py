@@ -14,6 +14,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor
+from torch.nn.functional import conv2d
 from torchvision.transforms.v2 import functional as F
 
 ColorOp = Literal[
@@ -115,7 +116,22 @@ def _color(image: Tensor, view: View) -> Tensor:
         "color": lambda: F.adjust_saturation(rgb, amount),
         "contrast": lambda: F.adjust_contrast(rgb, amount),
         "brightness": lambda: F.adjust_brightness(rgb, amount),
-        "sharpness": lambda: F.adjust_sharpness(rgb, amount),
+        "sharpness": lambda: _sharpened(rgb, amount),
         "posterize": lambda: F.posterize(rgb, int(amount)),
     }
     return operations[view.color_op]().flip(0)
+
+
+def _sharpened(rgb: Tensor, factor: float) -> Tensor:
+    """torchvision's adjust_sharpness of ``rgb`` [3, H, W] uint8, whose kernel is made on the device.
+
+    torchvision copies it there, from a list, and waits.
+    """
+    if min(rgb.shape[-2:]) <= 2:
+        return rgb
+    kernel = torch.full((3, 1, 3, 3), 1 / 13, device=rgb.device)
+    kernel[:, :, 1, 1] = 5 / 13
+    pixels = rgb.float()
+    inner = pixels[:, 1:-1, 1:-1]
+    inner.add_(conv2d(pixels, kernel, groups=3).round_().sub_(inner), alpha=1 - factor)
+    return pixels.clamp_(0, 255).to(torch.uint8)

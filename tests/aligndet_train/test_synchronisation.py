@@ -1,5 +1,7 @@
 """On a GPU: our parts of a step never wait for it. Stock heads do, in places that docs/performance.md names."""
 
+import dataclasses
+
 import pytest
 import torch
 from mmengine.structures import InstanceData
@@ -10,6 +12,7 @@ from aligndet_train.equals.max_iou import LooplessMaxIoUAssigner
 from aligndet_train.losses.contrastive import box_contrastive_loss
 from aligndet_train.momentum import make_teacher, update_teacher
 from aligndet_train.preprocess import TwoViewPreprocessor
+from aligndet_train.views import COLOR_OPS
 from tests.aligndet_train.test_views import SMALL, SPEC, sample
 
 pytestmark = pytest.mark.gpu
@@ -22,8 +25,9 @@ def waiting_is_an_error():
     torch.cuda.set_sync_debug_mode("default")
 
 
-def test_two_views_are_made_without_waiting(waiting_is_an_error):
-    preprocessor = TwoViewPreprocessor(SPEC, SMALL, seed=0).cuda()
+@pytest.mark.parametrize("op", COLOR_OPS)
+def test_two_views_are_made_without_waiting(waiting_is_an_error, op):
+    preprocessor = TwoViewPreprocessor(SPEC, dataclasses.replace(SMALL, color_ops=(op,)), seed=0).cuda()
     batch = [sample(index).pin_memory() for index in range(4)]
     preprocessor(batch)
     waiting_is_an_error()

@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2.functional import adjust_sharpness
 
 from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
 from aligndet_train.stream import Sample
 from aligndet_train.views import COLOR_OPS, View, ViewConfig, apply_view, draw_view, view_rng
+from tests.aligndet_train.fake_gpu import no_waits_on_a_fake_gpu
 
 SPEC = InputSpec(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0), bgr_to_rgb=True, pad_size_divisor=32)
 SMALL = ViewConfig(short_sides=(64, 96), long_side=160)
@@ -52,6 +54,33 @@ def test_every_colour_operation_changes_colours_only(op):
     assert changed.shape == image.shape
     # Random noise already spans 0..255, so stretching its contrast has nothing to do.
     assert torch.equal(changed, image) == (op in {"identity", "autocontrast"})
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 1.9])
+@pytest.mark.parametrize("size", [(60, 80), (2, 9), (3, 3)])
+def test_sharpness_is_torchvisions(factor, size):
+    image = sample(4, *size).image
+    view = View(*size, flip=False, color_op="sharpness", magnitude=factor)
+    changed, _, _ = apply_view(image, torch.zeros(0, 4), view)
+    assert torch.equal(changed, adjust_sharpness(image, factor))
+
+
+@pytest.mark.parametrize("op", COLOR_OPS)
+def test_a_view_is_made_without_waiting_for_the_gpu(op):
+    with no_waits_on_a_fake_gpu():
+        image = torch.zeros(3, 70, 90, dtype=torch.uint8, device="cuda")
+        view = View(96, 120, flip=True, color_op=op, magnitude=5.0 if op == "posterize" else 0.4)
+        changed, _, _ = apply_view(image, torch.zeros(3, 4), view)
+    assert changed.device.type == "cuda"
+
+
+@pytest.mark.parametrize("op", COLOR_OPS)
+def test_views_are_the_same_under_autocast(op):
+    preprocessor = TwoViewPreprocessor(SPEC, dataclasses.replace(SMALL, color_ops=(op,)), seed=1)
+    (plain, _), _ = preprocessor([sample(5)])["views"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (half, _), _ = preprocessor([sample(5)])["views"]
+    assert torch.equal(plain, half)
 
 
 def test_drawn_sizes_follow_the_recipe():
