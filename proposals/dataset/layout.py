@@ -4,6 +4,8 @@ import hashlib
 import re
 from pathlib import Path, PurePosixPath
 
+from proposals.paths import scheme_of
+
 MANIFEST = "dataset.json"
 PLAN = "plan.parquet"
 REJECTED = "rejected.parquet"
@@ -19,6 +21,8 @@ TEMPORARY_MARK = ".tmp-"
 _STEM_LENGTH = 48
 _HASH_LENGTH = 16
 KEY_LENGTH = _STEM_LENGTH + 1 + _HASH_LENGTH
+# Of the formats that are decoded.
+_EXTENSIONS = frozenset({"jpg", "jpe", "jfif", "png", "apng", "webp", "bmp", "dib", "tif", "gif"})
 
 
 def shard_name(number: int) -> str:
@@ -59,6 +63,12 @@ def key_of(uri: str) -> str:
 
 
 def image_extension(uri: str) -> str:
-    """The image member's extension: the uri's, in lower case, one spelling per format (jpg, tif), without the dot."""
-    suffix = PurePosixPath(uri).suffix.lower().lstrip(".")
-    return {"jpeg": "jpg", "tiff": "tif", "": "bin"}.get(suffix, suffix)
+    """The image member's extension without the dot: the uri's in lower case when it is an image's, else ``bin``.
+
+    One spelling per format (jpg, tif); of a URL, the part before ``?`` or ``#`` counts. Never what a stranger chooses:
+    readers of tars go by it, and webdataset unpickles what is called ``pyd``.
+    """
+    name = re.split("[?#]", uri, maxsplit=1)[0] if scheme_of(uri) else uri
+    suffix = PurePosixPath(name).suffix.lower().lstrip(".")
+    suffix = {"jpeg": "jpg", "tiff": "tif"}.get(suffix, suffix)
+    return suffix if suffix in _EXTENSIONS else "bin"

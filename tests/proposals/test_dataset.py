@@ -177,7 +177,22 @@ def test_keys_are_unique_plain_and_short():
     keys = [layout.key_of(uri) for uri in uris]
     assert len(set(keys)) == len(uris)
     assert all(key.isascii() and not set(key) & set("./ ") and len(key) < 80 for key in keys)
-    assert [layout.image_extension(uri) for uri in ("a.JPEG", "b.Png", "c.tiff")] == ["jpg", "png", "tif"]
+
+
+def test_a_members_extension_is_that_of_an_image_or_none():
+    known = {
+        "a.JPEG": "jpg",
+        "b.Png": "png",
+        "c.tiff": "tif",
+        "d/e.jfif": "jfif",
+        "x.tar/512+3/f.WEBP": "webp",
+    }
+    urls = {"https://h/a.jpg?w=640&h=480#top": "jpg", "https://h/a?of=b.jpg": "bin", "s3://b/a.jpg": "jpg"}
+    others = dict.fromkeys(
+        ("a", "a.parquet/2", "a.pyd", "a.json", "a.jpg?w=640", "a.jpé", "a.tar", ".jpg"), "bin"
+    )
+    for uri, extension in {**known, **urls, **others}.items():
+        assert layout.image_extension(uri) == extension, uri
 
 
 def test_the_parquet_schema_is_the_documented_one(mined_dataset):
