@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import Path, PurePosixPath
 
-from proposals.paths import scheme_of
+from proposals.paths import WEB, scheme_of
 
 MANIFEST = "dataset.json"
 PLAN = "plan.parquet"
@@ -65,10 +65,10 @@ def key_of(uri: str) -> str:
 def image_extension(uri: str) -> str:
     """The image member's extension without the dot: the uri's in lower case when it is an image's, else ``bin``.
 
-    One spelling per format (jpg, tif); of a URL, the part before ``?`` or ``#`` counts. Never what a stranger chooses:
-    readers of tars go by it, and webdataset unpickles what is called ``pyd``.
+    One spelling per format (jpg, tif). A web URL without one may have it before its ``?`` or ``#``. Never what a
+    stranger chooses: readers of tars go by it, and webdataset unpickles what is called ``pyd``.
     """
-    name = re.split("[?#]", uri, maxsplit=1)[0] if scheme_of(uri) else uri
-    suffix = PurePosixPath(name).suffix.lower().lstrip(".")
-    suffix = {"jpeg": "jpg", "tiff": "tif"}.get(suffix, suffix)
-    return suffix if suffix in _EXTENSIONS else "bin"
+    names = [uri, re.split("[?#]", uri, maxsplit=1)[0]] if scheme_of(uri) in WEB else [uri]
+    suffixes = [PurePosixPath(name).suffix.lower().lstrip(".") for name in names]
+    spelled = [{"jpeg": "jpg", "tiff": "tif"}.get(suffix, suffix) for suffix in suffixes]
+    return next((suffix for suffix in spelled if suffix in _EXTENSIONS), "bin")

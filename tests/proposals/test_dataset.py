@@ -187,7 +187,7 @@ def test_a_members_extension_is_that_of_an_image_or_none():
         "d/e.jfif": "jfif",
         "x.tar/512+3/f.WEBP": "webp",
     }
-    urls = {"https://h/a.jpg?w=640&h=480#top": "jpg", "https://h/a?of=b.jpg": "bin", "s3://b/a.jpg": "jpg"}
+    urls = {"https://h/a.jpg?w=640&h=480#top": "jpg", "https://h/a?of=b.jpg": "jpg", "s3://b/a#1?.jpg": "jpg"}
     others = dict.fromkeys(
         ("a", "a.parquet/2", "a.pyd", "a.json", "a.jpg?w=640", "a.jpé", "a.tar", ".jpg"), "bin"
     )
