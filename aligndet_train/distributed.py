@@ -61,8 +61,29 @@ def _join(launcher: str) -> None:
     if launcher == "slurm":
         _translate_slurm()
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        place = int(os.environ["LOCAL_RANK"])
+        device = gpu_of_process(place, torch.cuda.device_count(), launcher)
+        torch.cuda.set_device(device)
+        # mmengine takes it for the device, too.
+        os.environ["LOCAL_RANK"] = str(device)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def gpu_of_process(place: int, visible: int, launcher: str) -> int:
+    """The GPU of the process at ``place`` on its node, of the ``visible`` ones that it sees.
+
+    Under Slurm a task that sees one GPU has it for itself (--gpus-per-task). Raises AlignDetError when there are more
+    processes than GPUs.
+    """
+    if launcher == "slurm" and visible == 1:
+        return 0
+    if place >= visible:
+        fewer = "--nproc-per-node" if launcher == "pytorch" else "--ntasks-per-node"
+        raise AlignDetError(
+            f"process {place} of this node has no GPU: it sees {visible}, and every process needs its own. Start "
+            f"fewer processes ({fewer} {visible}), or make more GPUs visible (CUDA_VISIBLE_DEVICES)"
+        )
+    return place
 
 
 def _translate_slurm() -> None:

@@ -15,8 +15,10 @@ import pytest
 from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aligndet_train.config import load_run_config
+from aligndet_train.distributed import gpu_of_process
 from aligndet_train.stream import ProposalStream, StepSampler, StreamState
 from proposals.dataset import open_dataset
+from proposals.errors import AlignDetError
 from tests.aligndet_train.conftest import TINY
 
 STEPS = 20
@@ -127,6 +129,26 @@ def one_rank(mined_dataset, tmp_path_factory):
 
     done = {}
     return run
+
+
+def test_every_process_has_a_gpu_of_its_own():
+    assert [gpu_of_process(place, 4, "pytorch") for place in range(4)] == [0, 1, 2, 3]
+    assert [gpu_of_process(place, 4, "slurm") for place in range(4)] == [0, 1, 2, 3]
+    # --gpus-per-task=1: each task sees its own GPU alone, as number 0.
+    assert [gpu_of_process(place, 1, "slurm") for place in range(4)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "visible", "fewer"),
+    [
+        ("pytorch", 1, "--nproc-per-node 1"),
+        ("pytorch", 4, "--nproc-per-node 4"),
+        ("slurm", 4, "--ntasks-per-node 4"),
+    ],
+)
+def test_more_processes_than_gpus_are_refused(launcher, visible, fewer):
+    with pytest.raises(AlignDetError, match=rf"sees {visible}.*{fewer}.*CUDA_VISIBLE_DEVICES"):
+        gpu_of_process(visible, visible, launcher)
 
 
 @pytest.mark.parametrize("detector", ["fcos", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
