@@ -1,4 +1,7 @@
-"""Small real photographs (from scikit-image's and scikit-learn's wheels) and a dataset mined from them."""
+"""Small real photographs (from scikit-image's and scikit-learn's wheels) and a dataset mined from them.
+
+Also on a machine with a GPU the suite runs on the CPU, unless the tests marked ``gpu`` are asked for.
+"""
 
 import os
 from collections.abc import Callable
@@ -26,6 +29,18 @@ hypothesis.settings.register_profile("search", print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 _LONG_SIDE = 200
+
+
+def selects_gpu(marks: str) -> bool:
+    """Whether ``marks``, what -m says, asks for tests marked gpu."""
+    return marks == "" or ("gpu" in marks and "not gpu" not in marks)
+
+
+def pytest_plugin_registered(manager: pytest.PytestPluginManager) -> None:
+    """Hide the GPUs. Called as soon as this file is read: the next conftest imports mmengine, which looks for them."""
+    config = manager.get_plugin("pytestconfig")
+    if config is not None and not selects_gpu(config.known_args_namespace.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _photographs() -> dict[str, np.ndarray]:
