@@ -15,6 +15,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from torch import Tensor
+from torch.backends import cudnn
 from torch.nn.functional import interpolate
 from torchvision.ops import roi_align
 
@@ -64,7 +65,6 @@ class RegionEncoder:
     def __init__(self, settings: RegionSettings, device: str = "cpu") -> None:
         # The same sums in the same order everywhere, or ids would depend on the machine's load.
         torch.set_num_threads(1)
-        torch.backends.cudnn.deterministic = True
         torch.manual_seed(0)
         self.settings, self.device = settings, device
         self._spec = InputSpec.from_stock(settings.data_preprocessor)
@@ -96,7 +96,9 @@ class RegionEncoder:
             self.settings.short_side / min(height, width), self.settings.long_side / max(height, width)
         )
         size = max(1, round(height * factor)), max(1, round(width * factor))
-        features = self._backbone(self._input(image, size))[-1]
+        # TF32 would round features to 10 bits on some GPUs and not on others.
+        with cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            features = self._backbone(self._input(image, size))[-1]
         scale = torch.tensor([size[1] / width, size[0] / height] * 2, device=self.device)
         stride = self._padded(size)[1] / features.shape[-1]
         moved = torch.from_numpy(boxes).to(self.device) * scale

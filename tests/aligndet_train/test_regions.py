@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.backends import cudnn
 from torch.nn.functional import grid_sample
 
 from aligndet_train.regions import RegionEncoder, region_settings
@@ -59,6 +60,18 @@ def test_another_encoder_gives_the_same_bytes_and_identity(encoder):
     assert np.array_equal(other.encode(bgr, boxes), encoder.encode(bgr, boxes))
     wider = RegionEncoder(region_settings(TINY, {"model.backbone.base_channels": 16}, 96, 192))
     assert wider.identity() != encoder.identity()
+
+
+def test_convolutions_are_exact_on_any_gpu_and_other_code_keeps_its_settings(encoder):
+    seen = []
+    hook = encoder._backbone.register_forward_hook(
+        lambda *_: seen.append((cudnn.enabled, cudnn.deterministic, cudnn.allow_tf32))
+    )
+    before = (cudnn.deterministic, cudnn.allow_tf32)
+    encoder.encode(np.zeros((64, 64, 3), np.uint8), np.zeros((0, 4), np.float32))
+    hook.remove()
+    assert seen == [(True, True, False)]
+    assert (cudnn.deterministic, cudnn.allow_tf32) == before
 
 
 def test_no_boxes_and_unknown_names(encoder):
