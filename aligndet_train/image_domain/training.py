@@ -164,6 +164,7 @@ def build_loader(plan: Plan) -> "DataLoader[Sample]":
         collate_fn=list,
         worker_init_fn=leave_signals_to_the_parent,
         persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
