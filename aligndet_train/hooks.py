@@ -67,8 +67,13 @@ class StepHook(Hook):
         _pretrainer(runner).momentum_step(momentum)
         runner.message_hub.update_scalar("train/teacher_momentum", momentum)
         if outputs:
+            wrapper = runner.optim_wrapper
+            norm = wrapper.norm
             # Every later hook would fetch each figure by itself.
-            outputs.update(zip(outputs, torch.stack(list(outputs.values())).tolist(), strict=True))
+            figures = torch.stack([*outputs.values(), *([] if norm is None else [norm])]).tolist()
+            outputs.update(zip(outputs, figures, strict=False))
+            if norm is not None:
+                wrapper.message_hub.update_scalar("train/grad_norm", figures[-1])
 
 
 class ThroughputHook(Hook):

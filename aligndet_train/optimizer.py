@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 
 from aligndet_train.config import PretrainConfig
 
@@ -37,9 +37,29 @@ class Bfloat16OptimWrapper(OptimWrapper):
             yield
 
 
+class StepOptimWrapper(OptimWrapper):
+    """mmengine's, but the norm of the clipped gradients stays on the device until the step's figures are fetched.
+
+    norm: of the last step, before clipping; None until gradients were clipped.
+    """
+
+    norm: Tensor | None = None
+
+    def _clip_grad(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        clipped = [p for p in parameters if p.requires_grad and p.grad is not None]
+        if clipped:
+            self.norm = self.clip_func(clipped, **self.clip_grad_kwargs)
+
+
+class _Bfloat16StepOptimWrapper(StepOptimWrapper, Bfloat16OptimWrapper):
+    pass
+
+
 def wrapped_optimizer(
     optimizer: torch.optim.Optimizer, *, amp: bool, clip_grad: float | None = None
-) -> OptimWrapper:
-    """``optimizer`` as mmengine's loop takes it. clip_grad: the largest L2 norm of all gradients together."""
+) -> StepOptimWrapper:
+    """``optimizer`` as StreamTrainLoop takes it. clip_grad: the largest L2 norm of all gradients together."""
     clip = None if clip_grad is None else {"max_norm": clip_grad, "norm_type": 2}
-    return (Bfloat16OptimWrapper if amp else OptimWrapper)(optimizer=optimizer, clip_grad=clip)
+    kind = _Bfloat16StepOptimWrapper if amp else StepOptimWrapper
+    return kind(optimizer=optimizer, clip_grad=clip)

@@ -88,8 +88,9 @@ class EmbeddingTap(BaseModule):
         if isinstance(weight, list):
             weight = torch.cat([level.reshape(-1) for level in weight])
         if weight is not None:
-            used = weight > 0
-            embeddings, ids = embeddings[used], ids[used]
+            # One wait for a GPU; a mask would be counted for each.
+            rows = (weight > 0).nonzero().squeeze(1)
+            embeddings, ids = embeddings[rows], ids[rows]
         self._readings.append(Reading(embeddings, ids, self.weight))
         return pred[:0].sum()
 
@@ -107,6 +108,14 @@ class EmbeddingTap(BaseModule):
         return Reading(
             torch.cat([r.embeddings for r in readings]), torch.cat([r.ids for r in readings]), self.weight
         )
+
+
+def assigned_ids(ids: Tensor, gt_inds: Tensor) -> Tensor:
+    """[N]: for every box the id of its proposal, of ``ids`` [M], or BACKGROUND.
+
+    gt_inds: [N] int64 as mmdet's assigners give them, row + 1 of the proposal, 0 for none, -1 for ignored.
+    """
+    return torch.cat([ids.new_full((1,), BACKGROUND), ids])[gt_inds.clamp(min=0)]
 
 
 class FamilyAdapter(ABC):

@@ -11,7 +11,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap
+from aligndet_train.detectors.adapter import EmbeddingTap, assigned_ids
 
 
 class NeutralAssigner:
@@ -42,13 +42,11 @@ class NeutralAssigner:
         result = self.stock.assign(
             pred_instances=boxes, gt_instances=one_class, gt_instances_ignore=gt_instances_ignore, **kwargs
         )
-        assigned = result.gt_inds > 0
-        ids = torch.full_like(result.gt_inds, BACKGROUND)
-        ids[assigned] = gt_instances.labels[result.gt_inds[assigned] - 1]
+        ids = assigned_ids(gt_instances.labels, result.gt_inds)
         if self.tap is None:
             result.labels = ids
         else:
-            self.tap.expect(ids[assigned] if self.positives_only else ids)
+            self.tap.expect(ids[result.gt_inds > 0] if self.positives_only else ids)
         return result
 
 

@@ -16,7 +16,7 @@ import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter, Reading
+from aligndet_train.detectors.adapter import EmbeddingTap, FamilyAdapter, Reading, assigned_ids
 from aligndet_train.detectors.projectors import mlp_projector
 from proposals.errors import AlignDetError
 
@@ -61,9 +61,7 @@ class ReportingAssigner:
     def assign(self, pred_instances: Any, gt_instances: Any, **context: Any) -> Any:
         """As mmdet's. ``gt_instances.ids`` [N] are the proposals' ids."""
         result = self.assigner.assign(pred_instances=pred_instances, gt_instances=gt_instances, **context)
-        ids = gt_instances.ids
-        with_background = torch.cat([ids.new_full((1,), BACKGROUND), ids])
-        self._tap.take_match(with_background[result.gt_inds])
+        self._tap.take_match(assigned_ids(gt_instances.ids, result.gt_inds))
         return result
 
 

@@ -1,0 +1,36 @@
+"""Clipping is mmengine's, but nothing waits for the norm."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+
+from aligndet_train.optimizer import wrapped_optimizer
+from tests.aligndet_train.fake_gpu import no_waits_on_a_fake_gpu
+
+
+def stepped(model, wrapper_of):
+    wrapper = wrapper_of(torch.optim.SGD(model.parameters(), lr=0.1))
+    wrapper.update_params(model(torch.arange(12.0).view(3, 4)).square().sum())
+    return wrapper
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_gradients_are_clipped_as_mmengine_clips_them(amp):
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(4, 2)
+    theirs = copy.deepcopy(ours)
+    wrapper = stepped(ours, lambda optimizer: wrapped_optimizer(optimizer, amp=amp, clip_grad=0.5))
+    stock = stepped(theirs, lambda optimizer: OptimWrapper(optimizer, clip_grad={"max_norm": 0.5}))
+    assert torch.equal(ours.weight, theirs.weight)
+    assert wrapper.norm.item() == stock.message_hub.get_scalar("train/grad_norm").current() > 0.5
+
+
+def test_clipping_does_not_wait_for_the_gpu():
+    with no_waits_on_a_fake_gpu():
+        weight = torch.nn.Parameter(torch.zeros(4, device="cuda"))
+        wrapper = wrapped_optimizer(torch.optim.SGD([weight], lr=0.1), amp=False, clip_grad=0.5)
+        weight.grad = torch.zeros(4, device="cuda")
+        wrapper.step()
+        assert wrapper.norm.device.type == "cuda"
