@@ -34,6 +34,11 @@ _BOX_BYTES = 64
 _TABLE_BYTES = 2**20
 
 
+def has_room(size: int, images: int, boxes: int) -> bool:
+    """Whether a Parquet table of ``size`` bytes without a tar may declare so many images and boxes."""
+    return images * MIN_ROW_BYTES <= size and boxes <= size * MAX_BOXES_PER_BYTE
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """All of ``path``; raises AlignDetError when it is larger than ``limit`` bytes or cannot be read."""
     try:

@@ -18,7 +18,7 @@ from proposals.dataset import bounds, layout
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError, NewerFormatError
-from proposals.filters import Status
+from proposals.filters import STATUSES, Status
 from proposals.image_roots import ImageRoot
 from proposals.paths import as_path, is_there
 from proposals.recipe import Recipe
@@ -26,6 +26,8 @@ from proposals.recipe import Recipe
 FORMAT_NAME = "aligndet-proposals"
 FORMAT_VERSION = "1.1"  # the newest that is read
 EMBEDDED_VERSION = "1.0"  # what is written where the images are in tars, so that older readers read it
+_MANIFEST_BYTES = 2**20  # of dataset.json without its shards, at most
+_MAX_FILE_BYTES = 10**13 - 1
 _UPGRADE = "Upgrade it: pip install --upgrade aligndet"
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -87,9 +89,7 @@ class ShardEntry(BaseModel):
                 self.images * bounds.MIN_IMAGE_BYTES <= room and self.proposals * bounds.MIN_BOX_BYTES <= room
             )
         room = self.parquet.bytes if self.parquet is not None else 0
-        return (
-            self.images * bounds.MIN_ROW_BYTES <= room and self.proposals <= room * bounds.MAX_BOXES_PER_BYTE
-        )
+        return bounds.has_room(room, self.images, self.proposals)
 
 
 class Rejection(BaseModel):
@@ -198,8 +198,44 @@ def library_versions() -> dict[str, str]:
 
 
 def write_model(path: Path, model: BaseModel) -> None:
-    """Write ``model`` as indented JSON with a seal, atomically."""
-    write_atomically(path, seal(model.model_dump_json(indent=1).encode() + b"\n"))
+    """Write ``model`` as indented JSON with a seal, atomically; raises AlignDetError when no reader would accept it."""
+    data = seal(model.model_dump_json(indent=1).encode() + b"\n")
+    limit = bounds.MAX_MANIFEST_BYTES if isinstance(model, Manifest) else bounds.MAX_RECORD_BYTES
+    if len(data) > limit:
+        less = "more" if isinstance(model, Manifest) else "fewer"
+        raise AlignDetError(
+            f"{path} would have {len(data)} bytes, more than the {limit} that are read. Mine into a new folder with "
+            f"{less} images in a shard: --images-per-shard"
+        )
+    write_atomically(path, data)
+
+
+def require_listable(shards: int, images: int, images_per_shard: int) -> None:
+    """Raise AlignDetError when dataset.json cannot list so many shards, naming images a shard that make fewer."""
+    room = bounds.MAX_MANIFEST_BYTES - _MANIFEST_BYTES
+    fit = room // shard_entry_bytes(shards, images_per_shard)
+    if shards > fit:
+        needed = -(-images // max(1, room // shard_entry_bytes(shards, bounds.MAX_SHARD_IMAGES)))
+        raise AlignDetError(
+            f"{images} images make {shards} shards, more than the {fit} that dataset.json can list. Mine into a new "
+            f"folder with --images-per-shard {needed} or more."
+        )
+
+
+def shard_entry_bytes(shards: int, images_per_shard: int) -> int:
+    """The most that one of ``shards`` shards takes in dataset.json."""
+    name, each = layout.shard_name(max(0, shards - 1)), images_per_shard
+    files = {
+        kind: FileEntry(path=f"{layout.SHARDS}/{name}.{kind}", bytes=_MAX_FILE_BYTES, sha256="0" * 64)
+        for kind in ("tar", "parquet")
+    }
+    statuses = dict.fromkeys(STATUSES, each)
+    counts = {"images": each, "proposals": bounds.MAX_SHARD_PROPOSALS, "statuses": statuses}
+    entry = ShardEntry.model_construct(None, name=name, **counts, **files)
+    text = entry.model_dump_json(indent=1)
+    return (
+        len(text) + 2 * (text.count("\n") + 1) + 2
+    )  # it is two levels deep, and ends in a comma and a newline
 
 
 def read_record(path: Path) -> CommitRecord:

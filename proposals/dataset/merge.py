@@ -22,6 +22,7 @@ from proposals.dataset.manifest import (
     SourceInfo,
     read_manifest,
     read_record,
+    require_listable,
     write_model,
 )
 from proposals.errors import AlignDetError
@@ -57,6 +58,8 @@ def merge_datasets(roots: Sequence[Path], out: Path) -> Manifest:
         manifest = read_manifest(root)
         parts.append(_Part(root, manifest, read_plan(root / layout.PLAN)))
     identity = _identity(parts)
+    shards = sum(len(part.manifest.shards) for part in parts)
+    require_listable(shards, identity.source.images, identity.images_per_shard)
     plan = _plan(parts)
     (out / layout.SHARDS).mkdir(parents=True, exist_ok=True)
     records: list[CommitRecord] = []

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from proposals.dataset import layout
-from proposals.dataset.bounds import read_parquet
+from proposals.dataset.bounds import has_room, read_parquet
 from proposals.dataset.manifest import ShardEntry
 from proposals.errors import AlignDetError
 from proposals.fetch import MAX_IMAGE_BYTES
@@ -34,6 +35,13 @@ SCHEMA = pa.schema(
 REFERENCE_SCHEMA = SCHEMA.set(
     SCHEMA.get_field_index("tar_offset"), pa.field("tar_offset", pa.int64(), nullable=True)
 )
+
+
+def write_table(path: Path, table: pa.Table, boxes: int) -> None:
+    """Write the table of a shard: compressed, unless equal images then take less room than any images may."""
+    pq.write_table(table, path, compression="zstd", version="2.6")
+    if not has_room(path.stat().st_size, table.num_rows, boxes):
+        pq.write_table(table, path, compression="none", use_dictionary=False, version="2.6")
 
 
 def read_shard(root: Path, entry: ShardEntry) -> pa.Table:

@@ -10,14 +10,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic_core import to_json
 
 from proposals.dataset import layout
 from proposals.dataset.columns import number_column, text_column
 from proposals.dataset.files import publish_all, temporary_beside
 from proposals.dataset.manifest import FileEntry, ShardEntry
-from proposals.dataset.tables import BOX, REFERENCE_SCHEMA, SCHEMA
+from proposals.dataset.tables import BOX, REFERENCE_SCHEMA, SCHEMA, write_table
 from proposals.filters import STATUSES, Filtered
 
 _BLOCK = 512
@@ -85,7 +84,8 @@ class ShardWriter:
             return ShardEntry(name=self._name, images=0, proposals=0, statuses={}, tar=None, parquet=None)
         tar = self._end_tar() if self._embed else None
         table = _table(self._rows, SCHEMA if self._embed else REFERENCE_SCHEMA)
-        pq.write_table(table, self._parquet_temporary, compression="zstd", version="2.6")
+        proposals = sum(len(row["rank"]) for row in self._rows)
+        write_table(self._parquet_temporary, table, proposals)
         parquet = FileEntry.of(self._root, self._parquet_path, self._parquet_temporary)
         tars = {self._tar_temporary: self._tar_path} if self._embed else {}
         publish_all({**tars, self._parquet_temporary: self._parquet_path})
@@ -93,7 +93,7 @@ class ShardWriter:
         return ShardEntry(
             name=self._name,
             images=len(self._rows),
-            proposals=sum(len(row["rank"]) for row in self._rows),
+            proposals=proposals,
             statuses={status: found[status] for status in STATUSES if found[status]},
             tar=tar,
             parquet=parquet,
