@@ -21,14 +21,18 @@ _NETWORK_LIBRARIES = (
 )
 
 
-def fault_of(error: BaseException) -> Fault:
-    """The kind of ``error``, raised by a shard task."""
+def fault_of(error: BaseException, remote: bool = False) -> Fault:
+    """The kind of ``error``, raised by a shard task. remote: whether the output is a URL."""
     if isinstance(error, SourceUnavailableError):
         return Fault.source
     if isinstance(error, ChildProcessError | MemoryError):
         return Fault.worker
     if isinstance(error, OSError):
         lasting = isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS
+        if remote and error.errno is not None:
+            lasting = (
+                False  # the system's own: of the scratch disk of that machine, which others do not share
+            )
         return Fault.failed if lasting else Fault.busy
     library = type(error).__module__.split(".")[0]
     return Fault.busy if library in _NETWORK_LIBRARIES else Fault.failed

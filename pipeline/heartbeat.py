@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 # Readers of a dataset ignore every name with this mark, and `mine` removes what a killed run left.
 NAME = f"progress{TEMPORARY_MARK}job.json"
 BEAT_SECONDS = 2.0
+# A driver that pauses longer than this is taken for dead.
+SILENCE_SECONDS = 15 * BEAT_SECONDS
 _NAMED = 1000
 _PACE_BEATS = 60  # images per second are those of the last two minutes
 
 
 class Heartbeat:
-    """Writes the file every two seconds.
+    """Writes the file every two seconds; `pipeline.claim` writes the first one and removes it.
 
     Losing a beat harms nobody, so neither a full disk nor whatever a store's client raises is an error.
     """
@@ -41,8 +43,7 @@ class Heartbeat:
         self._last = time.monotonic()
         self._pace.append((self._last, _done(count)))
         content = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+            **this_process(),
             "started": self._started,
             "updated": time.time(),
             "images": count.images,
@@ -61,11 +62,6 @@ class Heartbeat:
         (since, before), (now, done) = self._pace[0], self._pace[-1]
         return (done - before) / max(now - since, 1e-6)
 
-    def stop(self) -> None:
-        """Remove the file."""
-        with suppress(Exception):
-            self._path.unlink(missing_ok=True)
-
     def _write(self, content: dict[str, Any]) -> None:
         with suppress(Exception):
             write_atomically(self._path, json.dumps(content).encode())
@@ -73,6 +69,21 @@ class Heartbeat:
 
 def _done(count: Count) -> int:
     return count.images + count.rejected
+
+
+def this_process() -> dict[str, Any]:
+    """Which process this is: host, pid, and the space in which the pid means something (containers have their own)."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = ""
+    return {"host": socket.gethostname(), "space": space, "pid": os.getpid()}
+
+
+def age_of(beat: dict[str, Any]) -> float:
+    """Seconds since ``beat`` by this machine's clock; infinite when it does not say."""
+    updated = beat.get("updated")
+    return time.time() - updated if isinstance(updated, int | float) else float("inf")
 
 
 def read_heartbeat(out: Path) -> dict[str, Any] | None:

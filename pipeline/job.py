@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from pipeline.claim import release
 from pipeline.driver import Driven, Observer, Where, count_of, drive
 from pipeline.heartbeat import Heartbeat
 from pipeline.limits import Limits
@@ -69,23 +70,35 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
 def _run(
     source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer, drain: Drain
 ) -> Outcome:
-    workspace = _open(source, out.resolve(), recipe, options)
+    workspace = _open(source, out.resolve(), recipe, options, observer)
     if workspace.finished is not None:
         return Outcome(workspace.finished, {}, already_complete=True)
+    try:
+        return _drive(source, workspace, recipe, options, observer, drain)
+    finally:
+        release(workspace.out)
+
+
+def _drive(
+    source: Source,
+    workspace: Workspace,
+    recipe: Recipe,
+    options: JobOptions,
+    observer: Observer,
+    drain: Drain,
+) -> Outcome:
     job = workspace.identity.fingerprint()
     embed = workspace.identity.images is None
-    work = Work(source, workspace.out, recipe, job, options.engine, options.limits, embed)
+    versions = workspace.identity.versions
+    work = Work(source, workspace.out, recipe, job, options.engine, options.limits, embed, versions)
     resumed = sum((count_of(record) for record in workspace.done.values()), Count())
     observer.start(workspace.plan.images, resumed)
     driven = Driven()
     if workspace.pending:
         heartbeat = Heartbeat(workspace.out, resumed)
-        try:
-            where = Where(options.address, options.workers)
-            confirm = partial(proven, workspace.out, work.job)
-            driven = drive(workspace.pending, work, where, drain, (observer, heartbeat), resumed, confirm)
-        finally:
-            heartbeat.stop()
+        where = Where(options.address, options.workers)
+        confirm = partial(proven, workspace.out, work.job)
+        driven = drive(workspace.pending, work, where, drain, (observer, heartbeat), resumed, confirm)
     _require_all(workspace, driven, drain)
     records = {**workspace.done, **driven.records}
     if workspace.relieved and not _some_passed(workspace, records):
@@ -96,9 +109,9 @@ def _run(
     return Outcome(manifest, records, driven.count, _cost(driven.records))
 
 
-def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions) -> Workspace:
+def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer) -> Workspace:
     if options.retry_rejected:
-        return begin_retry(out, recipe, source.kind)
+        return begin_retry(out, recipe, source.kind, observer.say)
     plan = make_plan(source.entries(), options.images_per_shard)
     identity = JobIdentity(
         recipe=recipe,
@@ -107,7 +120,7 @@ def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions) -> Wor
         versions=library_versions(),
         images=None if options.embed else source.images,
     )
-    return begin(out, plan, identity)
+    return begin(out, plan, identity, observer.say)
 
 
 def _some_passed(workspace: Workspace, records: dict[str, CommitRecord]) -> bool:

@@ -9,6 +9,7 @@ from pipeline.faults import fault_of
 from pipeline.shard_task import Count, Work, mine_shard, probe_images
 from pipeline.tally import ActorTally, Reports, SocketTally, Tally
 from proposals.dataset.manifest import CommitRecord
+from proposals.paths import is_remote
 
 _SLOTS_SECONDS = 5.0
 _REPORT_SECONDS = 1.0
@@ -26,7 +27,7 @@ class RayExecutor:
         self._ray, self._workers = import_ray(), workers
         ray = self._ray
         self._cores, self._cores_until = 1, 0.0
-        self._work = ray.put(work)
+        self._work, self._remote_output = ray.put(work), is_remote(work.out)
         self._remote = ray.remote(num_cpus=1, memory=_task_memory(ray), max_retries=0)(_remote_attempt)
         self._tally: Tally = SocketTally() if local else ActorTally(ray)
         self._flying: dict[Any, Attempt] = {}
@@ -84,7 +85,8 @@ class RayExecutor:
             result = self._ray.get(reference)
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
-            return End(attempt.number, fault=fault_of(cause), reason=f"{type(cause).__name__}: {cause}")
+            fault = fault_of(cause, self._remote_output)
+            return End(attempt.number, fault=fault, reason=f"{type(cause).__name__}: {cause}")
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             return End(attempt.number, fault=Fault.worker, reason=f"its worker died ({type(error).__name__})")
         except errors.RayError as error:

@@ -1,9 +1,12 @@
 """One task: read, search in a guarded child, write one shard. Knows nothing of Ray."""
 
 import hashlib
+import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pipeline.image_process import DEPTH, ImageProcess, shared_process
@@ -11,12 +14,14 @@ from pipeline.image_task import Found, Kernel, Refusal, Stopwatch
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask
 from pipeline.planted_faults import strike_worker
-from pipeline.sources import Source
+from pipeline.sources import Source, SourceUnavailableError
 from pipeline.timed_reader import timed_reads
 from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Rejection, library_versions, write_model
 from proposals.dataset.writer import MinedImage, ShardWriter
+from proposals.errors import AlignDetError
 from proposals.images import ImageRejected
+from proposals.paths import scheme_of
 from proposals.recipe import Recipe
 from proposals.selective_search.types import Engine
 
@@ -42,7 +47,7 @@ class Work:
     """What every shard of a job shares. job: the job's fingerprint, written into each commit record.
 
     engine: of the selective search; it does not change the boxes. limits: of one image. embed: whether image files
-    become part of the dataset.
+    become part of the dataset. versions: what the dataset says of the libraries, None where that is compared later.
     """
 
     source: Source
@@ -52,6 +57,7 @@ class Work:
     engine: Engine = "fast"
     limits: Limits = field(default_factory=Limits)
     embed: bool = True
+    versions: Mapping[str, str] | None = None
 
 
 def mine_shard(
@@ -64,8 +70,10 @@ def mine_shard(
 
     ``on_progress`` is called after every image with the shard's count so far. quarantine: images, by key, that are
     refused unseen. Raises OSError when the output cannot be written or the source does not answer, in time or at
-    all; ChildProcessError when the machine kills the process that searches.
+    all; ChildProcessError when the machine kills the process that searches; AlignDetError when this machine has other
+    library versions than the job.
     """
+    _require_versions(work)
     watch = Stopwatch()
     outcomes = mined_images(task, work, watch, quarantine)
     # While the last image is searched there is time for the disk.
@@ -108,6 +116,21 @@ def write_shard(
     return record
 
 
+def _require_versions(work: Work) -> None:
+    # Not the CPU level of OpenCV: a cluster may have processors of several kinds, and commit records tell them apart.
+    here = library_versions()
+    wrong = [
+        f"{name} {here.get(name)} instead of {version}"
+        for name, version in (work.versions or {}).items()
+        if name != "opencv_dispatch" and here.get(name) != version
+    ]
+    if wrong:
+        raise AlignDetError(
+            f"{socket.gethostname()} has {', '.join(wrong)}, which the job was started with. Install "
+            "the same versions on every machine of the cluster"
+        )
+
+
 def probe_images(task: ShardTask, work: Work) -> None:
     """Do to the images of ``task`` what `mine_shard` does and write nothing: does a worker survive them?"""
     for _ in mined_images(task, work, Stopwatch()):
@@ -142,7 +165,7 @@ def mined_images(
 
 
 def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch) -> Iterator[_Read]:
-    with timed_reads(work.source.read, work.limits.read_seconds) as read:
+    with timed_reads(partial(_read_source, work.source), work.limits.read_seconds) as read:
         for key, uri in zip(task.keys, task.uris, strict=True):
             if key in quarantine:
                 yield _Read(key, uri, refusal=quarantine[key])
@@ -151,6 +174,31 @@ def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch
             with watch.stage("read"):
                 image = _read(key, uri, read)
             yield image
+
+
+def _read_source(source: Source, uri: str) -> bytes:
+    try:
+        return source.read(uri)
+    except ImageRejected as error:
+        if error.reason in ("missing", "permission_denied"):
+            _require_root(source.images.root, uri)
+        raise
+
+
+def _require_root(root: str, uri: str) -> None:
+    """Raise SourceUnavailableError when the folder of the images itself is gone or empty, as where a mount was lost."""
+    if not root or scheme_of(root) or scheme_of(uri) or uri.startswith("/"):
+        return
+    try:
+        with os.scandir(root) as entries:
+            if next(entries, None) is not None:
+                return
+        why = "it is empty"
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        why = str(error.strerror)
+    raise SourceUnavailableError(f"the folder of the images, {root}, cannot be read: {why}. Is it mounted?")
 
 
 def _read(key: str, uri: str, read: Callable[[str], bytes]) -> _Read:

@@ -1,13 +1,12 @@
 """What a job has done and does now, from marker files alone: plan, commit records, the driver's last beat."""
 
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.heartbeat import BEAT_SECONDS, read_heartbeat
+from pipeline.heartbeat import SILENCE_SECONDS, age_of, read_heartbeat
 from proposals.dataset import layout
 from proposals.dataset.assemble import read_identity
 from proposals.dataset.bounds import read_parquet
@@ -17,8 +16,6 @@ from proposals.errors import AlignDetError
 from proposals.paths import is_remote, is_there
 
 State = Literal["finished", "running", "stopped"]
-# A driver that pauses longer than this is taken for dead.
-_SILENCE_SECONDS = 15 * BEAT_SECONDS
 _READERS = 32  # of an object store, at once
 
 
@@ -127,8 +124,10 @@ def _record_or_none(path: Path) -> CommitRecord | None:
 
 
 def _with_beat(status: JobStatus, beat: dict[str, Any] | None) -> JobStatus:
-    if beat is None or time.time() - float(beat.get("updated", 0)) > _SILENCE_SECONDS:
+    if beat is None or age_of(beat) > SILENCE_SECONDS:
         return status
+    if "images" not in beat:  # it has only begun
+        return _replaced(status, state="running")
     images, rejected = int(beat["images"]), int(beat["rejected"])
     rate = float(beat["rate"]) or None
     left = status.planned - images - rejected

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.append import compare
+from pipeline.claim import Say, claimed, release
+from pipeline.heartbeat import NAME as HEARTBEAT
 from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, tasks
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity, write_plan
@@ -31,6 +34,7 @@ from proposals.dataset.manifest import (
     library_versions,
     read_manifest,
     read_record,
+    require_listable,
     write_model,
 )
 from proposals.errors import AlignDetError
@@ -51,6 +55,7 @@ class Workspace:
 
     done: commit records of finished shards by name. finished: the manifest, when the dataset was complete already.
     relieved: shards of ``done`` whose record on disk still has rejected images that are tried again in ``retried``.
+    plan_file: where ``plan`` is on disk, below ``out``. base: how many shards the dataset had at the beginning.
     """
 
     out: Path
@@ -60,6 +65,8 @@ class Workspace:
     finished: Manifest | None = None
     relieved: tuple[str, ...] = ()
     retried: tuple[str, ...] = ()
+    plan_file: str = layout.PLAN
+    base: int = 0
 
     @property
     def pending(self) -> "Pending":
@@ -82,18 +89,44 @@ class Pending:
             yield from (task for task in tasks(self.plan) if task.name not in self.done)
 
 
-def begin(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace:
+def begin(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say = lambda _: None) -> Workspace:
     """Start a job in ``out``, resume the one in it, add new images to a finished one, or find it complete.
 
     In a finished dataset ``plan`` tells which images there are now: added ones get shards of their own behind the
     old ones, which stay as they are. Raises AlignDetError when the folder belongs to another job, listing the
-    differences, when images were removed or changed, or when the folder holds other files.
+    differences, when images were removed or changed, when the folder holds other files, or when another run works
+    in it. ``say`` is told why this waits to find that out.
     """
+    finished = _finished(out, plan, identity)
+    if finished is not None:
+        release(out)
+        return finished
+    if not (is_there(out / layout.MANIFEST) or is_there(out / layout.PLAN)):
+        require_listable(plan.shards, plan.images, identity.images_per_shard)
+        _require_empty(out)
+    with claimed(out, say):
+        opened = _open(out, plan, identity)
+    if opened.finished is not None:
+        release(out)
+    return opened
+
+
+def _finished(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace | None:
+    """A complete dataset, into which nothing is written."""
+    if not is_there(out / layout.MANIFEST) or is_there(out / layout.APPEND):
+        return None
+    manifest = read_manifest(out)
+    if identity.diff(JobIdentity.of(manifest), versions=False):
+        return None
+    return Workspace(out, plan, identity, {}, manifest)
+
+
+def _open(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace:
     if is_there(out / layout.MANIFEST):
         return _reopen(out, plan, identity, read_manifest(out))
     if is_there(out / layout.PLAN):
         _refuse_difference(out, identity.diff(read_identity(out / layout.PLAN)))
-        remove_leftovers(out)
+        remove_leftovers(out, HEARTBEAT)
         remove_leftovers(out / layout.SHARDS)
     else:
         _create(out, plan, identity)
@@ -104,12 +137,14 @@ def begin(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace:
 def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     """Write rejected.parquet, then dataset.json: the folder becomes a dataset, or the larger dataset.
 
-    records: the commit record of every shard of the plan, by name.
+    records: the commit record of every shard of the plan, by name. Raises AlignDetError, with nothing written, when
+    another run has changed what this one began with, or replaced one of its shards.
     """
     out = workspace.out
+    _require_ours(workspace, records)
     remove_leftovers(out / layout.SHARDS)
     ordered = [records[layout.shard_name(number)] for number in range(workspace.plan.shards)]
-    if is_there(out / layout.APPEND):
+    if workspace.plan_file == layout.APPEND:
         copy_atomically(out / layout.APPEND, out / layout.PLAN)
     for name in workspace.relieved:
         write_model(layout.record_path(out, name), records[name])
@@ -118,16 +153,46 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     (out / layout.APPEND).unlink(missing_ok=True)
     remove_tree(out / layout.CONSOLIDATED)
     remove_clusters(out)
+    release(out)
     return manifest
 
 
-def begin_retry(out: Path, recipe: Recipe, kind: str) -> Workspace:
+def _require_ours(workspace: Workspace, records: dict[str, CommitRecord]) -> None:
+    out, path = workspace.out, workspace.out / workspace.plan_file
+    ours = is_there(path) and read_identity(path) == workspace.identity
+    if workspace.base:
+        ours = ours and len(read_manifest(out).shards) == workspace.base
+    if ours:
+        fresh = [name for name in records if name not in workspace.done]
+        written = _read_records(out, fresh, _record_or_none)
+        ours = all(
+            record is not None and (record.job, record.shard) == (records[name].job, records[name].shard)
+            for name, record in written.items()
+        )
+    if not ours:
+        raise AlignDetError(
+            f"another run took over {out} meanwhile, so this one committed nothing. Let that run finish, or end it; "
+            "then run the same command again."
+        )
+
+
+def begin_retry(out: Path, recipe: Recipe, kind: str, say: Say = lambda _: None) -> Workspace:
     """Try the rejected images of the dataset in ``out`` again, in shards of their own behind the others.
 
     kind: of the source that is there now. Tars and tables of old shards stay as they are; once the new shards are
     done, `commit` takes the images out of the old commit records. Without rejected images the dataset is
-    ``finished``. Raises AlignDetError when it is not complete, or of another recipe, source or library versions.
+    ``finished``. Raises AlignDetError when it is not complete, of another recipe, source or library versions, or when
+    another run works in it; see `begin`.
     """
+    read_manifest(out)
+    with claimed(out, say):
+        opened = _open_retry(out, recipe, kind)
+    if opened.finished is not None:
+        release(out)
+    return opened
+
+
+def _open_retry(out: Path, recipe: Recipe, kind: str) -> Workspace:
     manifest = read_manifest(out)
     theirs = JobIdentity.of(manifest)
     source = theirs.source.model_copy(update={"kind": kind})
@@ -147,6 +212,7 @@ def abandon(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
             raise ValueError(f"shard {name} of the retry has images")
         layout.record_path(workspace.out, name).unlink()
     (workspace.out / layout.APPEND).unlink()
+    release(workspace.out)
     return read_manifest(workspace.out)
 
 
@@ -164,7 +230,14 @@ def _retry(out: Path, manifest: Manifest) -> Workspace:
     relieved = _relieved(records, plan, keys)
     opened = _with_proofs(out, plan, identity, {**records, **relieved})
     new = range(len(manifest.shards), plan.shards)
-    return replace(opened, relieved=tuple(relieved), retried=tuple(map(layout.shard_name, new)))
+    return replace(
+        _behind(opened, manifest), relieved=tuple(relieved), retried=tuple(map(layout.shard_name, new))
+    )
+
+
+def _behind(opened: Workspace, manifest: Manifest) -> Workspace:
+    """``opened``, which adds shards to the dataset of ``manifest``."""
+    return replace(opened, plan_file=layout.APPEND, base=len(manifest.shards))
 
 
 def _relieved(records: dict[str, CommitRecord], plan: Plan, keys: frozenset[str]) -> dict[str, CommitRecord]:
@@ -209,10 +282,11 @@ def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manife
     extended = ExtendedPlan(committed, plan, change.added, manifest.images_per_shard)
     records = _committed_records(out, manifest)
     _start_append(out, extended, identity, manifest)
-    return _with_proofs(out, extended, identity, records)
+    return _behind(_with_proofs(out, extended, identity, records), manifest)
 
 
 def _start_append(out: Path, extended: Plan, identity: JobIdentity, manifest: Manifest) -> None:
+    require_listable(extended.shards, extended.images, identity.images_per_shard)
     path = out / layout.APPEND
     remove_leftovers(out / layout.SHARDS)
     with temporary_beside(path) as (temporary,):
@@ -269,18 +343,29 @@ def _is_proof(record: CommitRecord, name: str, job: str, sizes: dict[str, int]) 
     return record.job == job and record.shard.name == name and intact
 
 
-def _create(out: Path, plan: Plan, identity: JobIdentity) -> None:
+def _require_empty(out: Path) -> None:
+    """Make the folder of a new dataset, unless it holds something."""
     _require_outside_datasets(out)
-    try:
+    with _as_users_error(out):
         if out.exists() and (
             not out.is_dir() or any(not _is_unfinished_plan(path) for path in out.iterdir())
         ):
             raise AlignDetError(f"{out} is not empty and holds no mining job. Choose a new folder.")
         make_folder(out)
-        remove_leftovers(out)
+
+
+def _create(out: Path, plan: Plan, identity: JobIdentity) -> None:
+    with _as_users_error(out):
+        remove_leftovers(out, HEARTBEAT)
         with temporary_beside(out / layout.PLAN) as (temporary,):
             write_plan(temporary, plan.parts(), identity)
             publish(temporary, out / layout.PLAN)
+
+
+@contextmanager
+def _as_users_error(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         why = error.strerror or error
         raise AlignDetError(f"{out} cannot be written: {why}. Choose another folder.") from error
@@ -304,7 +389,8 @@ def _is_there(path: Path) -> bool:
 
 def _is_unfinished_plan(path: Path) -> bool:
     # All that a run leaves which died before its plan was written.
-    return path.name.startswith(f"{layout.PLAN}{layout.TEMPORARY_MARK}")
+    beginnings = f"{layout.PLAN}{layout.TEMPORARY_MARK}", HEARTBEAT
+    return path.name.startswith(beginnings)
 
 
 def _refuse_difference(out: Path, differences: list[str]) -> None:

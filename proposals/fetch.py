@@ -16,6 +16,9 @@ _PAUSES = (0.5, 2.0)
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
 _NO_SUCH_RANGE = 416
+# Of the answers that an S3 client turns into "missing" and "denied", those about this one object: others are about the
+# bucket, the credentials or the clock, and so about every image.
+_OF_THE_OBJECT = ("AccessDenied", "403", "InvalidObjectState", "NoSuchKey", "NoSuchVersion", "404")
 
 
 class SourceUnavailableError(OSError):
@@ -88,11 +91,20 @@ def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | No
     except AlignDetError:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
+        _require_of_the_object(error, url)
         raise ImageRejected("read", "missing", "there is nothing at its URL") from error
     except PermissionError as error:
+        _require_of_the_object(error, url)
         raise ImageRejected("read", "permission_denied", "its URL may not be read") from error
     except Exception as error:  # every backend has exceptions of its own
         raise _verdict(error, url) from error
+
+
+def _require_of_the_object(error: OSError, url: str) -> None:
+    answer = getattr(error.__cause__, "response", None)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    if code is not None and code not in _OF_THE_OBJECT:
+        raise SourceUnavailableError(f"{url}: {code}: {error}") from error
 
 
 def _read_whole(filesystem_: Any, path: str) -> bytes:

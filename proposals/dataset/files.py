@@ -156,9 +156,9 @@ def remove_tree(path: Path) -> None:
             store.rm(name, recursive=True)
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files and folders of tasks that died; returns how many there were."""
-    leftovers = list(folder.glob(f"*{TEMPORARY_MARK}*"))
+def remove_leftovers(folder: Path, keep: str = "") -> int:
+    """Delete temporary files and folders of tasks that died, but ``keep``; returns how many there were."""
+    leftovers = [path for path in folder.glob(f"*{TEMPORARY_MARK}*") if path.name != keep]
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)

@@ -13,7 +13,7 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
-from proposals.fetch import fetch
+from proposals.fetch import SourceUnavailableError, fetch
 from proposals.images import ImageRejected
 from proposals.paths import as_path
 from proposals.recipe import Recipe
@@ -150,6 +150,38 @@ def test_an_object_is_read_whole_up_to_the_limit(bucket, monkeypatch, content, e
         assert (caught.value.stage, caught.value.reason) == ("read", expected)
     else:
         assert fetch(url) == expected
+
+
+def test_a_bucket_that_is_gone_is_no_fault_of_an_image(bucket, monkeypatch):
+    monkeypatch.setattr("proposals.fetch._PAUSES", ())
+    with pytest.raises(SourceUnavailableError, match="NoSuchBucket"):
+        fetch("s3://never-made/photo.jpg")
+    with pytest.raises(ImageRejected, match="nothing at its URL"):
+        fetch(f"{bucket}/no-such-photo.jpg")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("ExpiredToken", SourceUnavailableError),
+        ("RequestTimeTooSkewed", SourceUnavailableError),
+        ("SignatureDoesNotMatch", SourceUnavailableError),
+        ("InvalidAccessKeyId", SourceUnavailableError),
+        ("AccessDenied", ImageRejected),
+        ("403", ImageRejected),
+    ],
+)
+def test_credentials_that_are_refused_are_no_fault_of_an_image(bucket, monkeypatch, code, expected):
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    def refuse(*_, **__):
+        raise translate_boto_error(ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject"))
+
+    monkeypatch.setattr("proposals.fetch._PAUSES", ())
+    monkeypatch.setattr(as_path(bucket).fs, "cat_file", refuse)
+    with pytest.raises(expected):
+        fetch(f"{bucket}/photo.jpg")
 
 
 def test_a_damaged_object_is_found(bucket, photos, mine_folder):

@@ -238,3 +238,17 @@ def test_a_hunt_finds_all_and_only_the_guilty(size, data):
 )
 def test_faults_of_the_machine_are_told_from_those_of_the_application(error, fault):
     assert fault_of(error) is fault
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), Fault.busy),
+        (OSError(errno.EROFS, "Read-only file system", "/tmp/x"), Fault.busy),
+        (PermissionError(errno.EACCES, "Permission denied", "/tmp/x"), Fault.busy),
+        (PermissionError("Access Denied"), Fault.failed),  # as an S3 client says it
+        (SourceUnavailableError("cut off"), Fault.source),
+    ],
+)
+def test_a_worker_whose_own_disk_is_full_does_not_fail_a_shard_that_goes_to_a_url(error, fault):
+    assert fault_of(error, remote=True) is fault

@@ -1,0 +1,119 @@
+"""One run at a time in an output folder: the heartbeat of another one that still lives is respected."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.heartbeat import BEAT_SECONDS, NAME, SILENCE_SECONDS, age_of, read_heartbeat, this_process
+from proposals.dataset.files import write_atomically
+from proposals.errors import AlignDetError
+from proposals.paths import is_remote
+
+_LOOK_SECONDS = BEAT_SECONDS / 2
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def claimed(out: Path, say: Say) -> Iterator[None]:
+    """Make ``out`` this process's own before the block; given back when the block raises, else by `release`.
+
+    Where the last beat of a run elsewhere is fresh, this waits until it is followed by another, or too old. Raises
+    AlignDetError when another run lives. No lock: what a store or a cut line lets pass, `commit` finds.
+    """
+    last = _after_silence(out, say)
+    with _alone_here(out):
+        if read_heartbeat(out) not in (None, last):
+            raise _taken(out, read_heartbeat(out))
+        now = time.time()
+        with suppress(Exception):  # whatever forbids it will forbid the first shard, too
+            write_atomically(
+                out / NAME, json.dumps({**this_process(), "started": now, "updated": now}).encode()
+            )
+    found = read_heartbeat(out)
+    if found is not None and found != last and not _is_ours(found):
+        raise _taken(out, found)
+    try:
+        yield
+    except BaseException:
+        release(out)
+        raise
+
+
+def release(out: Path) -> None:
+    """Remove this process's heartbeat, or that of a run which died after its last shard."""
+    found = read_heartbeat(out)
+    if found is not None and (_is_ours(found) or _is_dead(found)):
+        with suppress(Exception):
+            (out / NAME).unlink(missing_ok=True)
+
+
+def _after_silence(out: Path, say: Say) -> dict[str, Any] | None:
+    """The beat that ``out`` has when nobody else can be alive there."""
+    first = read_heartbeat(out)
+    if first is None or _is_ours(first) or _is_dead(first):
+        return first
+    # What its clock says is not trusted alone: one that is a little behind ours must still be seen to beat.
+    seconds = min(max(SILENCE_SECONDS - age_of(first), 3 * BEAT_SECONDS), SILENCE_SECONDS)
+    say(f"{_who(first)} wrote to {out} just now: waiting up to {seconds:.0f} s to see whether it still runs")
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+        found = read_heartbeat(out)
+        if found is None:
+            return None
+        if found != first:
+            raise _taken(out, found)
+    return first
+
+
+def _is_ours(beat: dict[str, Any]) -> bool:
+    return all(beat.get(name) == value for name, value in this_process().items())
+
+
+def _is_dead(beat: dict[str, Any]) -> bool:
+    if age_of(beat) > SILENCE_SECONDS:
+        return True
+    here = this_process()
+    pid = beat.get("pid")
+    # A process id means something only among those that this process can see.
+    if not isinstance(pid, int) or any(beat.get(name) != here[name] for name in ("host", "space")):
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+@contextmanager
+def _alone_here(out: Path) -> Iterator[None]:
+    """Of two processes of one machine, or of one file server that can, one after the other."""
+    if is_remote(out):
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _who(beat: dict[str, Any] | None) -> str:
+    return f"process {beat.get('pid')} on {beat.get('host')}" if beat else "another process"
+
+
+def _taken(out: Path, beat: dict[str, Any] | None) -> AlignDetError:
+    return AlignDetError(
+        f"another run writes to {out}: {_who(beat)}. Let it finish, or end it; then run the same command again."
+    )

@@ -1,0 +1,209 @@
+"""Two runs in one output folder: one of them goes on, and nothing damaged is ever committed."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import claim
+from pipeline.heartbeat import NAME
+from pipeline.plan import make_plan
+from pipeline.shard_task import Work, mine_shard
+from pipeline.sources import FolderSource
+from pipeline.status import StatusReader
+from pipeline.workspace import begin, begin_retry, commit
+from proposals.dataset import layout, open_dataset
+from proposals.dataset.identity import JobIdentity
+from proposals.dataset.manifest import library_versions
+from proposals.dataset.verify import verify_dataset
+from proposals.errors import AlignDetError
+from proposals.recipe import Recipe
+
+_RECIPE = Recipe(max_side=64)
+
+
+@pytest.fixture
+def images(photos, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("cat.jpg", "china.jpg"):
+        shutil.copy(photos / name, folder / name)
+    return folder
+
+
+def _begin(images, out, said=None):
+    plan = make_plan(FolderSource(images).entries(), 2)
+    identity = JobIdentity(
+        recipe=_RECIPE, source=plan.source("folder"), images_per_shard=2, versions=library_versions()
+    )
+    return begin(out, plan, identity, (said if said is not None else []).append)
+
+
+def _mine(images, opened, tasks):
+    work = Work(FolderSource(images), opened.out, _RECIPE, opened.identity.fingerprint())
+    return {task.name: mine_shard(task, work) for task in tasks}
+
+
+def _finish(images, opened):
+    commit(opened, {**opened.done, **_mine(images, opened, opened.pending)})
+
+
+def test_of_two_appends_at_once_none_commits_what_the_other_wrote(images, photos, tmp_path):
+    out = tmp_path / "out"
+    _finish(images, _begin(images, out))
+    for name in ("n1.jpg", "n2.jpg", "n3.jpg"):
+        shutil.copy(photos / "coffee.jpg", images / name)
+    one = _begin(images, out)
+    first, second = one.pending
+    mined = _mine(images, one, [first])
+    shutil.copy(photos / "flower.jpg", images / "b.jpg")
+    other = _begin(images, out)  # of this same process, which the heartbeat lets pass
+    theirs = _mine(images, other, other.pending)
+    mined |= _mine(images, one, [second])
+    before = (out / layout.MANIFEST).read_bytes()
+    for opened, records in ((one, mined), (other, theirs)):
+        with pytest.raises(AlignDetError, match="another run took over"):
+            commit(opened, {**opened.done, **records})
+        assert (out / layout.MANIFEST).read_bytes() == before
+        assert not verify_dataset(out, deep=True).problems
+    again = _begin(images, out)
+    _finish(images, again)
+    assert len(open_dataset(out)) == 6
+    assert not verify_dataset(out, deep=True).problems
+
+
+def test_a_run_whose_plan_another_one_replaced_commits_nothing(images, photos, tmp_path):
+    out = tmp_path / "out"
+    opened = _begin(images, out)
+    records = _mine(images, opened, opened.pending)
+    shutil.copy(photos / "coffee.jpg", images / "new.jpg")
+    shutil.copy(_begin(images, tmp_path / "other").out / layout.PLAN, out / layout.PLAN)
+    with pytest.raises(AlignDetError, match="another run took over"):
+        commit(opened, records)
+    assert not (out / layout.MANIFEST).exists()
+
+
+_BEATS = """
+import json, os, sys, time
+from pipeline.heartbeat import NAME, this_process
+host = {"host": sys.argv[2]} if len(sys.argv) > 2 else {}
+while True:
+    with open(sys.argv[1] + "/beat", "w") as file:
+        json.dump({**this_process(), **host, "started": 1.0, "updated": time.time()}, file)
+    os.replace(sys.argv[1] + "/beat", f"{sys.argv[1]}/{NAME}")
+    time.sleep(0.2)
+"""
+
+
+@pytest.fixture
+def beating():
+    """``beating(out, *host)``: a process that gives signs of life there."""
+    running = []
+
+    def start(out, *host):
+        out.mkdir(exist_ok=True)
+        running.append(subprocess.Popen([sys.executable, "-c", _BEATS, str(out), *host]))
+        while not (out / NAME).exists():
+            assert running[-1].poll() is None
+            time.sleep(0.05)
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("host", [(), ("elsewhere",)])
+def test_a_second_run_is_refused_while_another_one_lives(images, tmp_path, beating, host):
+    out, said = tmp_path / "out", []
+    process = beating(out, *host)
+    with pytest.raises(AlignDetError, match=rf"another run writes to .*process {process.pid} on"):
+        _begin(images, out, said)
+    assert not (out / layout.PLAN).exists()
+    assert "to see whether it still runs" in said[0]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (out / NAME).unlink()
+    _finish(images, _begin(images, out))
+    assert not (out / NAME).exists()
+
+
+def test_a_run_that_was_killed_on_this_machine_is_followed_at_once(images, tmp_path, beating):
+    out, said = tmp_path / "out", []
+    process = beating(out)
+    process.kill()
+    process.wait()
+    _finish(images, _begin(images, out, said))
+    assert said == []
+    assert not list(out.glob("*.tmp-*"))
+
+
+def test_a_run_that_was_killed_elsewhere_is_waited_for_and_followed(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.2)
+    out, said = tmp_path / "out", []
+    out.mkdir()
+    last = {"host": "elsewhere", "space": "", "pid": 1, "started": 0.0, "updated": time.time()}
+    (out / NAME).write_text(json.dumps(last))
+    _finish(images, _begin(images, out, said))
+    assert "process 1 on elsewhere" in said[0]
+    assert len(open_dataset(out)) == 2
+
+
+_CLAIMS = """
+import sys
+from pathlib import Path
+from pipeline import claim
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with claim.claimed(Path(sys.argv[1]), lambda _: None):
+        print("claimed", flush=True)
+        sys.stdin.readline()
+except claim.AlignDetError as error:
+    print(error, flush=True)
+"""
+
+
+def test_of_three_that_start_in_one_instant_one_goes_on(tmp_path):
+    command = [sys.executable, "-c", _CLAIMS, str(tmp_path)]
+    runs = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [run.stdout.readline() for run in runs] == ["ready\n"] * 3
+    for run in runs:
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    deadline = time.monotonic() + 20
+    while sum(run.poll() is None for run in runs) > 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        if (tmp_path / NAME).exists():  # the one that goes on gives signs of life
+            beat = json.loads((tmp_path / NAME).read_text())
+            (tmp_path / "beat").write_text(json.dumps({**beat, "updated": time.time()}))
+            (tmp_path / "beat").rename(tmp_path / NAME)
+    said = sorted(run.communicate(timeout=20)[0] for run in runs)
+    assert said[2] == "claimed\n"
+    assert all("another run writes to" in refusal for refusal in said[:2])
+
+
+def test_status_of_a_job_that_has_only_begun(images, tmp_path):
+    out = tmp_path / "out"
+    _begin(images, out)
+    assert StatusReader(out).read().state == "running"
+    (out / NAME).unlink()
+    assert StatusReader(out).read().state == "stopped"
+
+
+def test_a_retry_is_refused_while_another_run_lives(images, tmp_path, beating):
+    out = tmp_path / "out"
+    (images / "torn.jpg").write_bytes(b"no image")
+    _finish(images, _begin(images, out))
+    beating(out)
+    with pytest.raises(AlignDetError, match="another run writes to"):
+        begin_retry(out, _RECIPE, "folder")
+    assert not (out / layout.APPEND).exists()

@@ -1,0 +1,61 @@
+"""A source that is lost is no fault of its images; a machine with other libraries mines nothing."""
+
+import shutil
+
+import pytest
+
+from pipeline.executor import Fault
+from pipeline.faults import fault_of
+from pipeline.plan import make_plan, tasks
+from pipeline.shard_task import Work, mine_shard
+from pipeline.sources import FolderSource, SourceUnavailableError
+from proposals.dataset.manifest import library_versions
+from proposals.errors import AlignDetError
+from proposals.recipe import Recipe
+
+_RECIPE = Recipe(max_side=64)
+
+
+@pytest.fixture
+def mining(photos, tmp_path):
+    """(folder of images, the task of its two images, what mines it)."""
+    folder = tmp_path / "mount" / "images"
+    folder.mkdir(parents=True)
+    for name in ("cat.jpg", "china.jpg"):
+        shutil.copy(photos / name, folder / name)
+    (tmp_path / "out" / "shards").mkdir(parents=True)
+    source = FolderSource(folder)
+    (task,) = tasks(make_plan(source.entries(), 2))
+    return folder, task, Work(source, tmp_path / "out", _RECIPE, "job", versions=library_versions())
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_folder_that_is_gone_fails_the_shard_and_rejects_no_image(mining, emptied):
+    folder, task, work = mining
+    shutil.rmtree(folder)
+    if emptied:
+        folder.mkdir()
+    with pytest.raises(SourceUnavailableError, match="Is it mounted") as caught:
+        mine_shard(task, work)
+    assert fault_of(caught.value) is Fault.source
+    assert not list(work.out.rglob("*.json"))
+
+
+def test_one_image_that_is_gone_is_rejected(mining):
+    folder, task, work = mining
+    (folder / "cat.jpg").unlink()
+    record = mine_shard(task, work)
+    assert [(row.uri, row.reason) for row in record.rejected] == [("cat.jpg", "missing")]
+    assert record.shard.images == 1
+
+
+def test_a_machine_with_other_libraries_writes_nothing_and_one_with_another_processor_does(mining):
+    _, task, work = mining
+    here = library_versions()
+    other = Work(work.source, work.out, _RECIPE, "job", versions={**here, "numpy": "1.0"})
+    with pytest.raises(AlignDetError, match=rf"has numpy {here['numpy']} instead of 1\.0") as caught:
+        mine_shard(task, other)
+    assert fault_of(caught.value) is Fault.failed
+    assert not list(work.out.rglob("*.*"))
+    mixed = Work(work.source, work.out, _RECIPE, "job", versions={**here, "opencv_dispatch": "AVX512_SKX"})
+    assert mine_shard(task, mixed).shard.images == 2
