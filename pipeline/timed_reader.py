@@ -27,7 +27,7 @@ def timed_reads(read: Read, seconds: float) -> Iterator[Read]:
         try:
             return readers[-1].read(uri, seconds)
         except Empty:
-            readers.pop()
+            readers.pop().end()  # should it ever come back
             if scheme_of(uri) in WEB:
                 raise ImageRejected("read", "unreachable", "its server did not answer in time") from None
             raise SourceUnavailableError(f"{uri} was not read within {seconds:g} s") from None

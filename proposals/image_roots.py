@@ -22,8 +22,8 @@ from proposals.paths import SCHEMES, WEB, scheme_of
 Kind = Literal["folder", "list", "coco", "webdataset", "parquet", "arrow"]
 KINDS: tuple[Kind, ...] = ("folder", "list", "coco", "webdataset", "parquet", "arrow")
 _LISTS = ("list", "coco")
-_MEMBER = re.compile(r"^(.+?\.tar)/(\d{1,15})\+(\d{1,12})/.", re.DOTALL)
-_ROW = re.compile(r"^(.+?\.(?:parquet|arrow))/(\d{1,12})(?:/|$)", re.DOTALL)
+_MEMBER = re.compile(r"^(.+?\.tar)/(\d{1,15})\+(\d{1,12})/.", re.DOTALL | re.IGNORECASE)
+_ROW = re.compile(r"^(.+?\.(?:parquet|arrow))/(\d{1,12})(?:/|$)", re.DOTALL | re.IGNORECASE)
 
 
 class ImageRoot(BaseModel):

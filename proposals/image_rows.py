@@ -1,9 +1,11 @@
 """Images in tables: one row of a Parquet or Arrow file, read forward so that neighbours cost nothing."""
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
-from functools import lru_cache
+from contextlib import contextmanager
 from itertools import accumulate
+from threading import Lock
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -15,6 +17,8 @@ from proposals.images import ImageRejected
 from proposals.paths import filesystem, scheme_of
 
 _BATCH = 16
+_BYTES = frozenset({"binary", "large_binary", "binary_view"})
+_TEXTS = frozenset({"string", "large_string", "string_view"})
 
 
 def read_row(location: str, row: int, column: str) -> tuple[bytes | None, str | None]:
@@ -24,16 +28,15 @@ def read_row(location: str, row: int, column: str) -> tuple[bytes | None, str | 
     not answer.
     """
     try:
-        return _table(location, column).read(row)
+        with _borrowed(location, column) as table:
+            return table.read(row)
     except FileNotFoundError as error:
         raise ImageRejected("read", "missing", "the table that holds it is gone") from error
     except PermissionError as error:
         raise ImageRejected("read", "permission_denied", "the table that holds it may not be read") from error
     except (pa.ArrowException, ValueError, KeyError, AlignDetError) as error:
-        _table.cache_clear()
         raise ImageRejected("read", "broken_container", "the table that holds it cannot be read") from error
     except OSError as error:
-        _table.cache_clear()
         if scheme_of(location) is None:
             raise ImageRejected(
                 "read", "broken_container", "the table that holds it cannot be read"
@@ -51,6 +54,28 @@ def open_binary(location: str) -> BinaryIO:
     return opened
 
 
+def is_parquet(location: str) -> bool:
+    """Whether a table is a Parquet file, by its name in capitals or not; otherwise it is an Arrow file."""
+    return location.lower().endswith(".parquet")
+
+
+def can_hold_images(kind: Any) -> bool:
+    """Whether cells of this Arrow type are what `image_of` reads: bytes, paths, structs of ``bytes`` and ``path``."""
+    if not pa.types.is_struct(kind):
+        return _is_null_or(kind, _BYTES | _TEXTS) or pa.types.is_fixed_size_binary(kind)
+    fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+    wanted = {"bytes": _BYTES, "path": _TEXTS}
+    return bool(fields.keys() & wanted) and all(
+        _is_null_or(fields[name], names) for name, names in wanted.items() if name in fields
+    )
+
+
+def _is_null_or(kind: Any, names: frozenset[str]) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_null(kind) or str(kind) in names
+
+
 def image_of(value: Any) -> tuple[bytes | None, str | None]:
     """(bytes, path) of one cell: binary, a path, or the struct of both that Hugging Face's Image feature is."""
     if isinstance(value, dict):
@@ -63,7 +88,7 @@ class _Table:
 
     def __init__(self, location: str, column: str) -> None:
         stream = open_binary(location)
-        self._file = _Parquet(stream, column) if location.endswith(".parquet") else _Arrow(stream, column)
+        self._file = _Parquet(stream, column) if is_parquet(location) else _Arrow(stream, column)
         self._group = -1
         self._batches: Iterator[pa.Array] = iter(())
         self._first, self._batch = 0, pa.array([])
@@ -80,6 +105,8 @@ class _Table:
             if following is None:
                 raise ValueError(f"no row {row}")
             self._batch = following
+        if not can_hold_images(self._batch.type):
+            raise ValueError(f"{self._batch.type} is no type of images")
         return image_of(self._batch[row - self._first].as_py())
 
 
@@ -122,6 +149,20 @@ def arrow_batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
         yield reader.get_batch(number)
 
 
-@lru_cache(maxsize=2)
-def _table(location: str, column: str) -> _Table:
-    return _Table(location, column)
+# Tables that nobody reads now. A reader takes its own out and brings it back when all went well: one that hangs, left
+# behind by `timed_reads`, shares no place in a table with the next.
+_idle: OrderedDict[tuple[str, str], _Table] = OrderedDict()
+_idle_lock = Lock()
+_MOST_IDLE = 2
+
+
+@contextmanager
+def _borrowed(location: str, column: str) -> Iterator[_Table]:
+    with _idle_lock:
+        table = _idle.pop((location, column), None)
+    table = table or _Table(location, column)
+    yield table
+    with _idle_lock:
+        _idle[location, column] = table
+        while len(_idle) > _MOST_IDLE:
+            _idle.popitem(last=False)

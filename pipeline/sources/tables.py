@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.base import Source, SourceEntry
+from pipeline.sources.containers import listed
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
-from proposals.image_rows import arrow_batches, open_binary
+from proposals.image_rows import arrow_batches, can_hold_images, is_parquet, open_binary
 
 _BATCH = 4096
 
@@ -33,27 +35,32 @@ class ParquetSource(Source):
         return ImageRoot(kind=self.kind, root=self.root, column=self.column)
 
     def entries(self) -> Iterator[SourceEntry]:
-        """See `Source`. Sizes are not known (-1): the bytes are not read, only the names beside them."""
+        """See `Source`. Sizes are not known (-1): the bytes are not read, only the names beside them.
+
+        Raises AlignDetError when a file's place fails while it is listed.
+        """
         empty = True
         for file in self.files:
-            for entry in _rows(file, self._names(file)):
+            for entry in listed(file, self.images.locate(file), partial(self._rows, file)):
                 empty = False
                 yield entry
         if empty:
             raise AlignDetError(f"the {len(self.files)} files of {self.root} have no row.")
 
-    def _names(self, file: str) -> Iterator[str | None]:
-        with open_binary(self.images.locate(file)) as stream, pq.ParquetFile(stream) as table:
-            yield from self._table_names(table)
+    def _rows(self, file: str, stream: BinaryIO) -> Iterator[SourceEntry]:
+        for row, name in enumerate(self._names(stream)):
+            last = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
+            yield SourceEntry(f"{file}/{row}/{last}" if last else f"{file}/{row}", -1)
 
-    def _table_names(self, table: pq.ParquetFile) -> Iterator[str | None]:
-        kind = table.schema_arrow.field(self.column).type
-        if not _has_paths(kind):
-            yield from [None] * table.metadata.num_rows
-            return
-        wanted = self.column if pa.types.is_string(kind) else f"{self.column}.path"
-        for batch in table.iter_batches(batch_size=_BATCH, columns=[wanted], use_threads=False):
-            yield from _paths(batch.column(0))
+    def _names(self, stream: BinaryIO) -> Iterator[str | None]:
+        with pq.ParquetFile(stream) as table:
+            kind = _images(table.schema_arrow.field(self.column).type)
+            if not _has_paths(kind):
+                yield from [None] * table.metadata.num_rows
+                return
+            wanted = self.column if pa.types.is_string(kind) else f"{self.column}.path"
+            for batch in table.iter_batches(batch_size=_BATCH, columns=[wanted], use_threads=False):
+                yield from _paths(batch.column(0))
 
 
 @dataclass(frozen=True)
@@ -62,16 +69,15 @@ class ArrowSource(ParquetSource):
 
     kind: ClassVar[Kind] = "arrow"
 
-    def _names(self, file: str) -> Iterator[str | None]:
-        with open_binary(self.images.locate(file)) as stream:
-            for batch in arrow_batches(stream):
-                column = batch.column(self.column)
-                yield from _paths(column) if _has_paths(column.type) else [None] * len(column)
+    def _names(self, stream: BinaryIO) -> Iterator[str | None]:
+        for batch in arrow_batches(stream):
+            column = batch.column(self.column)
+            yield from _paths(column) if _has_paths(_images(column.type)) else [None] * len(column)
 
 
 def image_column(schema: pa.Schema) -> str | None:
     """The only column that can hold images: a struct of bytes and path, else of binary; None without, or with many."""
-    structs = [field.name for field in schema if _is_image(field.type)]
+    structs = [field.name for field in schema if _is_image(field.type) and can_hold_images(field.type)]
     binaries = [
         field.name
         for field in schema
@@ -85,28 +91,26 @@ def read_schema(location: str) -> pa.Schema:
     """The schema of a Parquet or Arrow file; raises AlignDetError when it is neither."""
     try:
         with open_binary(location) as stream:
-            if location.endswith(".parquet"):
+            if is_parquet(location):
                 return pq.read_schema(stream)
             return next(arrow_batches(stream)).schema
-    except (OSError, ValueError, StopIteration, pa.ArrowException) as error:
+    except StopIteration as error:
+        raise AlignDetError(f"{location} cannot be read as a table: it has no rows.") from error
+    except AlignDetError:
+        raise
+    except Exception as error:  # every backend has exceptions of its own
         raise AlignDetError(f"{location} cannot be read as a table: {error}") from error
 
 
-def _rows(file: str, names: Iterator[str | None]) -> Iterator[SourceEntry]:
-    row = 0
-    try:
-        for row, name in enumerate(names):
-            last = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
-            yield SourceEntry(f"{file}/{row}/{last}" if last else f"{file}/{row}", -1)
-    except (OSError, ValueError, KeyError, pa.ArrowException):
-        yield SourceEntry(file, -1)
+def _images(kind: Any) -> Any:
+    if not can_hold_images(kind):
+        raise ValueError(f"{kind} is no type of images")
+    return kind
 
 
 def _is_image(kind: Any) -> bool:
-    return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} >= {
-        "bytes",
-        "path",
-    }
+    wanted = {"bytes", "path"}
+    return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} >= wanted
 
 
 def _has_paths(kind: Any) -> bool:

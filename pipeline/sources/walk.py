@@ -90,6 +90,8 @@ def _local_size(path: str) -> int:
 def _walk_remote(files: Any, folder: str, prefix: str) -> Iterator[Found]:
     try:
         names = sorted_pairs(_remote_names(files, folder))
+    except AlignDetError:
+        raise
     except Exception as error:  # every backend has exceptions of its own
         raise AlignDetError(
             f"{files.unstrip_protocol(folder)} cannot be listed: {type(error).__name__}: {error}. Nothing was mined."
@@ -103,10 +105,22 @@ def _walk_remote(files: Any, folder: str, prefix: str) -> Iterator[Found]:
 
 def _remote_names(files: Any, folder: str) -> Iterator[tuple[str, str]]:
     for info in files.ls(folder, detail=True):
-        name = info["name"].rstrip("/").rsplit("/", 1)[-1]
-        if info["name"].rstrip("/") == folder or not name:
+        path, is_directory = info["name"], info["type"] == "directory"
+        name = path.rstrip("/").rsplit("/", 1)[-1]
+        if path.rstrip("/") == folder or not name:
+            if is_directory and path.endswith("/"):
+                raise _doubled(files, path)
             continue  # the marker that some tools leave for an empty folder
-        if info["type"] == "directory":
+        if is_directory:
             yield f"{name}/", ""
         else:
             yield name, str(-1 if info.get("size") is None else info["size"])
+
+
+def _doubled(files: Any, folder: str) -> AlignDetError:
+    # The name of such a folder is for fsspec that of the one it is in, so what it holds is never listed.
+    place = f"{files.unstrip_protocol(folder.rstrip('/'))}//"
+    return AlignDetError(
+        f"names below {place} have an empty part between two slashes, and cannot be listed. Nothing was mined. "
+        "Copy them to names without, or give a list of the images, with these as URLs."
+    )

@@ -258,3 +258,41 @@ def test_what_cannot_be_guessed_is_asked_for(tmp_path):
             list(open_source(name).entries())
     assert len(_content(open_source(str(tmp_path), "webdataset"))) == 1
     assert _content(open_source(str(tmp_path / "a.parquet"), column="two"))[0][2] == b"y"
+
+
+def test_capitals_in_a_containers_name_change_nothing(tmp_path):
+    _tar(tmp_path / "X.TAR", [("0.JPG", b"one")])
+    pq.write_table(pa.table({"raw": [b"x", b"y"]}), tmp_path / "A.Parquet")
+    with pa.ipc.new_file(tmp_path / "B.ARROW", pa.schema({"raw": pa.binary()})) as writer:
+        writer.write_table(pa.table({"raw": [b"z"]}))
+    found = {
+        "X.TAR": [("X.TAR/512+3/0.JPG", 3, b"one")],
+        "A.Parquet": [("A.Parquet/0", -1, b"x"), ("A.Parquet/1", -1, b"y")],
+        "B.ARROW": [("B.ARROW/0", -1, b"z")],
+    }
+    for name, content in found.items():
+        assert _content(open_source(str(tmp_path / name))) == content
+    for kind, name in (("webdataset", "X.TAR"), ("parquet", "A.Parquet"), ("arrow", "B.ARROW")):
+        assert _content(open_source(str(tmp_path), kind)) == found[name]
+
+
+_STRUCT = pa.struct([("bytes", pa.list_(pa.uint8())), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "cells", [pa.array([5]), pa.array([[b"x"]]), pa.array([{"bytes": [1], "path": "a"}], _STRUCT)], ids=str
+)
+def test_a_column_that_holds_no_images_is_not_taken_and_when_named_refused(tmp_path, cells, suffix):
+    table = pa.table({"image": cells})
+    path = str(tmp_path / f"a.{suffix}")
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(AlignDetError, match=r"which column of .* holds the images"):
+        open_source(path)
+    source = open_source(path, column="image")
+    assert [entry.uri for entry in source.entries()] == [f"a.{suffix}"]
+    assert _reason(source, f"a.{suffix}") == "broken_container"

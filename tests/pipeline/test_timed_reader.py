@@ -90,3 +90,14 @@ def test_what_a_read_raises_and_returns_is_its_own_and_its_thread_ends():
     while threading.active_count() > before:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_thread_that_was_given_up_ends_when_its_read_returns():
+    answer, before = threading.Event(), set(threading.enumerate())
+    with timed_reads(lambda uri: answer.wait() and b"", 0.05) as timed:
+        with pytest.raises(SourceUnavailableError):
+            timed("slow.jpg")
+        (thread,) = set(threading.enumerate()) - before
+    answer.set()
+    thread.join(60)
+    assert not thread.is_alive()
