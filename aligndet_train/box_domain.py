@@ -33,6 +33,8 @@ from proposals.errors import AlignDetError
 
 Losses = dict[str, Any]
 Stages = list[Reading | None]
+# The default views on a canvas of multiples of 128 have some forty shapes.
+_COMPILED_FORMS = 256
 
 
 class BoxDomainPretrainer(BaseModel):
@@ -217,8 +219,16 @@ def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> Box
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if config.compile_backbone:
-        model.student.backbone.compile(dynamic=False)
+        _compile(model.student.backbone)
     return model
+
+
+def _compile(backbone: nn.Module) -> None:
+    """Once for every shape of a batch, with gradients on (student) and off (teacher)."""
+    limits: Any = import_module("torch._dynamo.config")
+    # Beyond its limit torch goes on uncompiled, and says so in a line of its log; the limit is 8.
+    limits.cache_size_limit = max(limits.cache_size_limit, _COMPILED_FORMS)
+    backbone.compile(dynamic=False)
 
 
 def _scaled(value: Any, weight: float) -> Any:

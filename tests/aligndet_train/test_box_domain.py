@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -145,6 +146,15 @@ def test_settings_for_speed_do_not_change_the_losses(setting, samples):
         memory_format=torch.channels_last if setting == "channels_last" else torch.contiguous_format
     )
     torch.testing.assert_close(*figures, rtol=1e-3, atol=1e-5)
+
+
+def test_every_shape_of_a_canvas_may_be_compiled(monkeypatch):
+    """torch's own limit is eight forms; two passes a step, with and without gradients, fill it with four shapes."""
+    run = load_run_config(TINY["fcos"], {"compile_backbone": True, "canvas_multiple": 128}, {})
+    limits = importlib.import_module("torch._dynamo.config")
+    monkeypatch.setattr(limits, "cache_size_limit", 8)
+    build_pretrainer(run.stock_model, run.pretrain)
+    assert limits.cache_size_limit >= 2 * 36
 
 
 def test_positives_come_first_when_boxes_are_sampled(pretrainer, samples):
