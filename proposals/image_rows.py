@@ -1,10 +1,12 @@
 """Images in tables: one row of a Parquet or Arrow file, read forward so that neighbours cost nothing."""
 
+import stat
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
+from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
@@ -45,8 +47,13 @@ def read_row(location: str, row: int, column: str) -> tuple[bytes | None, str | 
 
 
 def open_binary(location: str) -> BinaryIO:
-    """A seekable stream of a local file (mapped into memory) or an allowed URL."""
+    """A seekable stream of a local file (mapped into memory) or an allowed URL.
+
+    Raises ValueError when it is a pipe, a device or a folder, besides what opening raises.
+    """
     if scheme_of(location) is None:
+        if not stat.S_ISREG(Path(location).stat().st_mode):
+            raise ValueError(f"{location} is no regular file")  # opening a pipe waits for a writer
         stream: BinaryIO = pa.memory_map(location)
         return stream
     files, path = filesystem(location)

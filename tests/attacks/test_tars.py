@@ -5,8 +5,10 @@ import tarfile
 
 import pytest
 
+from pipeline.sources import open_source
 from pipeline.sources.tars import TarSource
 from proposals.dataset import layout
+from proposals.images import ImageRejected
 from tests.attacks.tars import END, giant, header, member, negative, pax
 
 _OK = member("ok.jpg", b"12345")
@@ -60,6 +62,17 @@ def test_a_tar_as_a_source(name, confined, tmp_path):
     outcome = confined.read("tar", path, megabytes=64, seconds=20)
     assert (outcome.kind, outcome.text) == ("value", str(expected))
     assert list(tmp_path.iterdir()) == [path]  # nothing is unpacked anywhere
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("x.tar", "webdataset"), ("x.parquet", "parquet"), ("x.arrow", "arrow")]
+)
+def test_a_pipe_of_a_containers_name_is_one_refusal_and_waits_for_nobody(name, kind, tmp_path):
+    os.mkfifo(tmp_path / name)
+    source = open_source(str(tmp_path), kind, column=None if kind == "webdataset" else "image")
+    assert [entry.uri for entry in source.entries()] == [name]
+    with pytest.raises(ImageRejected, match="cannot be read"):
+        source.read(name)
 
 
 def test_a_members_name_finds_no_file(tmp_path):
