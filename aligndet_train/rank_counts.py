@@ -38,6 +38,6 @@ def normalised_by_all_ranks(
     """
     if not stages:
         return losses
-    own = torch.tensor(counts, dtype=torch.float32, device=device)
+    own = torch.tensor(counts, dtype=torch.float32).to(device, non_blocking=True)
     factors = own / mean_over_ranks(own).clamp(min=1e-6)
     return losses | {name: losses[name] * factors[stage] for name, stage in stages.items() if name in losses}

@@ -89,9 +89,10 @@ def apply_image_views(images: Sequence[Tensor], views: Sequence[ImageView], size
         batch = batch.flip(1).float() / 255
         _jitter(batch, [view.jitter for view in views])
         _on_rows(batch, [view.gray for view in views], lambda rows: _luma(rows).expand_as(rows))
-        blurred = [row for row, view in enumerate(views) if view.sigma is not None]
-        if blurred:
-            batch[blurred] = _blur(batch[blurred], [views[row].sigma or 0.0 for row in blurred])
+        sigmas = {row: view.sigma for row, view in enumerate(views) if view.sigma is not None}
+        if sigmas:
+            blurred = _sent(list(sigmas), batch)
+            batch[blurred] = _blur(batch[blurred], _sent(list(sigmas.values()), batch))
     return batch
 
 
@@ -129,7 +130,16 @@ def _on_rows(batch: Tensor, chosen: Sequence[bool], operation: Callable[[Tensor]
     """Replace the chosen rows of ``batch`` by the operation's result; chosen on the host, so nothing is waited for."""
     rows = [row for row, yes in enumerate(chosen) if yes]
     if rows:
-        batch[rows] = operation(batch[rows])
+        index = _sent(rows, batch)
+        batch[index] = operation(batch[index])
+
+
+def _sent(values: Sequence[float], batch: Tensor) -> Tensor:
+    """``values`` [N], int64 if they are integers, else float32, on the device of ``batch``, without waiting for it.
+
+    An index that is a list, or ``new_tensor``, would wait.
+    """
+    return torch.tensor(values).to(batch.device, non_blocking=True)
 
 
 def _jitter(batch: Tensor, drawn: Sequence[Jitter | None]) -> None:
@@ -139,11 +149,12 @@ def _jitter(batch: Tensor, drawn: Sequence[Jitter | None]) -> None:
             rows = [i for i, one in enumerate(drawn) if one is not None and one.order[place] == number]
             if rows:
                 factors = [one.factors[number] for one in (drawn[i] for i in rows) if one is not None]
-                batch[rows] = operation(batch[rows], batch.new_tensor(factors).view(-1, 1, 1, 1))
+                index = _sent(rows, batch)
+                batch[index] = operation(batch[index], _sent(factors, batch).view(-1, 1, 1, 1))
 
 
 def _luma(batch: Tensor) -> Tensor:
-    return (batch * batch.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return (batch * _sent(_LUMA, batch).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def _blend(batch: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
@@ -174,19 +185,19 @@ def _hue(batch: Tensor, shift: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     turned = sector + 6 * shift
-    wheel = (batch.new_tensor((5.0, 3.0, 1.0)).view(1, 3, 1, 1) + turned) % 6
+    wheel = (_sent((5.0, 3.0, 1.0), batch).view(1, 3, 1, 1) + turned) % 6
     return (value - chroma * torch.minimum(wheel, 4 - wheel).clamp(0, 1)).clamp(0, 1)
 
 
 _JITTER_OPS = (_brightness, _contrast, _saturation, _hue)
 
 
-def _blur(batch: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """A Gaussian a row, separable, reflected at the border; as wide as a tenth of the image (SimCLR's rule)."""
+def _blur(batch: Tensor, sigmas: Tensor) -> Tensor:
+    """A Gaussian a row, of ``sigmas`` [B]; separable, reflected at the border, a tenth of the image wide (SimCLR)."""
     count, channels, height, width = batch.shape
     radius = max(1, width // 20)
     offsets = torch.arange(-radius, radius + 1, device=batch.device, dtype=batch.dtype)
-    kernels = (-0.5 * (offsets / batch.new_tensor(sigmas)[:, None]) ** 2).exp()
+    kernels = (-0.5 * (offsets / sigmas[:, None]) ** 2).exp()
     kernels = (kernels / kernels.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
     planes = pad(batch.reshape(1, -1, height, width), (radius,) * 4, mode="reflect")
     rows = conv2d(planes, kernels[:, None, None, :], groups=count * channels)

@@ -16,6 +16,7 @@ from aligndet_train.image_domain.views import (
     draw_image_view,
 )
 from aligndet_train.views import view_rng
+from tests.aligndet_train.fake_gpu import no_waits_on_a_fake_gpu
 
 SIZE = 48
 
@@ -50,6 +51,18 @@ def drawn(images: list[torch.Tensor], seed: int) -> list[ImageView]:
         draw_image_view(view_rng(seed, 0, i, 0), image.shape[1], image.shape[2], config)
         for i, image in enumerate(images)
     ]
+
+
+def test_a_batch_of_views_is_made_without_waiting_for_the_gpu():
+    jitter = Jitter((1.2, 0.8, 1.1, 0.05), (2, 0, 3, 1))
+    views = [
+        ImageView(0, 0, 40, 40, flip=True, jitter=jitter, gray=False, sigma=1.0),
+        ImageView(0, 0, 30, 40, flip=False, jitter=None, gray=True, sigma=None),
+    ]
+    with no_waits_on_a_fake_gpu():
+        photos = [torch.zeros(3, 50, 60, dtype=torch.uint8, device="cuda") for _ in views]
+        batch = apply_image_views(photos, views, SIZE)
+    assert batch.device.type == "cuda"
 
 
 @pytest.mark.parametrize("seed", range(6))
