@@ -15,10 +15,16 @@ def line_chart(
     x_label: str,
     y_label: str,
     top: float,
+    families: Mapping[str, str] | None = None,
     width: int = 760,
     height: int = 360,
 ) -> str:
-    """An SVG of ``lines``, name to (x, y) points; both axes begin at 0, y ends at ``top``."""
+    """An SVG of ``lines``, name to (x, y) points; both axes begin at 0, y ends at ``top``.
+
+    families: of some lines by name; those of one share a colour, and the first of several is dashed.
+    """
+    family_of = [(families or {}).get(name, name) for name in lines]
+    known = list(dict.fromkeys(family_of))
     right, floor = width - _LEGEND, height - _BOTTOM
     end = max((x for points in lines.values() for x, _ in points), default=1.0) or 1.0
 
@@ -41,9 +47,12 @@ def line_chart(
     parts.append(_text(_LEFT, _TOP - 8, y_label, "start"))
     parts.append(_text(right, floor + 36, x_label, "end"))
     for number, (name, points) in enumerate(lines.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        family = family_of[number]
+        colour = COLOURS[known.index(family) % len(COLOURS)]
+        first = family_of.count(family) > 1 and family not in family_of[:number]
+        dashes = ' stroke-dasharray="5 4"' if first else ""
         drawn = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
-        parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         parts.append(_text(right + 14, _TOP + 20 + 20 * number, name, "start", colour))
     return "\n".join([*parts, "</svg>\n"])
 

@@ -45,17 +45,17 @@ def between_markers(page: str, table: str) -> str:
 
 
 def chart(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> str:
-    """AP against the epoch of fine-tuning, a line for each arm, as SVG."""
-    lines = {}
+    """AP against the epoch of fine-tuning, a line for each arm, as SVG; arms of one schedule share a colour."""
+    lines, families = {}, {}
     for (detector, schedule, fraction, source), arms in finals.items():
         for arm, runs in arms.items():
             setting = "" if (schedule, fraction) == ("short", 100) else f" {schedule} {fraction} %"
-            name = (
-                f"{detector.removesuffix('_lite0')}{setting}, {source if source != detector else NAMES[arm]}"
-            )
+            short = detector.removesuffix("_lite0").removesuffix("_160px")
+            name = f"{short}{setting}, {source if source != detector else NAMES[arm]}"
+            families[name] = f"{detector}{setting}"
             lines[name] = [(0, 0.0), *sorted(mean_by_epoch(runs).items())]
     top = 5.0 * (1 + max((ap for points in lines.values() for _, ap in points), default=0.0) // 5)
-    return line_chart(lines, x_label="epoch of fine-tuning", y_label="AP", top=top)
+    return line_chart(lines, x_label="epoch of fine-tuning", y_label="AP", top=top, families=families)
 
 
 def table_row(
