@@ -1,6 +1,5 @@
 """One run at a time in an output folder: the heartbeat of another one that still lives is respected."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -8,8 +7,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.heartbeat import BEAT_SECONDS, NAME, SILENCE_SECONDS, age_of, read_heartbeat, this_process
-from proposals.dataset.files import write_atomically
+from pipeline.heartbeat import (
+    BEAT_SECONDS,
+    NAME,
+    SILENCE_SECONDS,
+    age_of,
+    read_heartbeat,
+    this_process,
+    write_beat,
+)
 from proposals.errors import AlignDetError
 from proposals.paths import is_remote
 
@@ -30,10 +36,7 @@ def claimed(out: Path, say: Say) -> Iterator[None]:
         if read_heartbeat(out) not in (None, last):
             raise _taken(out, read_heartbeat(out))
         now = time.time()
-        with suppress(Exception):  # whatever forbids it will forbid the first shard, too
-            write_atomically(
-                out / NAME, json.dumps({**this_process(), "started": now, "updated": now}).encode()
-            )
+        write_beat(out, {**this_process(), "started": now, "updated": now})
     found = read_heartbeat(out)
     if found is not None and found != last and not _is_ours(found):
         raise _taken(out, found)

@@ -28,11 +28,9 @@ def fault_of(error: BaseException, remote: bool = False) -> Fault:
     if isinstance(error, ChildProcessError | MemoryError):
         return Fault.worker
     if isinstance(error, OSError):
+        # The system's own errors are then of that machine's scratch disk, which others do not share.
+        passing = remote and error.errno is not None
         lasting = isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS
-        if remote and error.errno is not None:
-            lasting = (
-                False  # the system's own: of the scratch disk of that machine, which others do not share
-            )
-        return Fault.failed if lasting else Fault.busy
+        return Fault.failed if lasting and not passing else Fault.busy
     library = type(error).__module__.split(".")[0]
     return Fault.busy if library in _NETWORK_LIBRARIES else Fault.failed

@@ -32,7 +32,7 @@ class Heartbeat:
     """
 
     def __init__(self, out: Path, resumed: Count) -> None:
-        self._path, self._last = out / NAME, 0.0
+        self._out, self._last = out, 0.0
         self._started = time.time()
         self._pace: deque[tuple[float, int]] = deque([(time.monotonic(), _done(resumed))], maxlen=_PACE_BEATS)
 
@@ -56,19 +56,21 @@ class Heartbeat:
             "retries": scheduler.retries,
             "reissued": scheduler.reissued,
         }
-        self._write(content)
+        write_beat(self._out, content)
 
     def _rate(self) -> float:
         (since, before), (now, done) = self._pace[0], self._pace[-1]
         return (done - before) / max(now - since, 1e-6)
 
-    def _write(self, content: dict[str, Any]) -> None:
-        with suppress(Exception):
-            write_atomically(self._path, json.dumps(content).encode())
-
 
 def _done(count: Count) -> int:
     return count.images + count.rejected
+
+
+def write_beat(out: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as the last beat of ``out``; whatever forbids it will forbid the first shard, too."""
+    with suppress(Exception):
+        write_atomically(out / NAME, json.dumps(content).encode())
 
 
 def this_process() -> dict[str, Any]:

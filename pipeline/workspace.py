@@ -104,11 +104,16 @@ def begin(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say = lambda 
     if not (is_there(out / layout.MANIFEST) or is_there(out / layout.PLAN)):
         require_listable(plan.shards, plan.images, identity.images_per_shard)
         _require_empty(out)
+    return _opened(out, say, lambda: _open(out, plan, identity))
+
+
+def _opened(out: Path, say: Say, opening: Callable[[], Workspace]) -> Workspace:
+    """What ``opening`` gives, while ``out`` is this run's own; it stays so unless nothing is left to do."""
     with claimed(out, say):
-        opened = _open(out, plan, identity)
-    if opened.finished is not None:
+        workspace = opening()
+    if workspace.finished is not None:
         release(out)
-    return opened
+    return workspace
 
 
 def _finished(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace | None:
@@ -185,11 +190,7 @@ def begin_retry(out: Path, recipe: Recipe, kind: str, say: Say = lambda _: None)
     another run works in it; see `begin`.
     """
     read_manifest(out)
-    with claimed(out, say):
-        opened = _open_retry(out, recipe, kind)
-    if opened.finished is not None:
-        release(out)
-    return opened
+    return _opened(out, say, lambda: _open_retry(out, recipe, kind))
 
 
 def _open_retry(out: Path, recipe: Recipe, kind: str) -> Workspace:

@@ -101,6 +101,7 @@ class _Table:
         self._first, self._batch = 0, pa.array([])
 
     def read(self, row: int) -> tuple[bytes | None, str | None]:
+        """`read_row` of this table; cheap at, or soon after, the last row read. ValueError: no such row."""
         group = bisect_right(self._file.starts, row) - 1
         if group != self._group or row < self._first:
             self._group, self._first, self._batch = group, self._file.starts[group], pa.array([])

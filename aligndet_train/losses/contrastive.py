@@ -98,6 +98,7 @@ class _WeightedPairs(Function):
         weights: Tensor,
         temperature: float,
     ) -> Tensor:
+        """The weighted sum of q's losses; its gradient is made here, where the logits are still in memory."""
         z = cat([k, q])
         logits = (q / temperature) @ z.T
         share = logits.masked_fill(excluded, finfo(q.dtype).min)

@@ -62,7 +62,7 @@ def write_dataset(job: Import, root: Path) -> Manifest:
     plan = _plan(job, placed)
     identity = JobIdentity(
         recipe=job.recipe,
-        source=SourceInfo(kind=f"import-{job.kind}", images=plan.num_rows, fingerprint=_fingerprint(plan)),
+        source=SourceInfo.of(f"import-{job.kind}", _listed(plan)),
         images_per_shard=job.images_per_shard,
         versions=library_versions(),
     )
@@ -110,9 +110,8 @@ def _plan(job: Import, placed: Placed) -> pa.Table:
     return pa.table(columns, schema=PLAN_SCHEMA)
 
 
-def _fingerprint(plan: pa.Table) -> str:
-    rows = zip(plan.column("uri").to_pylist(), plan.column("size").to_pylist(), strict=True)
-    return hashlib.sha256("".join(f"{uri}\0{size}\n" for uri, size in rows).encode()).hexdigest()
+def _listed(plan: pa.Table) -> Iterator[tuple[str, int]]:
+    return zip(plan.column("uri").to_pylist(), plan.column("size").to_pylist(), strict=True)
 
 
 def _shards(job: Import, root: Path, placed: Placed, fingerprint: str) -> Iterator[CommitRecord]:

@@ -34,6 +34,7 @@ class _Scanner:
         self._decoder = json.JSONDecoder()
 
     def members(self) -> Iterator[tuple[str, list[Any]]]:
+        """(name, values) of the object's members; a list comes in parts, any other value as a list of one."""
         self._expect("{")
         if self._next() == "}":
             return

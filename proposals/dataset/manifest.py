@@ -1,5 +1,7 @@
 """dataset.json, the commit records it is made from, and the versions a dataset depends on."""
 
+import hashlib
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -126,6 +128,15 @@ class SourceInfo(BaseModel):
     kind: str
     images: int = Field(ge=0, le=bounds.MAX_IMAGES)
     fingerprint: str
+
+    @classmethod
+    def of(cls, kind: str, listed: Iterable[tuple[str, int]]) -> "SourceInfo":
+        """Of a source that lists these (uri, size in bytes): the same ones give the same fingerprint."""
+        digest, images = hashlib.sha256(), 0
+        for uri, size in listed:
+            digest.update(f"{uri}\0{size}\n".encode())
+            images += 1
+        return cls(kind=kind, images=images, fingerprint=digest.hexdigest())
 
 
 class Totals(BaseModel):

@@ -115,6 +115,7 @@ class _Parquet:
         self._dataset = ProposalDataset(root)
 
     def read(self, start: int, stop: int) -> ProposalBatch:
+        """Boxes of the images ``start`` to ``stop``, from the tables of their shards."""
         counts, boxes, ranks = (
             [np.zeros(1, np.int64)],
             [np.empty((0, 4), np.float32)],
@@ -166,6 +167,7 @@ class _Zarr:
         self._blocks: OrderedDict[int, tuple[Boxes, _Ranks]] = OrderedDict()
 
     def read(self, start: int, stop: int) -> ProposalBatch:
+        """Boxes of the images ``start`` to ``stop``, from the chunks that hold them; a long range is not kept."""
         first, last = int(self._offsets[start]), int(self._offsets[stop])
         offsets = self._offsets[start : stop + 1] - first
         if last - first > 2 * self._chunk:
