@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.attacks.memory import limit_memory
 from tests.attacks.readers import READERS
 
 
@@ -99,9 +100,7 @@ def _in_a_child(reader: str, path: Path, megabytes: int, seconds: int) -> tuple[
 def _limit(megabytes: int, seconds: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    limit = int(lines["VmData"].split()[0]) * 1024 + megabytes * 2**20
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(megabytes * 2**20)
 
 
 def _outcome(reader: str, path: Path) -> tuple[str, str, int]:

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from proposals.errors import AlignDetError
 from tests.attacks.fuzz_targets import TARGETS, Target, prepare
+from tests.attacks.memory import limit_memory
 from tests.attacks.readers import READERS
 
 ENGINES = ("hypothesis", "atheris")
@@ -159,17 +159,15 @@ def _child(name: str, engine: str, seconds: int) -> None:
         if engine == "atheris":
             run = with_atheris(name, Path(scratch), seconds=seconds)
         else:
-            _limit_memory(TARGETS[name].modules)
+            _load_then_limit_memory(TARGETS[name].modules)
             run = with_hypothesis(name, Path(scratch), seconds=seconds)
     print("RUN " + json.dumps(run.__dict__), flush=True)
 
 
-def _limit_memory(modules: tuple[str, ...]) -> None:
+def _load_then_limit_memory(modules: tuple[str, ...]) -> None:
     for module in modules:
         __import__(module)
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    limit = int(lines["VmData"].split()[0]) * 1024 + _ROOM
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(_ROOM)
 
 
 def available() -> list[str]:

@@ -79,17 +79,15 @@ def test_what_a_read_raises_and_returns_is_its_own_and_its_thread_ends():
             raise FileNotFoundError(uri)
         return uri.encode()
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with timed_reads(read, 60) as timed:
         assert timed("one") == b"one"
         with pytest.raises(FileNotFoundError, match="bad"):
             timed("bad")
         assert timed("two") == b"two"
-        assert threading.active_count() == before + 1
-    deadline = time.monotonic() + 60
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        (thread,) = set(threading.enumerate()) - before
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_thread_that_was_given_up_ends_when_its_read_returns():
