@@ -6,7 +6,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,19 +52,9 @@ _BackboneWeights = Annotated[
 _Iterations = Annotated[int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")]
 _BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")]
 _Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order, views and sampling.")]
-_Workers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
 _PictureInterval = Annotated[
     int, typer.Option(min=0, help="Steps between pictures of both views and their boxes; 0: none.")
 ]
-_Damaged = Annotated[
-    Literal["raise", "skip"],
-    typer.Option(help="Images or shards that cannot be read: stop, or replace and count."),
-]
-_Cache = Annotated[
-    Path | None,
-    typer.Option(help="Local folder for shards; a URL's are kept in ~/.cache/aligndet by default."),
-]
-_CacheGb = Annotated[float, typer.Option(min=0.001, help="Gigabytes of shards kept there.")]
 _GatherNegatives = Annotated[
     bool, typer.Option("--gather-negatives", help="Boxes of all GPUs are negatives, not each GPU's own.")
 ]
@@ -84,15 +74,15 @@ def pretrain(
     batch_size: _BatchSize = None,
     seed: _Seed = None,
     amp: cli_options.Amp = False,
-    workers: _Workers = 2,
+    workers: cli_options.Workers = 2,
     log_interval: cli_options.LogInterval = 10,
     checkpoint_interval: cli_options.CheckpointInterval = 500,
     picture_interval: _PictureInterval = 500,
     resume: cli_options.Resume = True,
     launcher: cli_options.Launcher = "none",
-    damaged: _Damaged = "raise",
-    cache: _Cache = None,
-    cache_gb: _CacheGb = 50,
+    damaged: cli_options.Damaged = "raise",
+    cache: cli_options.Cache = None,
+    cache_gb: cli_options.CacheGb = 50,
     gather_negatives: _GatherNegatives = False,
     cfg_options: _CfgOptions = None,
     no_python_config: cli_options.NoPythonConfig = False,

@@ -9,6 +9,7 @@ import typer
 from aligndet_train import cli_options
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
+from proposals.paths import as_path
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +20,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="backbone")
 
 
-_Data = Annotated[Path, typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT.")]
+_Data = Annotated[
+    Path,
+    typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT, a folder or URL."),
+]
 _WorkDir = Annotated[Path, typer.Option(help="Where logs, last.pth and backbone.pth go; resumed if found.")]
 _Backbone = Annotated[
     str,
@@ -52,11 +56,14 @@ def pretrain_backbone(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and views.")] = None,
     amp: cli_options.Amp = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 2,
+    workers: cli_options.Workers = 2,
     log_interval: cli_options.LogInterval = 10,
     checkpoint_interval: cli_options.CheckpointInterval = 500,
     resume: cli_options.Resume = True,
     launcher: cli_options.Launcher = "none",
+    damaged: cli_options.Damaged = "raise",
+    cache: cli_options.Cache = None,
+    cache_gb: cli_options.CacheGb = 50,
     knn: _Knn = None,
     knn_images: Annotated[Path | None, typer.Option(help="Folder of the COCO json's images.")] = None,
     knn_interval: Annotated[
@@ -85,6 +92,7 @@ def pretrain_backbone(
     from aligndet_train.image_domain.training import pretrain_backbone as run
     from aligndet_train.plain_config import is_config, refuse_python
     from aligndet_train.run_options import RunOptions
+    from aligndet_train.stream.cache import cache_for
 
     refuse_python(Path(backbone) if is_config(backbone) else None, no_python_config)
     named = {
@@ -100,6 +108,8 @@ def pretrain_backbone(
         checkpoint_interval=checkpoint_interval,
         resume=resume,
         launcher=launcher,
+        damaged=damaged,
+        cache=cache_for(as_path(data), cache, cache_gb),
     )
     with volume("quiet" if quiet else "verbose"):
         out = run(find_backbone(backbone), config, data, work_dir, options, labelled, knn_interval)

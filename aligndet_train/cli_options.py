@@ -1,12 +1,22 @@
 """Options that several of the trainer's verbs have."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Amp = Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Local folder for shards; a URL's are kept in ~/.cache/aligndet by default."),
+]
+CacheGb = Annotated[float, typer.Option(min=0.001, help="Gigabytes of shards kept there.")]
 CheckpointInterval = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+Damaged = Annotated[
+    Literal["raise", "skip"],
+    typer.Option(help="Images or shards that cannot be read: stop, or replace and count."),
+]
 Launcher = Annotated[
     Literal["none", "pytorch", "slurm"], typer.Option(help="pytorch (torchrun) or slurm for several GPUs.")
 ]
@@ -24,4 +34,5 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Print all that mmengine logs, which is in the log file anyway."),
 ]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that decode images.")]
 CONFIG_HELP = "a mmdet config: .py, whose code is run (use files you trust), or .json or .yaml, plain data"

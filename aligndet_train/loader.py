@@ -1,12 +1,12 @@
 """Batches of samples for a run, decoded in worker processes that end when the trainer says so."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from mmengine.dist import get_rank, get_world_size
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from aligndet_train.config import PretrainConfig
 from aligndet_train.stream import ProposalStream, Sample, StepSampler, StreamState
@@ -33,23 +33,50 @@ def build_loader(
 
     damaged: see ProposalStream. cache: see RunOptions. Batches of workers go through ``readable``.
     """
-    expect = None
     clusters = None if config.classes is None else read_clusters(dataset.root, dataset.manifest)
+    return step_loader(
+        dataset,
+        lambda dataset: ProposalStream(dataset, config.proposals_per_image, clusters, damaged),
+        start or StreamState(config.seed, 0, 0),
+        batch_size=config.batch_size,
+        steps=steps,
+        window=config.shard_window,
+        workers=workers,
+        cache=cache,
+    )
+
+
+def step_loader(
+    dataset: ProposalDataset,
+    samples: Callable[[ProposalDataset], Dataset[Sample]],
+    start: StreamState,
+    *,
+    batch_size: int,
+    steps: int,
+    window: int,
+    workers: int,
+    cache: CacheSpec | None = None,
+) -> "DataLoader[Sample]":
+    """``steps`` batches of this rank, from ``start`` on, of what ``samples`` makes of the dataset or its cached form.
+
+    batch_size: of this rank. window: see StepSampler. cache: see RunOptions.
+    """
+    expect = None
     if cache is not None:
         dataset = CachedDataset(dataset.root, cache)
         expect = Prefetcher(dataset).expect
     sampler = StepSampler(
         dataset.shard_sizes.tolist(),
-        start=start or StreamState(config.seed, 0, 0),
-        batch_size=config.batch_size,
+        start=start,
+        batch_size=batch_size,
         steps=steps,
         rank=get_rank(),
         world_size=get_world_size(),
-        window=config.shard_window,
+        window=window,
         expect=expect,
     )
     return DataLoader(
-        ProposalStream(dataset, config.proposals_per_image, clusters, damaged),
+        samples(dataset),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=list,

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from aligndet_train.image_domain.config import ImageDomainConfig
 from aligndet_train.stream import ProposalStream, Sample
+from aligndet_train.stream.dataset import Damaged
 from aligndet_train.views import view_rng
 from proposals.dataset import ProposalDataset
 from proposals.errors import AlignDetError
@@ -23,13 +24,16 @@ class CropStream(Dataset[Sample]):
     """ProposalStream's samples, cut to a proposal where the config says so, at most ``max_side`` px long.
 
     Which proposal is a function of (seed, epoch, index). Indexed by the (epoch, index) pairs of a StepSampler.
+    damaged: see ProposalStream.
     """
 
     # mmengine's visualiser asks every dataset for it.
     metainfo: ClassVar[dict[str, tuple[str, ...]]] = {"classes": ("image",)}
 
-    def __init__(self, dataset: ProposalDataset, config: ImageDomainConfig) -> None:
-        self.stream = ProposalStream(dataset, config.proposals_per_image)
+    def __init__(
+        self, dataset: ProposalDataset, config: ImageDomainConfig, damaged: Damaged = "raise"
+    ) -> None:
+        self.stream = ProposalStream(dataset, config.proposals_per_image, damaged=damaged)
         self.config = config
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
@@ -17,20 +17,20 @@ from aligndet_train.backbones.ours import BACKBONE_FILE, STAGE, write_backbone
 from aligndet_train.backbones.registry import BackboneChoice
 from aligndet_train.checkpoint import LAST, decoded, encoded, load_checkpoint, saved_run
 from aligndet_train.distributed import joined_processes, lost_ranks_explained
-from aligndet_train.hooks import AnnounceHook, CheckpointHook, ThroughputHook
+from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, ThroughputHook
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.config import ImageDomainConfig
 from aligndet_train.image_domain.crops import CropStream
 from aligndet_train.image_domain.hooks import FIXED_RATE, CollapseHook, KnnHook, ScheduleHook
 from aligndet_train.image_domain.knn import LabelledCrops
 from aligndet_train.image_domain.model import SimSiam, build_simsiam
-from aligndet_train.loader import leave_signals_to_the_parent
+from aligndet_train.loader import step_loader
 from aligndet_train.loop import run_to_the_end, step_runner
 from aligndet_train.optimizer import wrapped_optimizer
 from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder
 from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import half_cosine
-from aligndet_train.stream import Sample, StepSampler, StreamState
+from aligndet_train.stream import Sample, StreamState
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.errors import AlignDetError
 
@@ -147,24 +147,16 @@ def build_optimizer(model: SimSiam, config: ImageDomainConfig, world_size: int) 
 
 def build_loader(plan: Plan) -> "DataLoader[Sample]":
     """This rank's batches (lists of samples) from where the order goes on to the end of the run."""
-    sampler = StepSampler(
-        plan.dataset.shard_sizes.tolist(),
-        start=plan.stream or StreamState(plan.config.seed, 0, 0),
-        batch_size=plan.config.batch_size,
+    config, options = plan.config, plan.options
+    return step_loader(
+        plan.dataset,
+        lambda dataset: CropStream(dataset, config, options.damaged),
+        plan.stream or StreamState(config.seed, 0, 0),
+        batch_size=config.batch_size,
         steps=plan.steps - plan.start,
-        rank=get_rank(),
-        world_size=get_world_size(),
-        window=plan.config.shard_window,
-    )
-    workers = plan.options.workers
-    return DataLoader(
-        CropStream(plan.dataset, plan.config),
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=leave_signals_to_the_parent,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        window=config.shard_window,
+        workers=options.workers,
+        cache=options.cache,
     )
 
 
@@ -190,6 +182,7 @@ def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra:
             ScheduleHook(config.seed, half_cosine(1.0, 0.0, plan.steps)),
             CollapseHook(monitor, options.log_interval),
             CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
+            SkippedHook(options.log_interval),
             *extra,
         ],
         seed=config.seed,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -195,3 +196,37 @@ def test_consolidating_the_dataset_makes_no_other_run(mined_dataset, tmp_path):
     code, output = invoke(*arguments(data, work_dir, steps=2))
     assert code == 0, output
     assert "is complete already, 2 steps" in output
+
+
+def test_a_run_through_a_small_cache_has_the_same_losses(undisturbed, mined_dataset, tmp_path):
+    cache = ("--cache", str(tmp_path / "cache"), "--cache-gb", "0.001")
+    code, output = invoke(*arguments(mined_dataset, tmp_path / "run", *cache))
+    assert code == 0, output
+    assert logged(tmp_path / "run") == logged(undisturbed)
+    assert list((tmp_path / "cache").rglob("*.tar"))
+
+
+def test_a_damaged_shard_stops_a_run_or_is_skipped_and_counted(mined_dataset, tmp_path):
+    data = shutil.copytree(mined_dataset, tmp_path / "dataset")
+    flip_a_bit(data, "00001")
+    through = ("--cache", str(tmp_path / "cache"), "--damaged")
+    code, output = invoke(*arguments(data, tmp_path / "run", *through, "skip", steps=4))
+    assert code == 0, output
+    assert re.search(
+        r"skipped so far: \d+ images, replaced by others of the dataset", read_log(tmp_path / "run")
+    )
+    code, output = invoke(*arguments(data, tmp_path / "other", *through, "raise", steps=4))
+    assert code == 1
+    assert "00001.tar has not the bytes" in output
+    assert "--damaged skip" in output
+
+
+def flip_a_bit(dataset: Path, shard: str) -> None:
+    tar = dataset / "shards" / f"{shard}.tar"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+
+
+def read_log(work_dir: Path) -> str:
+    return "".join(file.read_text() for file in work_dir.glob("*/*.log"))
