@@ -21,12 +21,14 @@ def model_and_optimizer():
 
 def test_round_trip_and_previous(tmp_path, model_and_optimizer):
     model, optimizer = model_and_optimizer
+    # Some mmdet classes take only a tuple, others only a list.
+    identity = {"seed": 7, "views": {"sides": (640, (1, 2)), "scales": [[1], (2,)]}}
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, model, optimizer, step, {"seed": 7})
+        save_checkpoint(tmp_path, model, optimizer, step, identity)
     assert sorted(p.name for p in tmp_path.iterdir()) == [LAST, PREVIOUS]
     last, previous = load_checkpoint(tmp_path / LAST), load_checkpoint(tmp_path / PREVIOUS)
     assert (last["step"], previous["step"]) == (3, 2)
-    assert last["identity"] == {"seed": 7}
+    assert last["identity"] == identity
     assert torch.equal(last["model"]["weight"], model.weight)
     optimizer.load_state_dict(last["optimizer"])
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
-from aligndet_train.optimizer import wrapped_optimizer
+from aligndet_train.config import load_run_config
+from aligndet_train.optimizer import build_optimizer, wrapped_optimizer
+from tests.aligndet_train.conftest import TINY
 from tests.aligndet_train.fake_gpu import no_waits_on_a_fake_gpu
 
 
@@ -34,3 +36,13 @@ def test_clipping_does_not_wait_for_the_gpu():
         weight.grad = torch.zeros(4, device="cuda")
         wrapper.step()
         assert wrapper.norm.device.type == "cuda"
+
+
+@pytest.mark.parametrize(("batch_size", "ranks"), [(4, 1), (4, 3), (8, 2)])
+def test_the_rate_grows_with_the_images_of_all_ranks_and_what_is_frozen_is_left_out(batch_size, ranks):
+    config = load_run_config(TINY["fcos"], {"batch_size": batch_size}, {}).pretrain
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Linear(2, 2).requires_grad_(False))
+    (group,) = build_optimizer(model, config, ranks).param_groups
+    wanted = config.optimizer["lr"] * batch_size * ranks / config.base_batch_size
+    assert group["lr"] == group["initial_lr"] == pytest.approx(wanted)
+    assert [id(p) for p in group["params"]] == [id(p) for p in model[0].parameters()]

@@ -37,6 +37,15 @@ def test_boxes_follow_what_they_enclose(flip):
     assert (boxes[0] - found).abs().max() <= 1
 
 
+def test_a_flipped_box_is_half_open_too():
+    image = torch.zeros(3, 80, 120, dtype=torch.uint8)
+    image[:, 20:50, 30:91] = 255
+    view = View(height=80, width=120, flip=True, color_op="identity", magnitude=0.0)
+    moved, boxes, _ = apply_view(image, torch.tensor([[30.0, 20.0, 91.0, 50.0]]), view)
+    ys, xs = moved[0].nonzero(as_tuple=True)
+    assert boxes[0].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
 def test_vanishing_boxes_are_dropped_and_the_others_keep_their_rows():
     view = View(height=20, width=20, flip=False, color_op="identity", magnitude=0.0)
     boxes = torch.tensor([[0.0, 0.0, 5.0, 90.0], [0.0, 0.0, 90.0, 90.0], [3.0, 3.0, 3.0, 40.0]])
@@ -101,6 +110,19 @@ def test_a_sample_looks_the_same_in_any_batch():
         height, width = targets[0].img_shape
         assert torch.equal(inputs[0, :, :height, :width], more_inputs[1, :, :height, :width])
         assert torch.equal(targets[0].gt_instances.bboxes, more_targets[1].gt_instances.bboxes)
+
+
+@pytest.mark.parametrize("changed", [{"epoch": 1}, {"index": 1}])
+def test_another_epoch_or_place_draws_other_views_and_other_sampling_seeds(changed):
+    preprocessor = TwoViewPreprocessor(SPEC, ViewConfig(short_sides=tuple(range(64, 96))), seed=0)
+    seen = []
+    for one in (sample(0), dataclasses.replace(sample(0), **changed)):
+        views = preprocessor([one])["views"]
+        shapes = [target.img_shape for _, (target,) in views]
+        seen.append((shapes, [target.gt_instances.sampling_seed for _, (target,) in views]))
+    (shapes, seeds), (other_shapes, other_seeds) = seen
+    assert all(one != other for one, other in zip(shapes, other_shapes, strict=True))
+    assert len({*seeds, *other_seeds}) == 4
 
 
 def test_the_two_views_differ():

@@ -199,6 +199,16 @@ def test_status_of_a_job_that_has_only_begun(images, tmp_path):
     assert StatusReader(out).read().state == "stopped"
 
 
+def test_the_time_left_is_that_of_images_neither_mined_nor_rejected(images, tmp_path):
+    out = tmp_path / "out"
+    _begin(images, out)
+    beat = json.loads((out / NAME).read_text())
+    done = {"images": 0, "rejected": 1, "proposals": 0, "running": ["00000"], "failed": {}, "rate": 0.5}
+    (out / NAME).write_text(json.dumps({**beat, **done}))
+    status = StatusReader(out).read()
+    assert (status.planned, status.rejected, status.rate, status.eta) == (2, 1, 0.5, 2.0)
+
+
 def test_a_retry_is_refused_while_another_run_lives(images, tmp_path, beating):
     out = tmp_path / "out"
     (images / "torn.jpg").write_bytes(b"no image")

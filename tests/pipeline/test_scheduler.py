@@ -129,7 +129,9 @@ def test_throttling_is_waited_out_with_growing_pauses_and_given_up_in_the_end():
     world = _World({"0-0"}, Fault.busy)
     scheduler, executor, _, _ = _run(world, shards=1, size=1)
     assert len(world.attempts) == Policy().busy_attempts
-    assert executor.now() > sum(min(2**n, 60) for n in range(Policy().busy_attempts - 1))
+    # Each of the attempts takes half a second.
+    pauses = sum(min(2**n, 60) for n in range(Policy().busy_attempts - 1))
+    assert pauses < executor.now() < pauses + Policy().busy_attempts
     assert scheduler.failures == {"00000": "it died"}
 
 

@@ -114,6 +114,8 @@ def test_a_name_that_no_file_can_have_is_a_refusal(tmp_path, name):
 def test_a_csv_list_names_its_column(folder):
     (folder / "list.csv").write_text('id,file_name\n1,"a.jpg"\n2,b/c.png\n')
     assert [uri for uri, _, _ in _content(open_source(str(folder / "list.csv")))] == ["a.jpg", "b/c.png"]
+    (folder / "both.csv").write_text("image,path\nb/c.png,a.jpg\n")
+    assert [uri for uri, _, _ in _content(open_source(str(folder / "both.csv")))] == ["a.jpg"]
     (folder / "bad.csv").write_text("id,what\n1,a.jpg\n")
     with pytest.raises(AlignDetError, match="no column of images"):
         list(open_source(str(folder / "bad.csv")).entries())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import pipeline.plan
 from pipeline.append import compare
-from pipeline.plan import ExtendedPlan, PlanFile, make_plan, tasks
+from pipeline.plan import ExtendedPlan, PlanFile, RetryPlan, make_plan, tasks
 from pipeline.sources import FolderSource, SourceEntry, describe
 from proposals.dataset import assemble
 from proposals.dataset.assemble import plan_bytes, plan_groups, write_plan
@@ -93,6 +93,17 @@ def test_a_shard_may_begin_in_one_part_of_the_plan_and_end_in_another(small_part
     assert (plan.images, plan.shards) == (11, 3)
 
 
+def test_images_tried_again_share_shards_wherever_in_the_plan_they_were(small_parts):
+    plan = make_plan([SourceEntry(f"{number}.jpg", 1) for number in range(11)], 4)
+    keys = {uri: key for task in tasks(plan) for key, uri in zip(task.keys, task.uris, strict=True)}
+    again = frozenset(keys[f"{number}.jpg"] for number in (0, 4, 5, 9, 10))
+    retry = RetryPlan(plan, plan.shards, again, 2)
+    found = [(task.name, [int(uri[:-4]) for uri in task.uris]) for task in tasks(retry)]
+    shards = [[1, 2, 3], [6, 7], [8], [0, 4], [5, 9], [10]]
+    assert found == [(f"{number:05d}", shard) for number, shard in enumerate(shards)]
+    assert (retry.images, retry.shards) == (11, 6)
+
+
 def test_a_plan_streamed_to_disk_has_the_bytes_of_one_written_at_once(small_parts, monkeypatch, tmp_path):
     monkeypatch.setattr(assemble, "PLAN_GROUP", 50)
     entries = [SourceEntry(f"{number}.jpg", number) for number in range(70)]
@@ -121,6 +132,9 @@ def test_what_changed_in_a_source_is_what_sets_of_names_say(before, now):
     changed = [uri for uri in before if uri in now and now[uri] != before[uri]]
     assert change.removed == (len(removed), tuple(removed[:5]))
     assert change.changed == (len(changed), tuple(changed[:5]))
+    for uris, line in ((removed, "images removed: "), (changed, "images changed in size: ")):
+        more = [f"{len(uris)} {line}{', '.join(uris[:5])}" + f" and {len(uris) - 5} more" * (len(uris) > 5)]
+        assert [told for told in change.refusals() if line in told] == more * bool(uris)
 
 
 @given(_LISTED, _LISTED, st.integers(1, 4))

@@ -16,6 +16,7 @@ from pipeline.sources import FolderSource, SourceUnavailableError
 from pipeline.sources.listed import ListSource
 from pipeline.timed_reader import timed_reads
 from proposals.dataset.manifest import Rejection
+from proposals.images import ImageRejected
 from proposals.recipe import Recipe
 
 _LIMITS = Limits(read_seconds=2.0)
@@ -45,6 +46,24 @@ def test_a_read_that_hangs_is_given_up_and_the_worker_goes_on(photos):
         _outcomes(_Hanging(photos, at="more/rocket.jpg"), "cat.jpg", "more/rocket.jpg")
     (found,) = _outcomes(FolderSource(photos), "cat.jpg")
     assert len(found.proposals.boxes)
+
+
+def test_of_silent_sources_only_a_web_server_is_one_images_own_fault():
+    answer = threading.Event()
+
+    def hangs(uri):
+        answer.wait()
+        return b""
+
+    try:
+        for uri, error in (
+            ("s3://bucket/a.jpg", SourceUnavailableError),
+            ("https://host/a.jpg", ImageRejected),
+        ):
+            with timed_reads(hangs, 0.05) as read, pytest.raises(error):
+                read(uri)
+    finally:
+        answer.set()
 
 
 class _Trickle(socketserver.BaseRequestHandler):

@@ -31,6 +31,22 @@ def _little_memory(mined_dataset):
     assert peak < _PEAK
 
 
+def test_a_table_may_declare_no_more_rows_and_no_more_boxes_than_fit():
+    size = 10 * bounds.MIN_ROW_BYTES
+    most = size * bounds.MAX_BOXES_PER_BYTE
+    assert bounds.has_room(size, 10, most)
+    assert not bounds.has_room(size, 11, 1)
+    assert not bounds.has_room(size, 1, most + 1)
+
+
+def test_a_row_group_may_have_as_many_rows_as_are_allowed_and_not_one_more(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"a": range(20)}), path, row_group_size=10)
+    assert [len(part) for part in bounds.read_row_groups(path, 10, 8)] == [10, 10]
+    with pytest.raises(AlignDetError, match="10 rows in one group"):
+        list(bounds.read_row_groups(path, 9, 8))
+
+
 def _rewrite(path, change):
     """Change the JSON file as one who knows the format would: with a fitting seal."""
     content = json.loads(path.read_text())

@@ -158,6 +158,13 @@ def test_a_manifest_changed_by_hand_is_refused(copy):
         open_dataset(copy)
 
 
+def test_a_manifest_whose_digest_is_out_of_its_place_is_refused(copy):
+    path = copy / layout.MANIFEST
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(AlignDetError, match="its digest does not fit"):
+        open_dataset(copy)
+
+
 def test_damage_is_named(copy):
     opened = open_dataset(copy)
     tar = layout.tar_path(copy, "00001")

@@ -102,6 +102,24 @@ def test_the_fallbacks_come_in_order():
     assert _apply([], 200, 150).status == "fallback_whole_image"
 
 
+@pytest.mark.parametrize(
+    ("box", "name", "status"),
+    [
+        ([0, 0, 80, 80], "ratio3size0008@0.5", "ok"),
+        ([0, 0, 81, 80], "ratio3size0008@0.5", "fallback_no_size"),
+        ([0, 0, 30, 30], "ratio3size0308@0.5", "ok"),
+        ([0, 0, 30, 29], "ratio3size0308@0.5", "fallback_no_size"),
+        ([0, 0, 90, 30], "ratio3size0008@0.5", "ok"),
+        ([0, 0, 30, 90], "ratio3size0008@0.5", "ok"),
+        ([0, 0, 100, 32], "ratio3size0008@0.5", "fallback_min_side"),
+        ([0, 0, 32, 100], "ratio3size0008@0.5", "fallback_min_side"),
+        ([0, 0, 100, 31], "ratio3size0008@0.5", "fallback_whole_image"),
+    ],
+)
+def test_a_box_at_a_limit_is_allowed(box, name, status):
+    assert _apply([box], 100, 100, name).status == status
+
+
 def test_small_boxes_belong_to_the_main_rule():
     assert _apply([[0, 0, 9, 9]], 200, 150).status == "ok"
 

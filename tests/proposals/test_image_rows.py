@@ -63,6 +63,11 @@ def _wrong(root, rows):
     return found
 
 
+def test_rows_are_read_in_any_order(root):
+    # 16 rows are held at a time, of a group of 20.
+    assert not _wrong(root, [19, 0, 15, 16, 3, 39, 20, 199, 180, 5])
+
+
 def test_a_row_is_read_while_another_reader_hangs_at_it(root, monkeypatch):
     assert not _wrong(root, [0])
     stall = _Stall(monkeypatch)

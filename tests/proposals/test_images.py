@@ -12,6 +12,8 @@ from PIL import Image, ImageFile
 
 from proposals.errors import AlignDetError
 from proposals.images import ImageRejected, decode_bgr, resize_max_side
+from proposals.jpeg_scans import MAX_SCANS, has_too_many_scans
+from tests.attacks.images import scans
 
 _RNG = np.random.default_rng(7)
 _RGB = _RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -149,6 +151,12 @@ def test_a_truncated_file_is_an_error_wherever_it_is_cut(kind):
     whole = _encode(Image.fromarray(np.kron(_RGB, np.ones((8, 8, 1), np.uint8))), kind)
     for share in (0.05, 0.3, 0.6, 0.9):
         assert _reason(whole[: int(len(whole) * share)]) in {"truncated", "corrupt", "not_an_image"}
+
+
+def test_a_jpeg_may_go_over_its_image_as_often_as_the_limit_and_not_once_more():
+    own = scans(0).count(b"\xff\xda")
+    assert not has_too_many_scans(scans(MAX_SCANS - own))
+    assert has_too_many_scans(scans(MAX_SCANS + 1 - own))
 
 
 def test_flipped_bytes_never_escape_as_another_error():

@@ -18,7 +18,17 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from proposals.ground_truth import read_ground_truth
-from proposals.quality import ALL, AREA_K, AREAS, IOUS, KS, measure_boxes, measure_dataset, measure_datasets
+from proposals.quality import (
+    ALL,
+    AREA_K,
+    AREAS,
+    IOUS,
+    KS,
+    measure_boxes,
+    measure_dataset,
+    measure_datasets,
+    pair_images,
+)
 
 _SHARED = Path(__file__).parents[3] / "shared" / "data" / "coco_permissive"
 
@@ -98,6 +108,17 @@ def test_recall_is_pycocotools(tmp_path_factory, seed):
         assert found.area_recall[name] == pytest.approx(value, abs=1e-6, nan_ok=True)
 
 
+def test_an_area_between_two_ranges_counts_in_both_as_in_pycocotools(tmp_path):
+    # The small box is found, and of the two at the limits the one of 32 x 32.
+    annotations = [(0, 1, [60 * i, 0, side, side], 1, 0) for i, side in enumerate((16, 32))]
+    annotations.append((0, 1, [0, 100, 96, 96], 1, 0))
+    content = _coco(annotations, 1)
+    boxes = [np.array([[60, 0, 92, 32]], np.float32)]
+    found = measure_boxes(boxes, read_ground_truth(_write(content, tmp_path)))
+    assert found.area_recall == pytest.approx({"small": 0.5, "medium": 0.5, "large": 0.0})
+    assert found.area_recall == pytest.approx(_pycocotools(content, boxes)[1])
+
+
 @pytest.fixture(scope="module")
 def truth_of_photos(mined_dataset, tmp_path_factory):
     """COCO ground truth of the photographs: some of their proposals, moved a little."""
@@ -167,6 +188,15 @@ def test_images_pair_by_path_then_by_name(mined_dataset, truth_of_photos, tmp_pa
     content["images"].append({**first, "id": 99, "file_name": f"train/{Path(first['file_name']).name}"})
     _, ambiguous = measure_dataset(open_dataset(mined_dataset), read_ground_truth(_write(content, tmp_path)))
     assert len(ambiguous.only_truth) == 3
+
+
+def test_two_images_of_one_file_name_are_not_paired_by_it(tmp_path):
+    truth = read_ground_truth(_write(_coco([(0, 1, [0, 0, 5, 5], 1, 0)], 2), tmp_path))
+    sizes = np.full((3, 2), 200)
+    found = pair_images(["a/0.jpg", "b/0.jpg", "a/1.jpg"], sizes, truth)
+    assert found.truth.tolist() == [-1, -1, 1]
+    assert found.only_dataset == ["a/0.jpg", "b/0.jpg"]
+    assert found.only_truth == ["0.jpg"]
 
 
 def test_nothing_in_common_is_an_error_that_shows_both_names(mined_dataset, tmp_path):

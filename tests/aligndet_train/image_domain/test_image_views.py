@@ -110,6 +110,9 @@ def test_drawn_crops_follow_the_recipe():
     areas = np.array([v.height * v.width / (480 * 640) for v in views])
     ratios = np.array([v.width / v.height for v in views])
     assert all(v.top + v.height <= 480 and v.left + v.width <= 640 for v in views)
+    # The last row and the last column of the image are reached by crops that are smaller than it.
+    assert any(v.top + v.height == 480 for v in views if v.height < 480)
+    assert any(v.left + v.width == 640 for v in views if v.width < 640)
     assert 0.19 < areas.min() < 0.23
     assert 0.9 < areas.max() <= 1
     assert ratios.min() > 0.74
