@@ -44,6 +44,16 @@ def first_sample(config: Config) -> Any:
     return dataset[0]
 
 
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_rate_grows_with_the_images_of_all_ranks(labels, ranks):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    made, rates = finetune_config(
+        config, labels, None, Path("F"), FinetuneOptions(batch_size=4), pretrained=True, world_size=ranks
+    )
+    assert rates.lr == made.optim_wrapper.optimizer.lr == pytest.approx(0.01 * 4 * ranks / 16 * 1.5)
+    assert made.optim_wrapper.optimizer.weight_decay == pytest.approx(0.0001 / 2)
+
+
 def test_images_are_resized_inside_a_choice_of_pipelines(labels):
     config = recipe(stock("detr/detr_r50_8xb2-150e_coco"), labels, image_size=(96, 64))
     assert max(first_sample(config)["inputs"].shape[1:]) <= 96
