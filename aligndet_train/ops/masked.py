@@ -16,9 +16,7 @@ def masked_im2col_forward(
     pad_w: int,
 ) -> None:
     """Write into ``data_col`` [C·kh·kw, n] the windows of ``features`` [1, C, H, W] at n output positions."""
-    # The mask may be larger than the output, so windows can start at any pixel of the features.
-    pad = (pad_w, max(pad_w, kernel_w - 1), pad_h, max(pad_h, kernel_h - 1))
-    padded = F.pad(features[0], pad)
+    padded = F.pad(features[0], (pad_w, pad_w, pad_h, pad_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=mask_h_idx.device)[:, None, None]
     columns = mask_w_idx + torch.arange(kernel_w, device=mask_w_idx.device)[:, None]
     data_col.copy_(padded[:, rows, columns].flatten(0, 2))

@@ -154,6 +154,20 @@ def test_a_machine_that_goes_away_twenty_times_costs_attempts_only():
     assert (len(records), scheduler.failures, _quarantined(records)) == (3, {}, {})
 
 
+def test_no_shard_fails_for_machines_that_go_away_again_after_every_hunt():
+    losses = {"left": 4 * Policy().attempts_before_hunt[Fault.node]}
+
+    def behaviour(attempt):
+        if not attempt.probe and losses["left"]:
+            losses["left"] -= 1
+            return 1.0, End(attempt.number, fault=Fault.node, reason="gone")
+        return 8.0, End(attempt.number, record=None if attempt.probe else _record(attempt))
+
+    scheduler, _, records, _ = _run(behaviour, shards=1)
+    assert losses["left"] == 0
+    assert (len(records), scheduler.failures, _quarantined(records)) == (1, {}, {})
+
+
 def test_a_request_to_stop_lets_what_flies_finish_and_starts_nothing():
     world, asked = _World(), []
     _, executor, records, _ = _run(world, stop=lambda: len(asked) > 10 or asked.append(None))
@@ -180,6 +194,13 @@ def test_a_straggler_is_issued_again_when_nothing_else_is_left():
     assert scheduler.reissued == 1
     assert executor.now() < 1000
     assert len(world.attempts) == 21
+
+
+def test_a_shard_somewhat_slower_than_the_others_is_left_alone():
+    slowest = Policy().straggler_factor * 0.9
+    world = _World(slow=lambda attempt: 100.0 * (slowest if attempt.task.name == "00019" else 1.0))
+    scheduler, _, records, _ = _run(world)
+    assert (len(records), len(world.attempts), scheduler.reissued) == (20, 20, 0)
 
 
 def test_a_twice_written_shard_that_is_not_intact_is_mined_again():

@@ -13,7 +13,7 @@ def test_masked_conv_is_the_convolution_where_the_mask_is_set(random, device, ke
         assert conv(features, torch.zeros_like(mask)).eq(0).all()
 
 
-def test_a_mask_larger_than_the_output_stays_in_range(random, device):
+def test_a_mask_may_be_larger_than_the_output_where_it_is_not_set(random, device):
     conv = MaskedConv2d(2, 2, 3, padding=0).double().to(device)
     features = random(1, 2, 5, 5)
     mask = torch.zeros(1, 5, 5, device=device)
