@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.config import head_type, load_run_config
-from aligndet_train.export import export
+from aligndet_train.export import export, exported_state, key_report
 from proposals.cli import main
 from proposals.errors import AlignDetError
+from tests.aligndet_train.detectors_zoo import tiny_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -71,6 +72,18 @@ def test_kept_box_regressor_serves_every_class(run, checkpoint, tmp_path):
     trained = torch.load(checkpoint, weights_only=True)["model"]["student.roi_head.bbox_head.fc_reg.weight"]
     assert exported.shape[0] == 80 * 4
     assert all(torch.equal(rows, trained) for rows in exported.split(4))
+
+
+@pytest.mark.parametrize("name, layer", [("yolof", "object_pred"), ("tood", "cls_prob_module")])
+def test_layers_that_no_loss_reached_are_left_to_the_stock_detector(name, layer):
+    run = tiny_run(name)
+    state = build_pretrainer(run.stock_model, run.pretrain).state_dict()
+    assert any(layer in key for key in state)
+    exported, stock = exported_state(
+        {"identity": {"stock_model": run.stock_model}, "model": state}, keep_predictors=True
+    )
+    assert not [key for key in exported if layer in key]
+    assert any(layer in key for key in key_report(exported, stock).left_at_init)
 
 
 def test_other_extensions_are_refused(checkpoint, tmp_path):
