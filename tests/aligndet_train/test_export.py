@@ -74,7 +74,7 @@ def test_kept_box_regressor_serves_every_class(run, checkpoint, tmp_path):
     assert all(torch.equal(rows, trained) for rows in exported.split(4))
 
 
-@pytest.mark.parametrize("name, layer", [("yolof", "object_pred"), ("tood", "cls_prob_module")])
+@pytest.mark.parametrize(("name", "layer"), [("yolof", "object_pred"), ("tood", "cls_prob_module")])
 def test_layers_that_no_loss_reached_are_left_to_the_stock_detector(name, layer):
     run = tiny_run(name)
     state = build_pretrainer(run.stock_model, run.pretrain).state_dict()
