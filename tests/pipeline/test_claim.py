@@ -1,6 +1,7 @@
 """Two runs in one output folder: one of them goes on, and nothing damaged is ever committed."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from pipeline import claim
-from pipeline.heartbeat import NAME
+from pipeline.heartbeat import NAME, this_process, write_beat
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
@@ -217,3 +218,24 @@ def test_a_retry_is_refused_while_another_run_lives(images, tmp_path, beating):
     with pytest.raises(AlignDetError, match="another run writes to"):
         begin_retry(out, _RECIPE, "folder")
     assert not (out / layout.APPEND).exists()
+
+
+def _beat_of(out, **changes):
+    write_beat(out, {**this_process(), "started": time.time(), "updated": time.time(), **changes})
+
+
+def test_giving_back_removes_the_beats_of_this_process_and_of_dead_ones_only(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for pid, left in ((os.getpid(), False), (ended.pid, False), (os.getppid(), True)):
+        _beat_of(tmp_path, pid=pid)
+        claim.release(tmp_path)
+        assert (tmp_path / NAME).exists() == left
+
+
+def test_a_process_of_another_container_is_not_looked_for_among_ours(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    _beat_of(tmp_path, pid=ended.pid, space="pid:[1]")
+    claim.release(tmp_path)
+    assert (tmp_path / NAME).exists()
