@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.attacks.memory import limit_memory
+from tests.attacks.memory import PLAIN_ALLOCATION, limit_memory
 from tests.attacks.readers import READERS
 
 
@@ -35,6 +35,7 @@ class Confined:
         self._process = subprocess.Popen(
             command,
             cwd=root,
+            env=os.environ | PLAIN_ALLOCATION,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

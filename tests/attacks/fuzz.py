@@ -22,7 +22,7 @@ from pathlib import Path
 
 from proposals.errors import AlignDetError
 from tests.attacks.fuzz_targets import TARGETS, Target, prepare
-from tests.attacks.memory import limit_memory
+from tests.attacks.memory import PLAIN_ALLOCATION, limit_memory
 from tests.attacks.readers import READERS
 
 ENGINES = ("hypothesis", "atheris")
@@ -146,7 +146,8 @@ def fuzz(name: str, engine: str, seconds: int) -> Run:
         engine,
         str(seconds),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 600)
+    environment = os.environ | PLAIN_ALLOCATION
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 600, env=environment)
     line = next((line for line in done.stdout.splitlines() if line.startswith("RUN ")), "")
     if not line:
         return Run(name, engine, 0, f"ended with {done.returncode}: {done.stderr[-300:]}")
