@@ -13,11 +13,13 @@ Key = tuple[str, str, int, str]
 
 
 def report(args: argparse.Namespace) -> None:
-    """The table of everything that was run; an arm with a seed missing says so."""
+    """The table of everything that was run; an arm with a seed missing or unfinished says so."""
     finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
     for path in sorted((args.work_dir / "finetune").glob("final+*/labels.json")):
         labels, results = json.loads(path.read_text()), path.parent / "results.json"
-        content = json.loads(results.read_text()) if results.is_file() else {"last": {}, "epochs": []}
+        # The figures of a run that goes on are those of its last evaluation, not of its end.
+        done = (path.parent / "finished").exists()
+        content = json.loads(results.read_text()) if done else {"last": {}, "epochs": []}
         key = (labels["detector"], labels["schedule"], labels["fraction"], labels["source"])
         content["lr"] = labels["lr"]
         finals.setdefault(key, {}).setdefault(labels["arm"], {})[labels["seed"]] = content
