@@ -19,6 +19,7 @@ from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from proposals.paths import as_path
 from tests.aligndet_train.test_training import command, finish, losses
+from tests.damage import flip_a_bit
 
 GENEROUS = 10**9
 
@@ -83,15 +84,8 @@ def test_a_cache_smaller_than_a_shard_is_refused(source, tmp_path):
         cached(source, tmp_path, limit=100)
 
 
-def damage(source: Path, shard: str = "00001") -> None:
-    tar = source / "shards" / f"{shard}.tar"
-    content = bytearray(tar.read_bytes())
-    content[len(content) // 2] ^= 1
-    tar.write_bytes(content)
-
-
 def test_one_wrong_bit_is_an_error_and_leaves_nothing_in_the_cache(source, tmp_path):
-    damage(source)
+    flip_a_bit(source / "shards" / "00001.tar")
     dataset = cached(source, tmp_path)
     with pytest.raises(DamagedShardError, match=r"00001\.tar has not the bytes that dataset\.json promises"):
         dataset.image_bytes(4)
@@ -101,7 +95,7 @@ def test_one_wrong_bit_is_an_error_and_leaves_nothing_in_the_cache(source, tmp_p
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_shard_stops_the_stream_or_is_skipped_with_its_reason(source, tmp_path, workers):
-    damage(source)
+    flip_a_bit(source / "shards" / "00001.tar")
 
     def batches(policy):
         dataset = cached(source, tmp_path)
@@ -244,7 +238,7 @@ def test_a_run_streams_from_an_object_store_with_the_losses_of_a_local_one(bucke
 
 @pytest.mark.slow
 def test_a_run_says_how_many_images_it_skipped(source, tmp_path):
-    damage(source)
+    flip_a_bit(source / "shards" / "00001.tar")
     arguments = command(source, tmp_path / "work", "--damaged", "skip", "--cache", str(tmp_path / "cache"))
     arguments[arguments.index("--iterations") + 1] = "8"
     output = " ".join(finish(arguments).split())

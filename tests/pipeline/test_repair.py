@@ -16,6 +16,7 @@ from proposals.dataset.merge import merge_datasets
 from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import NewerFormatError
+from tests.damage import flip_a_bit
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,6 @@ def whole(source, mine_folder, tmp_path_factory):
 @pytest.fixture
 def copy(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "copy")
-
-
-def _flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
 
 
 def _repair(root, *folders):
@@ -61,7 +56,7 @@ def _repair(root, *folders):
 def test_what_is_damaged_is_made_again_and_nothing_else(copy, whole, source, content, damaged):
     kept = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
     for file in damaged:
-        _flip(copy / file)
+        flip_a_bit(copy / file)
     shards = {file.split("/")[1][:5] for file in damaged if "/" in file}
     result = _repair(copy, source)
     assert result.exit_code == 0, result.output
@@ -91,7 +86,7 @@ def test_a_clean_dataset_is_left_alone(copy, source):
 
 
 def test_a_changed_image_never_replaces_what_was_committed(copy, source, tmp_path):
-    _flip(copy / "shards" / "00000.tar")
+    flip_a_bit(copy / "shards" / "00000.tar")
     damaged = (copy / "shards" / "00000.tar").read_bytes()
     changed = shutil.copytree(source, tmp_path / "changed")
     shutil.copy(changed / "cat.jpg", changed / "astronaut.jpg")
@@ -103,13 +98,13 @@ def test_a_changed_image_never_replaces_what_was_committed(copy, source, tmp_pat
 
 
 def test_it_asks_for_the_images(copy):
-    _flip(copy / "shards" / "00000.tar")
+    flip_a_bit(copy / "shards" / "00000.tar")
     assert "--images FOLDER" in str(_repair(copy).exception)
 
 
 def test_damage_that_nothing_proves_is_said_to_be_beyond_repair(copy, source):
-    _flip(copy / layout.MANIFEST)
-    _flip(layout.record_path(copy, "00000"))
+    flip_a_bit(copy / layout.MANIFEST)
+    flip_a_bit(layout.record_path(copy, "00000"))
     assert "what proves it is missing or damaged too" in str(_repair(copy, source).exception)
 
 
@@ -196,7 +191,7 @@ def test_a_newer_format_is_said_and_never_touched(copy, source, changes, options
 def test_a_newer_minor_format_is_read_but_not_repaired(copy, source):
     _rewrite(copy / layout.MANIFEST, format_version="1.9", invented_since="x")
     assert verify_dataset(copy).problems == ()
-    _flip(copy / "shards" / "00000.tar")
+    flip_a_bit(copy / "shards" / "00000.tar")
     before = _every_byte(copy)
     assert "Nothing was touched" in str(_repair(copy, source).exception)
     assert _every_byte(copy) == before
@@ -213,11 +208,11 @@ def test_records_of_a_newer_format_prove_no_manifest_of_ours(copy):
 def test_consolidated_boxes_outlive_the_manifest_that_listed_them(copy, source, content, damage):
     consolidate(copy)
     before = content(copy)
-    _flip(copy / layout.MANIFEST)
+    flip_a_bit(copy / layout.MANIFEST)
     if damage != "flipped":
         (copy / layout.MANIFEST).unlink()
     if damage == "shard too":
-        _flip(copy / "shards" / "00001.tar")
+        flip_a_bit(copy / "shards" / "00001.tar")
         assert "--images FOLDER" in str(_repair(copy).exception)
     result = _repair(copy, source)
     assert result.exit_code == 0, result.output
@@ -238,9 +233,9 @@ def test_imported_boxes_are_not_mined_again(copy, source, tmp_path):
     file, back = tmp_path / "boxes.json", tmp_path / "back"
     for arguments in ([copy, file, "--to", "coco"], [file, back, "--to", "dataset", "--images", source]):
         assert CliRunner().invoke(build_app(), ["convert", *map(str, arguments)]).exit_code == 0
-    _flip(back / "rejected.parquet")
+    flip_a_bit(back / "rejected.parquet")
     assert _repair(back).exit_code == 0
-    _flip(back / "shards" / "00000.tar")
+    flip_a_bit(back / "shards" / "00000.tar")
     assert "aligndet convert FILE NEW_FOLDER" in str(_repair(back, source).exception)
 
 
@@ -249,7 +244,7 @@ def test_images_that_lie_in_tars_are_not_looked_for_among_files(source, mine_fol
         for path in sorted(source.rglob("*.jpg")):
             tar.add(path, path.name)
     root = mine_folder(open_source(str(tmp_path / "x.tar")), tmp_path / "out")
-    _flip(root / "shards" / "00001.tar")
+    flip_a_bit(root / "shards" / "00001.tar")
     done = _repair(root, source)
     assert done.exit_code == 1
     assert "mined from webdataset" in str(done.exception)

@@ -22,6 +22,7 @@ from aligndet_train.schedules import half_cosine
 from proposals.cli import build_app
 from proposals.dataset.consolidated import consolidate
 from tests.aligndet_train.image_domain.conftest import TINY, TINY_BACKBONE
+from tests.damage import flip_a_bit
 
 STEPS = 40
 
@@ -208,7 +209,7 @@ def test_a_run_through_a_small_cache_has_the_same_losses(undisturbed, mined_data
 
 def test_a_damaged_shard_stops_a_run_or_is_skipped_and_counted(mined_dataset, tmp_path):
     data = shutil.copytree(mined_dataset, tmp_path / "dataset")
-    flip_a_bit(data, "00001")
+    flip_a_bit(data / "shards" / "00001.tar")
     through = ("--cache", str(tmp_path / "cache"), "--damaged")
     code, output = invoke(*arguments(data, tmp_path / "run", *through, "skip", steps=4))
     assert code == 0, output
@@ -219,13 +220,6 @@ def test_a_damaged_shard_stops_a_run_or_is_skipped_and_counted(mined_dataset, tm
     assert code == 1
     assert "00001.tar has not the bytes" in output
     assert "--damaged skip" in output
-
-
-def flip_a_bit(dataset: Path, shard: str) -> None:
-    tar = dataset / "shards" / f"{shard}.tar"
-    content = bytearray(tar.read_bytes())
-    content[len(content) // 2] ^= 1
-    tar.write_bytes(content)
 
 
 def read_log(work_dir: Path) -> str:
