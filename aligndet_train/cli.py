@@ -36,10 +36,6 @@ def register(app: typer.Typer) -> None:
     cli_finetune.register(app)
 
 
-_Data = Annotated[
-    Path,
-    typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT, a folder or URL."),
-]
 _WorkDir = Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")]
 _Detector = Annotated[
     str | None, typer.Option(help="A detector that ships with us: `aligndet detectors` lists them.")
@@ -65,7 +61,7 @@ _CfgOptions = Annotated[
 
 
 def pretrain(
-    data: _Data,
+    data: cli_options.Data,
     work_dir: _WorkDir,
     detector: _Detector = None,
     config: _Config = None,

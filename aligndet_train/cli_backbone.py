@@ -20,10 +20,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="backbone")
 
 
-_Data = Annotated[
-    Path,
-    typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT, a folder or URL."),
-]
 _WorkDir = Annotated[Path, typer.Option(help="Where logs, last.pth and backbone.pth go; resumed if found.")]
 _Backbone = Annotated[
     str,
@@ -42,7 +38,7 @@ _CfgOptions = Annotated[
 
 
 def pretrain_backbone(
-    data: _Data,
+    data: cli_options.Data,
     work_dir: _WorkDir,
     backbone: _Backbone = "resnet50",
     method: Annotated[str, typer.Option(help="simsiam.")] = "simsiam",

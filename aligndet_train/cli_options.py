@@ -17,6 +17,10 @@ Damaged = Annotated[
     Literal["raise", "skip"],
     typer.Option(help="Images or shards that cannot be read: stop, or replace and count."),
 ]
+Data = Annotated[
+    Path,
+    typer.Option(help="A proposal dataset: what `aligndet mine IMAGES OUT` left in OUT, a folder or URL."),
+]
 Launcher = Annotated[
     Literal["none", "pytorch", "slurm"], typer.Option(help="pytorch (torchrun) or slurm for several GPUs.")
 ]

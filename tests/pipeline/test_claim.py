@@ -224,18 +224,22 @@ def _beat_of(out, **changes):
     write_beat(out, {**this_process(), "started": time.time(), "updated": time.time(), **changes})
 
 
-def test_giving_back_removes_the_beats_of_this_process_and_of_dead_ones_only(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for pid, left in ((os.getpid(), False), (ended.pid, False), (os.getppid(), True)):
+@pytest.fixture
+def dead():
+    """The id of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_giving_back_removes_the_beats_of_this_process_and_of_dead_ones_only(tmp_path, dead):
+    for pid, left in ((os.getpid(), False), (dead, False), (os.getppid(), True)):
         _beat_of(tmp_path, pid=pid)
         claim.release(tmp_path)
         assert (tmp_path / NAME).exists() == left
 
 
-def test_a_process_of_another_container_is_not_looked_for_among_ours(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    _beat_of(tmp_path, pid=ended.pid, space="pid:[1]")
+def test_a_process_of_another_container_is_not_looked_for_among_ours(tmp_path, dead):
+    _beat_of(tmp_path, pid=dead, space="pid:[1]")
     claim.release(tmp_path)
     assert (tmp_path / NAME).exists()
