@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from mmengine.dist import get_world_size
@@ -22,6 +23,7 @@ from proposals.errors import AlignDetError
 
 # A signal reaches the ranks in different steps; asking in each would keep their hosts in lockstep.
 _STEPS_BETWEEN_AGREEMENTS = 4
+_RUNS = count()
 
 
 class TrainingStoppedError(AlignDetError):
@@ -102,7 +104,8 @@ def step_runner(
         launcher=options.launcher,
         default_scope="mmdet",
         cfg=record,
-        experiment_name=name,
+        # mmengine keeps logs and visualisers by this name and the second: the next run of a process gets its own.
+        experiment_name=f"{name}_{next(_RUNS)}",
     )
 
 

@@ -224,3 +224,12 @@ def test_a_damaged_shard_stops_a_run_or_is_skipped_and_counted(mined_dataset, tm
 
 def read_log(work_dir: Path) -> str:
     return "".join(file.read_text() for file in work_dir.glob("*/*.log"))
+
+
+def test_two_runs_of_one_second_and_process_log_into_their_own_folders(mined_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260102_030405")
+    for name in ("one", "two"):
+        code, output = invoke(*arguments(mined_dataset, tmp_path / name, steps=2))
+        assert code == 0, output
+        assert sorted(logged(tmp_path / name)) == [1, 2]
+        assert "SimSiam: " in read_log(tmp_path / name)
