@@ -130,7 +130,7 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
     options += [part for option in args.pretrain_options for part in ("--cfg-options", option)]
     images = json.loads((data / "dataset.json").read_text())["totals"]["images"]
     recipe = RECIPES[detector]
-    steps = recipe.pretrain_epochs * images // recipe.pretrain_batch
+    steps = (args.pretrain_epochs or recipe.pretrain_epochs) * images // recipe.pretrain_batch
     run = aligndet("pretrain", *recipe.source(detector), "--data", data, "--work-dir", folder, "--amp", "--iterations",
                    steps, "--batch-size", recipe.pretrain_batch, "--workers", args.workers,
                    "--checkpoint-interval", 50, *options)  # fmt: skip
@@ -213,8 +213,8 @@ def every_job(args: argparse.Namespace) -> list[Job]:
     for detector in args.detectors:
         jobs += pretraining(detector, args, [], detector)
         jobs += arm_jobs(detector, detector, tuple(args.arms), args)
-        for name, extra in ABLATIONS.items() if args.ablate else ():
-            source = f"{detector}-{slug(name)}"
+        for name in ABLATIONS if args.ablate == [] else args.ablate or ():
+            extra, source = ABLATIONS[name], f"{detector}-{slug(name)}"
             missing = [part for part in extra if part.startswith("@") and not (args.pack / part[1:]).is_dir()]
             if not missing:
                 jobs += pretraining(detector, args, extra, source)
@@ -389,11 +389,17 @@ def main() -> None:
     running.add_argument(
         "--budget", type=float, default=float("inf"), help="seconds after which nothing is started"
     )
-    running.add_argument("--ablate", action="store_true")
+    running.add_argument("--pretrain-epochs", type=int, help="epochs of pretraining, not the recipe's")
+    running.add_argument(
+        "--ablate", nargs="*", choices=list(ABLATIONS), metavar="NAME",
+        help=f"pretrain and fine-tune these too: {', '.join(ABLATIONS)}; without a name: all",
+    )  # fmt: skip
     running.set_defaults(verb=run)
     reporting = verbs.add_parser("report", help="the table")
-    reporting.add_argument("work_dir", type=Path)
+    reporting.add_argument("results", type=Path, nargs="+", help="work folders of `run`, or files of --json")
     reporting.add_argument("--out", type=Path, help="page that gets the table, between its two markers")
+    reporting.add_argument("--section", default="transfer", help="name in the page's two markers")
+    reporting.add_argument("--json", type=Path, help="file for the figures of every run")
     reporting.add_argument("--svg", type=Path, help="file for the learning curves")
     reporting.set_defaults(verb=report)
     arguments = parser.parse_args()

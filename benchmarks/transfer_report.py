@@ -3,6 +3,8 @@
 import argparse
 import json
 import statistics
+import sys
+from pathlib import Path
 from typing import Any
 
 from line_chart import line_chart
@@ -14,15 +16,14 @@ Key = tuple[str, str, int, str]
 
 def report(args: argparse.Namespace) -> None:
     """The table of everything that was run; an arm with a seed missing or unfinished says so."""
+    runs = [run for source in args.results for run in read_runs(source)]
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
     finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
-    for path in sorted((args.work_dir / "finetune").glob("final+*/labels.json")):
-        labels, results = json.loads(path.read_text()), path.parent / "results.json"
-        # The figures of a run that goes on are those of its last evaluation, not of its end.
-        done = (path.parent / "finished").exists()
-        content = json.loads(results.read_text()) if done else {"last": {}, "epochs": []}
-        key = (labels["detector"], labels["schedule"], labels["fraction"], labels["source"])
-        content["lr"] = labels["lr"]
-        finals.setdefault(key, {}).setdefault(labels["arm"], {})[labels["seed"]] = content
+    for run in runs:
+        key = (run["detector"], run["schedule"], run["fraction"], run["source"])
+        finals.setdefault(key, {}).setdefault(run["arm"], {})[run["seed"]] = run
     lines = ["| detector | schedule | labels | pretraining | lr | AP | AP50 | AP75 | gain | p (paired) | seeds |",
              "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     seeds = max((len(runs) for arms in finals.values() for runs in arms.values()), default=0)
@@ -30,18 +31,39 @@ def report(args: argparse.Namespace) -> None:
         own = (key[0], key[1], key[2], key[0])
         baseline = finals.get(own, {}).get("backbone", {})
         lines += [table_row(key, arm, runs, baseline, seeds) for arm, runs in arms.items()]
+    lines += ablations(finals)
     lines += ["", "AP while fine-tuning (mean over seeds):", "", *learning_curves(finals)]
     text = "\n".join(lines) + "\n"
     print(text)
     if args.out is not None:
-        args.out.write_text(between_markers(args.out.read_text() if args.out.exists() else "", text))
+        page = args.out.read_text() if args.out.exists() else ""
+        args.out.write_text(between_markers(page, text, args.section))
     if args.svg is not None:
         args.svg.write_text(chart(finals))
 
 
-def between_markers(page: str, table: str) -> str:
-    """``page`` with the table between its two markers, or the markers and the table alone."""
-    begin, end = "<!-- transfer: begin -->\n", "<!-- transfer: end -->\n"
+def read_runs(source: Path) -> list[dict[str, Any]]:
+    """Every reported fine-tuning of a work folder, or of a file that ``--json`` wrote: labels, rate, figures."""
+    if source.is_file():
+        return json.loads(source.read_text())
+    runs = []
+    for path in sorted((source / "finetune").glob("final+*/labels.json")):
+        # The figures of a run that goes on are those of its last evaluation, not of its end.
+        done = (path.parent / "finished").exists()
+        results = (
+            json.loads((path.parent / "results.json").read_text()) if done else {"last": {}, "epochs": []}
+        )
+        if weights := results.get("run", {}).get("weights"):
+            weights["file"] = "/".join(Path(weights["file"]).parts[-2:])
+        runs.append({**json.loads(path.read_text()), **results})
+    if not runs:
+        sys.exit(f"{source}: no fine-tuning in it; it should be the --work-dir of `transfer.py run`")
+    return runs
+
+
+def between_markers(page: str, table: str, section: str) -> str:
+    """``page`` with the table between the two markers of ``section``, or the markers and the table alone."""
+    begin, end = f"<!-- {section}: begin -->\n", f"<!-- {section}: end -->\n"
     before, _, rest = page.partition(begin)
     return f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
 
@@ -85,6 +107,20 @@ def table_row(
         f"{done} of {seeds}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def ablations(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> list[str]:
+    """What each change to pretraining costs, against pretraining unchanged; nothing without such a run."""
+    rows = []
+    for (detector, schedule, fraction, source), arms in finals.items():
+        full = finals.get((detector, schedule, fraction, detector), {}).get("box", {})
+        if source != detector and full:
+            loss, p = paired(arms["box"], full)
+            change = source.removeprefix(f"{detector}-").replace("-", " ")
+            rows.append(f"| {detector} | {schedule} | {fraction} % | {change} | {loss} | {p} |")
+    head = ["", "Each ablation against the whole of box-domain pretraining:", "",
+            "| detector | schedule | labels | changed | AP | p (paired) |", "|---|---|---|---|---|---|"]  # fmt: skip
+    return head + rows if rows else []
 
 
 def spread(values: list[float]) -> str:
