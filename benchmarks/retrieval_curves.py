@@ -44,6 +44,7 @@ def train(detector: str, arguments: argparse.Namespace) -> dict[str, Any]:
                "--work-dir", folder, "--iterations", arguments.iterations, "--batch-size", arguments.batch_size,
                "--workers", arguments.workers, "--log-interval", 1,
                *(SMALL if arguments.small else ()), *(["--amp"] if arguments.amp else [])]  # fmt: skip
+    command += [part for option in arguments.cfg_options for part in ("--cfg-options", option)]
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--parallel", type=int, default=1, help="detectors trained at the same time")
+    parser.add_argument("--cfg-options", nargs="*", default=[], help="key=value changes to every config")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--small", action="store_true", help="views of 128 to 160 px, 1,024 boxes: for a CPU")
     parser.add_argument(

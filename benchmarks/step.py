@@ -5,10 +5,11 @@
 
 Rows: the reference (benchmarks/reference_loop.py, float32, two images a step), ours at the same two images, ours at
 every --batch-size, and with --fill at the doubled batch until memory ends. Random backbone weights: the arithmetic is
-the same. Timed from the step after --warmup on, until the device is done. data wait: share of the time in which the
-loop waited for the loader. peak: the share of the device's bfloat16 rate (a 8192^3 matrix product, measured here) that
-the first step's floating-point operations, counted by torch, stand for. --canvas, --channels-last and --compile try
-settings of ours; --compile needs --canvas, and goes through all batches once before, untimed.
+the same. Timed from the step after --warmup on, for --steps or --seconds, until the device is done. data wait: share
+of the time in which the loop waited for the loader. peak: the share of the device's bfloat16 rate (a 8192^3 matrix
+product, measured here) that the first step's floating-point operations, counted by torch, stand for. --canvas,
+--channels-last and --compile try settings of ours; --compile needs --canvas, and goes through the warm-up's batches
+once before, untimed. --profile BATCH adds where the time of three steps goes, on the device and on the host.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from aligndet_train import ops
@@ -30,7 +32,7 @@ from mmengine.device import get_device  # noqa: E402
 
 from aligndet_train.box_domain import build_pretrainer  # noqa: E402
 from aligndet_train.config import RunConfig, load_run_config, shipped_config  # noqa: E402
-from aligndet_train.loader import build_loader  # noqa: E402
+from aligndet_train.loader import build_loader, workers_ended  # noqa: E402
 from aligndet_train.optimizer import build_optimizer, wrapped_optimizer  # noqa: E402
 from benchmarks.reference_loop import ReferenceStep  # noqa: E402
 from proposals.dataset import ProposalDataset, open_dataset  # noqa: E402
@@ -68,35 +70,54 @@ class OurStep:
 
 
 def measure(step: Any, data: Path, run: RunConfig, arguments: argparse.Namespace) -> Row:
-    """Run ``warmup`` and then ``steps`` steps."""
-    steps, warmup = arguments.steps + arguments.warmup, arguments.warmup
+    """Run ``warmup`` steps, then ``steps`` more, or as many as ``seconds`` hold."""
+    dataset, workers = open_dataset(data), arguments.workers
     if run.pretrain.compile_backbone and isinstance(step, OurStep):
-        # The same batches come again below: every shape is compiled before a step is timed.
-        for batch in step.loader(open_dataset(data), run, steps, arguments.workers):
+        # The same batches come again below: their shapes are compiled before a step is timed.
+        for batch in step.loader(dataset, run, arguments.warmup, workers):
             step.step(batch)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    batches: Iterator[Any] = iter(step.loader(open_dataset(data), run, steps, arguments.workers))
-    waited, flops, began = 0.0, 0, 0.0
-    for number in range(steps):
-        if number == warmup:
-            synchronize()
-            waited, began = 0.0, time.perf_counter()
+    loader = step.loader(dataset, run, arguments.warmup + arguments.steps, workers)
+    with workers_ended(loader):
+        batches: Iterator[Any] = iter(loader)
+        with FlopCounterMode(display=False) as counter:
+            step.step(next(batches))
+        for _ in range(arguments.warmup - 1):
+            step.step(next(batches))
+        steps, seconds, waited = timed(step, batches, arguments)
+        if run.pretrain.batch_size == arguments.profile and isinstance(step, OurStep):
+            print_profile(step, batches)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
+    flops = counter.get_total_flops() * steps / seconds
+    return Row(run.pretrain.batch_size * steps / seconds, waited / seconds, memory, flops)
+
+
+def timed(step: Any, batches: Iterator[Any], arguments: argparse.Namespace) -> tuple[int, float, float]:
+    """Steps made, seconds they took, and seconds of these spent waiting for the loader."""
+    synchronize()
+    steps, waited, began = 0, 0.0, time.perf_counter()
+    while steps < arguments.steps and time.perf_counter() - began < arguments.seconds:
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        if number == 0:
-            with FlopCounterMode(display=False) as counter:
-                loss = step.step(batch)
-            flops = counter.get_total_flops()
-        else:
-            loss = step.step(batch)
+        loss = step.step(batch)
+        steps += 1
     synchronize()
     seconds = time.perf_counter() - began
     assert torch.isfinite(loss), "the step diverged: its time means nothing"
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
-    per_step = seconds / arguments.steps
-    return Row(run.pretrain.batch_size / per_step, waited / seconds, memory, flops / per_step)
+    return steps, seconds, waited
+
+
+def print_profile(step: Any, batches: Iterator[Any], rows: int = 25) -> None:
+    """Where the time of up to three steps goes: on the device by kernel, on the host by operator."""
+    with profile() as profiler:
+        for _, batch in zip(range(3), batches, strict=False):
+            step.step(batch)
+        synchronize()
+    averages = profiler.key_averages()
+    for order in ("self_cuda_time_total", "self_cpu_time_total"):
+        print(averages.table(sort_by=order, row_limit=rows, max_name_column_width=60))
 
 
 def synchronize() -> None:
@@ -162,11 +183,15 @@ def main() -> None:
     parser.add_argument("--detector", nargs="+", default=["fcos", "faster_rcnn"])
     parser.add_argument("--batch-size", type=int, nargs="*", default=[8])
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end a row after this long")
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--canvas", type=int, default=1, help="round batches up to multiples of it")
     for flag in ("--fill", "--channels-last", "--compile", "--no-reference"):
         parser.add_argument(flag, action="store_true")
+    parser.add_argument(
+        "--profile", type=int, metavar="BATCH", help="print where the time goes at this batch size"
+    )
     parser.add_argument("--small", action="store_true", help="short side 224-320: for a CPU")
     arguments = parser.parse_args()
     if arguments.compile and arguments.canvas < 2:

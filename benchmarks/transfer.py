@@ -291,7 +291,7 @@ def pack(args: argparse.Namespace) -> None:
         factor = min(1.0, LONG_SIDE / max(image.shape[:2]))
         small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), small, [cv2.IMWRITE_JPEG_QUALITY, 85])
+        cv2.imwrite(str(target), small, [cv2.IMWRITE_JPEG_QUALITY, args.quality])
         return factor
 
     for source in sorted(args.pool.rglob("*.jpg")):
@@ -314,6 +314,8 @@ def pack(args: argparse.Namespace) -> None:
     hold_out(args.out)
     pool = args.out / "pool"
     subprocess.run(aligndet("mine", pool, args.out / "mined"), check=True)
+    if args.clusters:
+        cluster(args.out / "mined", args.clusters)
     if args.ablate:
         filtered = ("--filter", "ratio3size0308@0.5")
         subprocess.run(aligndet("mine", pool, args.out / "mined_0308", *filtered), check=True)
@@ -321,6 +323,13 @@ def pack(args: argparse.Namespace) -> None:
     shutil.rmtree(pool)  # every picture is in the datasets' tars
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB")
+
+
+def cluster(mined: Path, count: int) -> None:
+    """Give every box a cluster, the classes of DETR's pretraining; its features, five times the pictures, go."""
+    subprocess.run(aligndet("regions", mined, "--backbone", "fcos_lite0"), check=True)
+    subprocess.run(aligndet("cluster", mined, "--k", count), check=True)
+    shutil.rmtree(mined / "regions.zarr")
 
 
 def hold_out(folder: Path) -> None:
@@ -364,6 +373,10 @@ def main() -> None:
         packing.add_argument(f"--{name}", type=Path, required=True)
     packing.add_argument(
         "--ablate", action="store_true", help="also the datasets of the ablations: twice the size"
+    )
+    packing.add_argument("--quality", type=int, default=85, help="of the shrunk JPEGs")
+    packing.add_argument(
+        "--clusters", type=int, help="clusters that DETR's class branch learns [default: none]"
     )
     packing.set_defaults(verb=pack)
     running = verbs.add_parser("run", help="pretrain and fine-tune until done, or the budget is spent")

@@ -111,9 +111,9 @@ class EmbeddingTap(BaseModule):
 
 
 def assigned_ids(ids: Tensor, gt_inds: Tensor) -> Tensor:
-    """[N]: for every box the id of its proposal, of ``ids`` [M], or BACKGROUND.
+    """[...]: for every box the id of its proposal, of ``ids`` [M], or BACKGROUND.
 
-    gt_inds: [N] int64 as mmdet's assigners give them, row + 1 of the proposal, 0 for none, -1 for ignored.
+    gt_inds: [...] int64 as mmdet's assigners give them, row + 1 of the proposal, 0 for none, -1 for ignored.
     """
     return torch.cat([ids.new_full((1,), BACKGROUND), ids])[gt_inds.clamp(min=0)]
 

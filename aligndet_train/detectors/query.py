@@ -64,6 +64,11 @@ class ReportingAssigner:
         self._tap.take_match(assigned_ids(gt_instances.ids, result.gt_inds))
         return result
 
+    def report(self, ids: Tensor, gt_inds: Tensor) -> None:
+        """Of all layers and images. gt_inds: [L, B, Q] int64, mmdet's, but counted over ``ids`` [M] of all images."""
+        for match in assigned_ids(ids, gt_inds).flatten(0, 1):
+            self._tap.take_match(match)
+
 
 class QueryAdapter(FamilyAdapter):
     """DETR and its descendants: Linear - ReLU - Linear on every decoder layer, beside the class branch."""

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmdet.models.dense_heads import FCOSHead
-from mmdet.models.task_modules import MaxIoUAssigner
+from mmdet.models.losses import QualityFocalLoss
+from mmdet.models.task_modules import HungarianAssigner, MaxIoUAssigner
 from mmdet.models.task_modules.samplers import BaseSampler
 from torch import nn
 
 from aligndet_train.equals.fcos_targets import DirectFCOSHead
 from aligndet_train.equals.max_iou import LooplessMaxIoUAssigner
+from aligndet_train.equals.query_targets import DIRECT_QUERY_HEADS
 from aligndet_train.equals.sampling import per_image
 
 
@@ -21,11 +23,19 @@ def put_equals_in_place(detector: nn.Module) -> None:
     for module in detector.modules():
         if type(module) is FCOSHead:
             module.__class__ = DirectFCOSHead
+        elif type(module) in DIRECT_QUERY_HEADS and _matches_as_stock(module):
+            module.__class__ = DIRECT_QUERY_HEADS[type(module)]
         for part in _parts(module):
             if type(part) is MaxIoUAssigner:
                 part.__class__ = LooplessMaxIoUAssigner
             elif isinstance(part, BaseSampler):
                 per_image(part)
+
+
+def _matches_as_stock(head: Any) -> bool:
+    """Also where an adapter has wrapped the assigner, see ReportingAssigner."""
+    assigner = getattr(head.assigner, "assigner", head.assigner)
+    return type(assigner) is HungarianAssigner and not isinstance(head.loss_cls, QualityFocalLoss)
 
 
 def _parts(module: nn.Module) -> Iterator[Any]:
