@@ -118,7 +118,11 @@ class BoxDomainPretrainer(BaseModel):
                 continue
             views = (query.embeddings, key.embeddings, query.ids, key.ids)
             loss = box_contrastive_loss(
-                *views, background=BACKGROUND, temperature=self.config.temperature, others=others
+                *views,
+                background=BACKGROUND,
+                temperature=self.config.temperature,
+                others=others,
+                compiled=self.config.compile_loss,
             )
             losses.append(loss * query.weight)
             floor = contrastive_floor(

@@ -37,7 +37,8 @@ class PretrainConfig:
     proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, None for no clipping.
     canvas_multiple: batches are padded to multiples of it, and of the detector's divisor: fewer shapes, more pixels.
     channels_last: keep images and weights in torch's NHWC order. compile_backbone: torch.compile the frozen backbone,
-    once for every shape of a batch (so with a coarse canvas_multiple). Both change speed, not what is computed.
+    once for every shape of a batch (so with a coarse canvas_multiple). compile_loss: torch.compile the contrastive
+    loss, some seconds once or twice a run. All three change speed, not what is computed.
     classes: of the class branch, where a family keeps it (query detectors): the number of clusters. None takes the
     dataset's, or 1 when it has none.
     """
@@ -69,6 +70,7 @@ class PretrainConfig:
     canvas_multiple: Count = 1
     channels_last: bool = False
     compile_backbone: bool = False
+    compile_loss: bool = False
     views: ViewConfig = field(default_factory=ViewConfig)
 
 

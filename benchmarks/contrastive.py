@@ -1,16 +1,18 @@
-"""The box-domain contrastive loss, forward and backward: a loop over ids as in the release, and ours.
+"""The box-domain contrastive loss, forward and backward: a loop over ids as in the release, ours, ours compiled.
 
     python benchmarks/contrastive.py            on a GPU: the table of METHOD section 4
     python benchmarks/contrastive.py --small    sizes for a CPU
 
 256-d float32 embeddings; a third of the boxes of each view belong to a proposal, the others are background. Before
-timing, both losses and gradients are compared. Time: median of the repetitions; memory: the peak above the inputs.
+timing, losses and gradients are compared, which is also when compiling happens: anew for every row, as in a run that
+has these sizes. Time: median of the repetitions; memory: the peak above the inputs.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,11 +45,14 @@ def loop_over_ids(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor
     return torch.stack(losses).mean()
 
 
-def ours(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor) -> Tensor:
+def ours(query: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor, *, compiled: bool = False) -> Tensor:
     """The loss that training uses."""
     return box_contrastive_loss(
-        query, key, query_ids, key_ids, background=BACKGROUND, temperature=TEMPERATURE
+        query, key, query_ids, key_ids, background=BACKGROUND, temperature=TEMPERATURE, compiled=compiled
     )
+
+
+ours_compiled: Loss = partial(ours, compiled=True)
 
 
 def inputs(boxes: int, ids: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -81,9 +86,9 @@ def measure(loss: Loss, data: tuple[Tensor, Tensor, Tensor, Tensor], repeat: int
     return 1000 * statistics.median(times), peak / 2**30
 
 
-def check(data: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+def check(expected: Loss, found: Loss, data: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     """Both are one loss, with one gradient."""
-    values = [loss(*data) for loss in (loop_over_ids, ours)]
+    values = [loss(*data) for loss in (expected, found)]
     gradients = [torch.autograd.grad(value, data[0])[0] for value in values]
     torch.testing.assert_close(values[1], values[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
@@ -93,14 +98,20 @@ def row(boxes: int, ids: int, device: str, repeat: int) -> str:
     """One line of the table."""
     data = inputs(boxes, ids, device)
     try:
-        check(data)
+        check(loop_over_ids, ours, data)
         slow, slow_memory = measure(loop_over_ids, data, max(3, repeat // 10))
         reference = f"{slow:.1f} | {slow_memory:.2f}"
     except torch.OutOfMemoryError:
         slow, reference = float("nan"), "out of memory | -"
     torch.cuda.empty_cache()
+    torch.compiler.reset()
+    check(ours, ours_compiled, data)
     fast, memory = measure(ours, data, repeat)
-    return f"| {boxes} | {ids} | {reference} | {fast:.2f} | {memory:.2f} | {slow / fast:.0f} |"
+    fastest, least = measure(ours_compiled, data, repeat)
+    figures = (
+        f"{fast:.2f} | {memory:.2f} | {slow / fast:.0f} | {fastest:.2f} | {least:.2f} | {slow / fastest:.0f}"
+    )
+    return f"| {boxes} | {ids} | {reference} | {figures} |"
 
 
 def main() -> None:
@@ -114,9 +125,10 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}\n")
-    print(
-        "| boxes per view | ids | loop over ids, ms | GiB | ours, ms | GiB | ratio |\n|---|---|---|---|---|---|---|"
+    columns = (
+        "boxes per view | ids | loop over ids, ms | GiB | ours, ms | GiB | ratio | compiled, ms | GiB | ratio"
     )
+    print(f"| {columns} |\n|{'---|' * 10}")
     for boxes, ids in SMALL_SIZES if arguments.small else SIZES:
         print(row(boxes, ids, device, arguments.repeat), flush=True)
 

@@ -125,7 +125,11 @@ def test_ids_are_assigned_by_the_stock_assigner(samples):
 
 
 @pytest.mark.parametrize(
-    "setting", ["channels_last", pytest.param("compile_backbone", marks=pytest.mark.slow)]
+    "setting",
+    [
+        "channels_last",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("compile_backbone", "compile_loss")),
+    ],
 )
 def test_settings_for_speed_do_not_change_the_losses(setting, samples):
     run = load_run_config(TINY["fcos"], {}, {})

@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy, normalize
 
 from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
@@ -115,6 +116,86 @@ def test_half_precision_inputs_under_autocast_are_computed_in_float32():
         )
     assert half.dtype == torch.float32
     assert torch.equal(full, half)
+
+
+def test_embeddings_next_to_nothing_have_the_gradient_of_torchs_normalize():
+    torch.manual_seed(0)
+    lengths = torch.tensor([[0], [1e-14], [1e-12], [1e-9], [1], [1e9]])
+    query, key = normalize(torch.randn(6, 8).double(), dim=1) * lengths, torch.randn(6, 8).double()
+    labels = torch.tensor([0, 0, 1, 1, 2, BACKGROUND]), torch.tensor([0, 2, BACKGROUND, 5, 5, 5])
+    _, gradient = value_and_gradient(
+        lambda q: box_contrastive_loss(q, key, *labels, background=BACKGROUND, temperature=0.5), query
+    )
+    _, expected = value_and_gradient(lambda q: literal_loss(q, key, *labels, 0.5), query)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=0)
+
+
+def embeddings_and_ids(seed: int, boxes: tuple[int, int], labels: int) -> list[Tensor]:
+    """Of two views; most ids of -1 (background), 0, .., labels - 1 are missing in the smaller ones."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randn((n, 16), generator=generator) for n in boxes]
+    return rows + [torch.randint(-1, labels, (n,), generator=generator) for n in boxes]
+
+
+def assert_compiled_is_eager(query: Tensor, *views: Tensor, others: OtherRanks | None = None) -> None:
+    eager, compiled = (
+        value_and_gradient(
+            lambda q, c=compiled: (
+                3
+                * box_contrastive_loss(
+                    q, *views, background=BACKGROUND, temperature=0.5, others=others, compiled=c
+                )
+            ),
+            query,
+        )
+        for compiled in (False, True)
+    )
+    assert compiled[0] == pytest.approx(eager[0], rel=1e-5)
+    assert compiled[1].dtype == query.dtype
+    # In bfloat16 a different last bit of the float32 that it was rounded from may show as 2^-8.
+    rtol = 1e-4 if query.dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(compiled[1], eager[1], rtol=rtol, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_compiled_is_eager_in_two_forms_whatever_the_sizes():
+    """torch.compile gives up at the ninth form."""
+    torch.compiler.reset()
+    before = counters["stats"]["unique_graphs"]
+    sizes = [
+        (40, 40),
+        (40, 40),
+        (25, 31),
+        (31, 25),
+        (31, 31),
+        (2, 90),
+        (90, 2),
+        (1, 9),
+        (9, 1),
+        (0, 9),
+        (9, 0),
+    ]
+    for seed, boxes in enumerate(sizes):
+        assert_compiled_is_eager(*embeddings_and_ids(seed, boxes, labels=12))
+    only_background = embeddings_and_ids(0, (40, 40), labels=0)
+    assert_compiled_is_eager(*only_background)
+    *rows, query_ids, _ = embeddings_and_ids(0, (40, 40), labels=12)
+    assert_compiled_is_eager(*rows, query_ids, torch.full((40,), 99))
+    assert counters["stats"]["unique_graphs"] - before == 2
+
+
+@pytest.mark.slow
+def test_compiled_is_eager_with_the_boxes_of_other_ranks():
+    foreign = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
+    others = OtherRanks(foreign, torch.arange(50) < 44, torch.tensor(6.5, dtype=torch.float64))
+    assert_compiled_is_eager(*embeddings_and_ids(0, (40, 30), labels=12), others=others)
+
+
+@pytest.mark.slow
+def test_compiled_is_float32_under_autocast():
+    query, key, *ids = embeddings_and_ids(0, (40, 30), labels=12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_compiled_is_eager(query.bfloat16(), key.bfloat16(), *ids)
 
 
 @given(ranks=st.integers(2, 4), seed=st.integers(0, 2**16))
