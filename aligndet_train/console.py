@@ -79,7 +79,7 @@ class ProgressHook(Hook):
         self._spoken = time.monotonic()
         rate = (done - self._from) / max(self._spoken - self._began, 1e-6)
         left = (runner.max_iters - done) / rate if rate else 0.0
-        loss = f", loss {float(outputs['loss']):.3f}" if outputs and "loss" in outputs else ""
+        loss = f", loss {outputs['loss'].item():.3f}" if outputs and "loss" in outputs else ""
         say(f"step {done} of {runner.max_iters}{loss}, {rate:.2f} steps/s, {left / 60:.0f} min left")
 
 

@@ -23,6 +23,7 @@ from aligndet_train.checkpoint import identity_difference
 from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.detectors.two_stage import repeated_regressor
 from aligndet_train.distributed import joined_processes
+from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.labels import Labels, matched
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
@@ -147,6 +148,7 @@ def _finetune(
     loader = LoadWeightsHook(state) if state is not None else None
     with DefaultScope.overwrite_default_scope("mmdet"):
         runner = Runner.from_cfg(config)
+        put_equals_in_place(_plain(runner.model))
         if options.amp:
             keep_sensitive_float32(_plain(runner.model))
         for hook in (results, loader):

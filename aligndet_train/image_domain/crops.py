@@ -1,6 +1,6 @@
 """What views are drawn from: whole images, or single proposals, so that a scene gives object-centric pictures."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from aligndet_train.image_domain.config import ImageDomainConfig
+from aligndet_train.image_domain.views import ImageView, draw_two_views
 from aligndet_train.stream import ProposalStream, Sample
 from aligndet_train.stream.dataset import Damaged
 from aligndet_train.views import view_rng
@@ -18,6 +19,13 @@ from proposals.images import resize_max_side
 
 # Beside the two views' own 0 and 1, see view_rng.
 _CROP_DRAW = 2
+
+
+@dataclass(frozen=True)
+class CropSample(Sample):
+    """A sample without boxes. views: the transforms of its two views, drawn where it was decoded."""
+
+    views: tuple[ImageView, ...] = ()
 
 
 class CropStream(Dataset[Sample]):
@@ -49,7 +57,18 @@ class CropStream(Dataset[Sample]):
             rng = view_rng(self.config.seed, epoch, index, _CROP_DRAW)
             left, top, right, bottom = drawn_crop(rng, sample, self.config)
             image = image[:, top:bottom, left:right]
-        return replace(sample, image=shrunk(image, self.config.max_side), boxes=sample.boxes[:0])
+        image = shrunk(image, self.config.max_side)
+        # On the trainer's own processor two draws an image would take longer than the network's step on a GPU.
+        views = draw_two_views(self.config.seed, sample.epoch, sample.index, image, self.config.views)
+        return CropSample(
+            image=image,
+            boxes=sample.boxes[:0],
+            key=sample.key,
+            epoch=sample.epoch,
+            index=sample.index,
+            skipped=sample.skipped,
+            views=views,
+        )
 
 
 def drawn_crop(

@@ -9,11 +9,11 @@ from torch.nn.functional import normalize
 
 from aligndet_train.backbones.registry import BackboneChoice, build_backbone, output_channels
 from aligndet_train.image_domain.config import ImageDomainConfig
-from aligndet_train.image_domain.views import ImageViewConfig, apply_image_views, draw_image_view
+from aligndet_train.image_domain.crops import CropSample
+from aligndet_train.image_domain.views import ImageView, ImageViewConfig, apply_image_views, draw_two_views
 from aligndet_train.losses.simsiam import simsiam_loss
 from aligndet_train.preprocess import InputSpec
 from aligndet_train.stream import Sample
-from aligndet_train.views import view_rng
 
 
 class TwoCropPreprocessor(BaseDataPreprocessor):
@@ -28,7 +28,9 @@ class TwoCropPreprocessor(BaseDataPreprocessor):
     def forward(self, data: Sequence[Sample], training: bool = True) -> dict[str, tuple[Tensor, Tensor]]:
         """See the class. ``training`` is mmengine's and changes nothing."""
         images = [sample.image.to(self.mean.device, non_blocking=True) for sample in data]
-        return {"views": (self._view(data, images, 0), self._view(data, images, 1))}
+        views = [view for views in zip(*map(self._drawn, data), strict=True) for view in views]
+        first, second = self.normalised(apply_image_views(images, views, self.config.size)).chunk(2)
+        return {"views": (first, second)}
 
     def normalised(self, rgb: Tensor) -> Tensor:
         """What the backbone expects, from ``rgb`` [B, 3, H, W] float32 in [0, 1]."""
@@ -36,17 +38,10 @@ class TwoCropPreprocessor(BaseDataPreprocessor):
         normal: Tensor = (channels * 255 - self.mean) / self.std
         return normal
 
-    def _view(self, data: Sequence[Sample], images: Sequence[Tensor], number: int) -> Tensor:
-        views = [
-            draw_image_view(
-                view_rng(self.seed, sample.epoch, sample.index, number),
-                height=sample.image.shape[1],
-                width=sample.image.shape[2],
-                config=self.config,
-            )
-            for sample in data
-        ]
-        return self.normalised(apply_image_views(images, views, self.config.size))
+    def _drawn(self, sample: Sample) -> tuple[ImageView, ...]:
+        if isinstance(sample, CropSample):
+            return sample.views
+        return draw_two_views(self.seed, sample.epoch, sample.index, sample.image, self.config)
 
 
 class SimSiam(BaseModel):

@@ -1,27 +1,33 @@
 """Two views of an image for the image-domain stage: SimSiam's augmentation, on the device.
 
 What is random is drawn first, on the host, from (seed, epoch, index, view) alone, as in the box-domain stage. Crops
-are cut one by one, as their sizes differ; all that follows runs on the whole batch, since hundreds of small kernels
-an image would cost more than the network.
+are resized one by one, a kernel each, as their sizes differ; all that follows runs on the whole batch: a kernel costs
+the host about 10 us to start, so some an image would cost more than the network.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate, pad
+
+from aligndet_train.views import view_rng
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 _CROP_ATTEMPTS = 10
 # ITU-R 601 luma, rounded as torchvision rounds it.
 _LUMA = (0.2989, 0.587, 0.114)
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3
+# Below it a pixel is gray; far below one step of uint8.
+_NO_CHROMA = 1e-12
 
 
 @validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -55,6 +61,9 @@ class Jitter:
     order: tuple[int, ...]
 
 
+_NO_JITTER = Jitter((1.0, 1.0, 1.0, 0.0), (0, 1, 2, 3))
+
+
 @dataclass(frozen=True)
 class ImageView:
     """One drawn transform. top, left, height, width: the crop, px of the image. sigma: None for no blur."""
@@ -67,6 +76,17 @@ class ImageView:
     jitter: Jitter | None
     gray: bool
     sigma: float | None
+
+
+def draw_two_views(
+    seed: int, epoch: int, index: int, image: Tensor, config: ImageViewConfig
+) -> tuple[ImageView, ImageView]:
+    """Both views of ``image`` [3, H, W]: a function of its sizes and (seed, epoch, index)."""
+    height, width = image.shape[1:]
+    first, second = (
+        draw_image_view(view_rng(seed, epoch, index, number), height, width, config) for number in (0, 1)
+    )
+    return first, second
 
 
 def draw_image_view(rng: np.random.Generator, height: int, width: int, config: ImageViewConfig) -> ImageView:
@@ -83,16 +103,19 @@ def draw_image_view(rng: np.random.Generator, height: int, width: int, config: I
 
 
 def apply_image_views(images: Sequence[Tensor], views: Sequence[ImageView], size: int) -> Tensor:
-    """[B, 3, size, size] float32 RGB in [0, 1], from ``images`` [3, H, W] uint8 BGR, on their device."""
+    """[V, 3, size, size] float32 RGB in [0, 1], from ``images`` [3, H, W] uint8 BGR, on their device.
+
+    views: one an image, or several rounds of them: ``views[i]`` is of ``images[i % len(images)]``. Raises ValueError
+    when the last round is incomplete.
+    """
+    if len(views) % len(images):
+        raise ValueError(f"{len(views)} views are no whole rounds of {len(images)} images")
     with torch.autocast(images[0].device.type, enabled=False):
-        batch = torch.stack([_cut(image, view, size) for image, view in zip(images, views, strict=True)])
-        batch = batch.flip(1).float() / 255
+        batch = _crops(images, views, size)
         _jitter(batch, [view.jitter for view in views])
         _on_rows(batch, [view.gray for view in views], lambda rows: _luma(rows).expand_as(rows))
-        sigmas = {row: view.sigma for row, view in enumerate(views) if view.sigma is not None}
-        if sigmas:
-            blurred = _sent(list(sigmas), batch)
-            batch[blurred] = _blur(batch[blurred], _sent(list(sigmas.values()), batch))
+        sigmas = _sent([view.sigma for view in views if view.sigma is not None], batch)
+        _on_rows(batch, [view.sigma is not None for view in views], lambda rows: _blur(rows, sigmas))
     return batch
 
 
@@ -100,10 +123,11 @@ def _draw_crop(
     rng: np.random.Generator, height: int, width: int, config: ImageViewConfig
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width): the first of ten drawn that fits, else the largest central one of a legal ratio."""
-    low, high = np.log(config.ratio)
+    low, high = np.log(config.ratio).tolist()
     for _ in range(_CROP_ATTEMPTS):
-        area = height * width * rng.uniform(*config.scale)
-        ratio = float(np.exp(rng.uniform(low, high)))
+        share, place = rng.random(2).tolist()
+        area = height * width * _between(*config.scale, place=share)
+        ratio = float(np.exp(_between(low, high, place=place)))
         crop_width, crop_height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top = int(rng.integers(height - crop_height + 1))
@@ -114,16 +138,37 @@ def _draw_crop(
 
 
 def _draw_jitter(rng: np.random.Generator, config: ImageViewConfig) -> Jitter:
-    spread = (config.brightness, config.contrast, config.saturation)
-    factors = [float(rng.uniform(max(0.0, 1 - amount), 1 + amount)) for amount in spread]
-    hue = float(rng.uniform(-config.hue, config.hue))
-    return Jitter((factors[0], factors[1], factors[2], hue), tuple(int(op) for op in rng.permutation(4)))
+    brightness, contrast, saturation, hue = rng.random(4).tolist()
+    factors = (
+        _between(max(0.0, 1 - config.brightness), 1 + config.brightness, place=brightness),
+        _between(max(0.0, 1 - config.contrast), 1 + config.contrast, place=contrast),
+        _between(max(0.0, 1 - config.saturation), 1 + config.saturation, place=saturation),
+        _between(-config.hue, config.hue, place=hue),
+    )
+    return Jitter(factors, tuple(rng.permutation(4).tolist()))
 
 
-def _cut(image: Tensor, view: ImageView, size: int) -> Tensor:
-    box = (view.top, view.left, view.height, view.width)
-    cut: Tensor = F.resized_crop(image, *box, size=[size, size], antialias=True)
-    return cut.flip(-1) if view.flip else cut
+def _between(low: float, high: float, *, place: float) -> float:
+    """What ``rng.uniform`` makes of a number in [0, 1), without the cost of a call of numpy's."""
+    return low + (high - low) * place
+
+
+def _crops(images: Sequence[Tensor], views: Sequence[ImageView], size: int) -> Tensor:
+    """[V, 3, size, size] float32 RGB in [0, 1], resized, rounded to steps of 1/255 and flipped."""
+    by_image = [_cuts(image, views[i :: len(images)], size) for i, image in enumerate(images)]
+    batch = torch.cat([cut for one_round in zip(*by_image, strict=True) for cut in one_round]).contiguous()
+    _on_rows(batch, [view.flip for view in views], lambda rows: rows.flip(-1))
+    return batch.flip(1).float().round_().div_(255)
+
+
+def _cuts(image: Tensor, views: Sequence[ImageView], size: int) -> list[Tensor]:
+    """[1, 3, size, size] a view; uint8 where torch resamples it, which is on CPUs, else float32, not rounded yet."""
+    pixels = image[None].to(torch.uint8 if image.device.type == "cpu" else torch.float32)
+    crops = [pixels[..., v.top : v.top + v.height, v.left : v.left + v.width] for v in views]
+    return [
+        interpolate(crop, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+        for crop in crops
+    ]
 
 
 def _on_rows(batch: Tensor, chosen: Sequence[bool], operation: Callable[[Tensor], Tensor]) -> None:
@@ -134,8 +179,8 @@ def _on_rows(batch: Tensor, chosen: Sequence[bool], operation: Callable[[Tensor]
         batch[index] = operation(batch[index])
 
 
-def _sent(values: Sequence[float], batch: Tensor) -> Tensor:
-    """``values`` [N], int64 if they are integers, else float32, on the device of ``batch``, without waiting for it.
+def _sent(values: Sequence[float] | NDArray[np.generic], batch: Tensor) -> Tensor:
+    """``values``, int64 if they are integers, else float32, on the device of ``batch``, without waiting for it.
 
     An index that is a list, or ``new_tensor``, would wait.
     """
@@ -143,62 +188,74 @@ def _sent(values: Sequence[float], batch: Tensor) -> Tensor:
 
 
 def _jitter(batch: Tensor, drawn: Sequence[Jitter | None]) -> None:
-    """The four operations on every row that has them, each row in its own order."""
+    """The four operations on every row that has them, each row in its own order, in place.
+
+    All but the hue blend a row with black, its mean or its luma: one step for all rows, whose factor is 1 where it is
+    not their turn.
+    """
+    jitters = [one or _NO_JITTER for one in drawn]
+    order = np.array([one.order for one in jitters])
+    factors = np.take_along_axis(np.array([one.factors for one in jitters]), order, axis=1)
+    blends = _sent(_blend_weights(order, factors), batch)
     for place in range(4):
-        for number, operation in enumerate(_JITTER_OPS):
-            rows = [i for i, one in enumerate(drawn) if one is not None and one.order[place] == number]
-            if rows:
-                factors = [one.factors[number] for one in (drawn[i] for i in rows) if one is not None]
-                index = _sent(rows, batch)
-                batch[index] = operation(batch[index], _sent(factors, batch).view(-1, 1, 1, 1))
+        _blend(batch, blends[place])
+        turned = (order[:, place] == _HUE) & (factors[:, place] != 0)
+        shifts = _sent(factors[turned, place].astype(np.float32), batch).view(-1, 1, 1, 1)
+        _on_rows(batch, turned.tolist(), partial(_hue, shift=shifts))
+
+
+def _blend_weights(order: NDArray[np.int64], factors: NDArray[np.float64]) -> NDArray[np.float32]:
+    """[4, 3, V, 1, 1, 1]: in every place, the weights of each row's pixels, of its luma and of the luma's mean.
+
+    order, factors: [V, 4], the operations and their factors by place.
+    """
+    kept = np.where(order == _HUE, 1.0, factors)
+    weights = np.stack([kept, (1 - kept) * (order == _SATURATION), (1 - kept) * (order == _CONTRAST)])
+    return weights.transpose(2, 0, 1)[..., None, None, None].astype(np.float32)
+
+
+def _blend(batch: Tensor, weights: Tensor) -> None:
+    kept, of_luma, of_mean = weights
+    luma = _luma(batch)
+    other = luma * of_luma + luma.mean(dim=(1, 2, 3), keepdim=True) * of_mean
+    batch.mul_(kept).add_(other).clamp_(0, 1)
 
 
 def _luma(batch: Tensor) -> Tensor:
-    return (batch * _sent(_LUMA, batch).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-
-
-def _blend(batch: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
-    return (factor * batch + (1 - factor) * other).clamp(0, 1)
-
-
-def _brightness(batch: Tensor, factor: Tensor) -> Tensor:
-    return _blend(batch, 0.0, factor)
-
-
-def _contrast(batch: Tensor, factor: Tensor) -> Tensor:
-    return _blend(batch, _luma(batch).mean(dim=(1, 2, 3), keepdim=True), factor)
-
-
-def _saturation(batch: Tensor, factor: Tensor) -> Tensor:
-    return _blend(batch, _luma(batch), factor)
+    red, green, blue = batch.chunk(3, dim=1)
+    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
 def _hue(batch: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by ``shift`` of a full turn, in the HSV hexagon."""
-    value, low = batch.amax(dim=1, keepdim=True), batch.amin(dim=1, keepdim=True)
-    chroma = value - low
-    red, green, blue = batch[:, 0:1], batch[:, 1:2], batch[:, 2:3]
-    safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
-    sector = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    turned = sector + 6 * shift
-    wheel = (_sent((5.0, 3.0, 1.0), batch).view(1, 3, 1, 1) + turned) % 6
-    return (value - chroma * torch.minimum(wheel, 4 - wheel).clamp(0, 1)).clamp(0, 1)
-
-
-_JITTER_OPS = (_brightness, _contrast, _saturation, _hue)
+    value = batch.amax(dim=1, keepdim=True)
+    chroma = value - batch.amin(dim=1, keepdim=True)
+    red, green, blue = batch.chunk(3, dim=1)
+    sector = torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
+    sector = torch.where(value == red, green - blue, sector) / chroma.clamp(min=_NO_CHROMA)
+    channels = torch.arange(5, 0, -2, device=batch.device).view(1, 3, 1, 1)
+    wheel = (sector + 6 * shift + channels) % 6
+    return (value - chroma * torch.minimum(wheel, 4 - wheel).clamp_(0, 1)).clamp_(0, 1)
 
 
 def _blur(batch: Tensor, sigmas: Tensor) -> Tensor:
     """A Gaussian a row, of ``sigmas`` [B]; separable, reflected at the border, a tenth of the image wide (SimCLR)."""
-    count, channels, height, width = batch.shape
-    radius = max(1, width // 20)
-    offsets = torch.arange(-radius, radius + 1, device=batch.device, dtype=batch.dtype)
+    count, channels, size, _ = batch.shape
+    bands = _bands(sigmas, size)
+    # Columns are turned into rows and filtered, twice.
+    for _ in range(2):
+        columns = batch.transpose(2, 3).reshape(count, channels * size, size)
+        batch = (columns @ bands).view(count, channels, size, size)
+    return batch
+
+
+def _bands(sigmas: Tensor, size: int) -> Tensor:
+    """[B, size, size]: column i holds what each pixel of a line adds to pixel i of the blurred line."""
+    radius = max(1, size // 20)
+    offsets = torch.arange(-radius, radius + 1, device=sigmas.device, dtype=sigmas.dtype)
     kernels = (-0.5 * (offsets / sigmas[:, None]) ** 2).exp()
-    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
-    planes = pad(batch.reshape(1, -1, height, width), (radius,) * 4, mode="reflect")
-    rows = conv2d(planes, kernels[:, None, None, :], groups=count * channels)
-    return conv2d(rows, kernels[:, None, :, None], groups=count * channels).view_as(batch)
+    kernels = kernels / kernels.sum(dim=1, keepdim=True)
+    # [pixel, place]: 1 where the line, reflected at its borders, shows the pixel.
+    shown = pad(torch.eye(size, device=sigmas.device), (radius, radius), mode="reflect")
+    bands: Tensor = torch.tensordot(kernels, shown.unfold(1, len(offsets), 1), dims=([1], [2]))
+    return bands

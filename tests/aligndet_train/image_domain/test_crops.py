@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from aligndet_train.backbones.registry import IMAGENET
 from aligndet_train.image_domain.config import image_domain_config
 from aligndet_train.image_domain.crops import CropStream, drawn_crop
+from aligndet_train.image_domain.model import TwoCropPreprocessor
 from aligndet_train.stream import ProposalStream, Sample
 from aligndet_train.views import view_rng
 from proposals.dataset import open_dataset
@@ -55,3 +57,14 @@ def test_a_wrong_setting_is_named():
         image_domain_config({"views.sise": 3, "views.size": 32})
     with pytest.raises(AlignDetError, match=r"crops: Input should be 'images' or 'proposals'"):
         image_domain_config({"crops": "boxes"})
+
+
+@pytest.mark.parametrize("crops", ["images", "proposals"])
+def test_views_drawn_by_a_worker_are_those_of_the_trainer(mined_dataset, crops):
+    config = image_domain_config({"crops": crops, "views.size": 16})
+    preprocessor = TwoCropPreprocessor(IMAGENET, config.views, config.seed)
+    drawn = [CropStream(open_dataset(mined_dataset), config)[3, index] for index in range(4)]
+    undrawn = [Sample(s.image, s.boxes, s.key, s.epoch, s.index) for s in drawn]
+    assert all(len(sample.views) == 2 for sample in drawn)
+    pairs = zip(preprocessor(drawn)["views"], preprocessor(undrawn)["views"], strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)

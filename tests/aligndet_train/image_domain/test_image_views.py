@@ -8,6 +8,8 @@ import skimage.data
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from aligndet_train.backbones.registry import IMAGENET
+from aligndet_train.image_domain.model import TwoCropPreprocessor
 from aligndet_train.image_domain.views import (
     ImageView,
     ImageViewConfig,
@@ -15,6 +17,7 @@ from aligndet_train.image_domain.views import (
     apply_image_views,
     draw_image_view,
 )
+from aligndet_train.stream import Sample
 from aligndet_train.views import view_rng
 from tests.aligndet_train.fake_gpu import no_waits_on_a_fake_gpu
 
@@ -85,6 +88,58 @@ def test_every_jitter_operation_alone(images, number):
         batch - torch.stack([one_by_one(i, v) for i, v in zip(images, views, strict=True)])
     ).abs().max() < 2e-5
     assert (batch - plain).abs().max() > 0.05
+
+
+def test_only_the_rows_that_are_flipped_are(images):
+    plain = ImageView(3, 4, 70, 80, flip=False, jitter=None, gray=False, sigma=None)
+    flips = (False, True, False)
+    batch = apply_image_views(images, [dataclasses.replace(plain, flip=flip) for flip in flips], SIZE)
+    expected = apply_image_views(images, [plain] * 3, SIZE)
+    expected[1] = expected[1].flip(-1)
+    assert torch.equal(batch, expected)
+
+
+@pytest.mark.parametrize("size", [8, 45, 96])
+def test_every_row_is_blurred_by_its_own_sigma_and_reflected_at_the_borders(images, size):
+    sharp = ImageView(2, 3, 90, 120, flip=False, jitter=None, gray=False, sigma=None)
+    sigmas = (0.1, 2.0, 0.7)
+    batch = apply_image_views(images, [dataclasses.replace(sharp, sigma=sigma) for sigma in sigmas], size)
+    side = 2 * max(1, size // 20) + 1
+    unblurred = apply_image_views(images, [sharp] * 3, size)
+    expected = [F.gaussian_blur(row, [side, side], [s, s]) for row, s in zip(unblurred, sigmas, strict=True)]
+    assert (batch - torch.stack(expected)).abs().max() < 2e-6
+
+
+def test_several_rounds_of_views_in_one_call_are_the_same_as_one_by_one(images):
+    rounds = [drawn(images, seed) for seed in (0, 1, 2)]
+    together = apply_image_views(images, [view for one in rounds for view in one], SIZE)
+    apart = torch.cat([apply_image_views(images, one, SIZE) for one in rounds])
+    assert torch.allclose(together, apart, atol=1e-6)
+    assert together.is_contiguous()
+    with pytest.raises(ValueError, match="4 views are no whole rounds of 3 images"):
+        apply_image_views(images, [*rounds[0], rounds[1][0]], SIZE)
+
+
+def test_the_preprocessor_draws_the_two_views_of_each_sample_apart(images):
+    config = ImageViewConfig(size=SIZE)
+    samples = [Sample(image, torch.zeros(0, 4), "key", 2, i) for i, image in enumerate(images)]
+    pairs = TwoCropPreprocessor(IMAGENET, config, seed=5)(samples)["views"]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
+    for number, batch in enumerate(pairs):
+        for index, (image, row) in enumerate(zip(images, batch, strict=True)):
+            view = draw_image_view(view_rng(5, 2, index, number), image.shape[1], image.shape[2], config)
+            assert torch.allclose(row * std + mean, one_by_one(image, view) * 255, atol=0.01)
+
+
+def test_a_resumed_run_draws_what_earlier_versions_drew():
+    view = draw_image_view(view_rng(0, 0, 0, 1), 480, 640, ImageViewConfig())
+    factors = (0.8765215525952996, 0.708390132348638, 0.8350496472127064, 0.028220941620784007)
+    assert view.jitter is not None
+    assert view.jitter.factors == pytest.approx(factors, rel=1e-12)
+    assert view.sigma == pytest.approx(0.8008892608687229, rel=1e-12)
+    drawn_once = dataclasses.replace(view, jitter=None, sigma=None)
+    assert drawn_once == ImageView(18, 52, 349, 386, flip=True, jitter=None, gray=False, sigma=None)
+    assert view.jitter.order == (0, 3, 1, 2)
 
 
 def test_what_is_drawn_depends_on_seed_epoch_index_and_view_alone(images):

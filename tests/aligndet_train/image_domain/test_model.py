@@ -1,7 +1,5 @@
 """The network's shape, what collapse looks like, and that the monitor tells it from learning."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -20,13 +18,9 @@ def monitored(dataset, **changes) -> tuple[CollapseMonitor, list[float]]:
     model, config = small_simsiam(**changes)
     optimizer = build_optimizer(model, config, 1)
     stream = CropStream(open_dataset(dataset), config)
-    photographs = [stream[(0, index)] for index in range(8)]
     monitor, losses = CollapseMonitor(config.projection_dims, config.collapse_ratio, WINDOW), []
     for step in range(STEPS):
-        batch = [
-            dataclasses.replace(photographs[n % 8], epoch=step * config.batch_size + n)
-            for n in range(config.batch_size)
-        ]
+        batch = [stream[(step * config.batch_size + n, n % 8)] for n in range(config.batch_size)]
         outputs = model(**model.data_preprocessor(batch))
         optimizer.zero_grad()
         outputs["loss_simsiam"].backward()
