@@ -91,6 +91,7 @@ ABLATIONS = {
     "no regression loss": ["--cfg-options", "pretrain.regression_weight=0"],
     "50 proposals": ["--cfg-options", "pretrain.proposals_per_image=50"],
     "all proposals": ["--cfg-options", "pretrain.proposals_per_image=None"],
+    "faster teacher": ["--cfg-options", "pretrain.momentum_start=0.95"],
     "filter 0308": ["@mined_0308"],
     "random boxes": ["@mined_random"],
 }
