@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -64,7 +65,9 @@ def save_batch(folder: Path, step: int, samples: Sequence[Sample], figures: dict
     tensors = {}
     for i, sample in enumerate(samples):
         parts = {"image": sample.image, "boxes": sample.boxes, "classes": sample.classes}
-        tensors.update({f"{name}_{i}": tensor.contiguous() for name, tensor in parts.items()})
+        # Copies, as the samples of a batch may be pieces of one tensor, which the format does not store.
+        for name, part in parts.items():
+            tensors[f"{name}_{i}"] = part.cpu().clone(memory_format=torch.contiguous_format)
     save_file(tensors, path)
     facts = {
         "step": step,
