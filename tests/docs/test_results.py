@@ -48,3 +48,28 @@ def test_one_changed_figure_changes_the_page(study: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
 def test_runs_name_no_folder_of_the_machine_they_ran_on(study: Path) -> None:
     assert '"/' not in study.read_text()
+
+
+def test_the_retrieval_curves_are_those_of_their_file(tmp_path: Path) -> None:
+    svg = tmp_path / "retrieval.svg"
+    command = [
+        sys.executable,
+        "benchmarks/retrieval_curves.py",
+        "--render",
+        "docs/retrieval/h200.json",
+        "--svg",
+        svg,
+    ]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert svg.read_text() == (ROOT / "docs" / "images" / "retrieval.svg").read_text()
+    page = {
+        line.split("|")[1].strip(): line.replace("*", "")
+        for line in PAGE.read_text().splitlines()
+        if "_lite0 |" in line
+    }
+    rows = [[cell.strip() for cell in line.split("|")[1:-2]] for line in printed.splitlines()[2:]]
+    assert len(rows) == 6
+    for detector, steps, *figures in rows:
+        stated = [cell.strip() for cell in page[detector].split("|")[2:-1]]
+        assert stated[0].split()[0] == steps
+        assert stated[1:] == figures
