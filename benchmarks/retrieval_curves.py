@@ -4,8 +4,9 @@
     python benchmarks/retrieval_curves.py OUT --work-dir W --small --batch-size 4        # on a CPU
     python benchmarks/retrieval_curves.py --render W/curves.json --svg docs/images/retrieval.svg
 
-OUT is a proposal dataset. Every detector is one `aligndet pretrain` process; a finished one is not run again. The
-figures are smoothed means over a tenth of the run: retrieval at the start and at the end, beside what chance gives.
+OUT is a proposal dataset. Every detector is one `aligndet pretrain` process: with the same W one that was ended goes on
+from its last 50 steps, a finished one is not run again. The figures are means over the
+first and the last tenth of the run, beside what chance gives.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def train(detector: str, arguments: argparse.Namespace) -> dict[str, Any]:
     folder = arguments.work_dir / detector
     command = [sys.executable, "-m", "proposals", "pretrain", "--detector", detector, "--data", arguments.data,
                "--work-dir", folder, "--iterations", arguments.iterations, "--batch-size", arguments.batch_size,
-               "--workers", arguments.workers, "--log-interval", 1,
+               "--workers", arguments.workers, "--log-interval", 1, "--checkpoint-interval", 50,
                *(SMALL if arguments.small else ()), *(["--amp"] if arguments.amp else [])]  # fmt: skip
     command += [part for option in arguments.cfg_options for part in ("--cfg-options", option)]
     start = time.perf_counter()
