@@ -23,6 +23,8 @@ FORMAT = 1
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
 _TUPLE = "(tuple)"
+SPEED_SETTINGS = ("channels_last", "compile_backbone", "compile_loss")
+"""Of PretrainConfig: they change how fast a run is, so that it may go on with others."""
 
 
 def save_checkpoint(
@@ -103,8 +105,7 @@ def saved_run(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     if not path.exists():
         return None
     saved = load_checkpoint(path)
-    # The config's file name is for people: renaming it changes no run.
-    changed = identity_difference({**saved["identity"], "config": None}, {**identity, "config": None})
+    changed = identity_difference(_of_the_run(saved["identity"]), _of_the_run(identity))
     if changed:
         raise AlignDetError(
             f"{path} belongs to another run:\n  "
@@ -112,6 +113,13 @@ def saved_run(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None
             + "\nUse another --work-dir, or --no-resume to overwrite it"
         )
     return saved
+
+
+def _of_the_run(identity: dict[str, Any]) -> dict[str, Any]:
+    """``identity`` without what changes no run: the config's file name, which is for people, and settings for speed."""
+    settings = identity.get("pretrain", {})
+    kept = {name: value for name, value in settings.items() if name not in SPEED_SETTINGS}
+    return {**identity, "config": None, "pretrain": kept}
 
 
 def _checked(state: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,10 @@ def step_loader(
 
 
 class SampleLoader(DataLoader[Sample]):
-    """Lists of samples, whose pixels come from the workers, and go to the GPU where there is one, in one piece."""
+    """Lists of samples, whose pixels come from the workers, and go to the GPU where there is one, in one piece.
+
+    Without workers they stay in the host's memory.
+    """
 
     def __iter__(self) -> Any:
         """Batches (lists of samples)."""

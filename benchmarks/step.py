@@ -8,8 +8,8 @@ every --batch-size, and with --fill at the doubled batch until memory ends. Rand
 the same. Timed from the step after --warmup on, for --steps or --seconds, until the device is done. data wait: share
 of the time in which the loop waited for the loader. peak: the share of the device's bfloat16 rate (a 8192^3 matrix
 product, measured here) that the first step's floating-point operations, counted by torch, stand for. --canvas,
---channels-last and --compile try settings of ours; --compile needs --canvas, and goes through the warm-up's batches
-once before, untimed. --profile BATCH adds where the time of three steps goes, on the device and on the host.
+--channels-last and --compile try settings of ours; --compile needs --canvas, and goes through all --steps once before,
+untimed. --profile BATCH adds where the time of three steps goes, on the device and on the host.
 """
 
 import argparse
@@ -36,6 +36,8 @@ from aligndet_train.loader import build_loader, workers_ended  # noqa: E402
 from aligndet_train.optimizer import build_optimizer, wrapped_optimizer  # noqa: E402
 from benchmarks.reference_loop import ReferenceStep  # noqa: E402
 from proposals.dataset import ProposalDataset, open_dataset  # noqa: E402
+
+PROFILED = 3
 
 
 class Row(NamedTuple):
@@ -74,11 +76,11 @@ def measure(step: Any, data: Path, run: RunConfig, arguments: argparse.Namespace
     dataset, workers = open_dataset(data), arguments.workers
     if run.pretrain.compile_backbone and isinstance(step, OurStep):
         # The same batches come again below: their shapes are compiled before a step is timed.
-        for batch in step.loader(dataset, run, arguments.warmup, workers):
+        for batch in step.loader(dataset, run, arguments.warmup + arguments.steps, workers):
             step.step(batch)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    loader = step.loader(dataset, run, arguments.warmup + arguments.steps, workers)
+    loader = step.loader(dataset, run, arguments.warmup + arguments.steps + PROFILED, workers)
     with workers_ended(loader):
         batches: Iterator[Any] = iter(loader)
         with FlopCounterMode(display=False) as counter:
@@ -110,9 +112,9 @@ def timed(step: Any, batches: Iterator[Any], arguments: argparse.Namespace) -> t
 
 
 def print_profile(step: Any, batches: Iterator[Any], rows: int = 25) -> None:
-    """Where the time of up to three steps goes: on the device by kernel, on the host by operator."""
+    """Where the time of the next steps goes: on the device by kernel, on the host by operator."""
     with profile() as profiler:
-        for _, batch in zip(range(3), batches, strict=False):
+        for _, batch in zip(range(PROFILED), batches, strict=False):
             step.step(batch)
         synchronize()
     averages = profiler.key_averages()
@@ -194,6 +196,8 @@ def main() -> None:
     )
     parser.add_argument("--small", action="store_true", help="short side 224-320: for a CPU")
     arguments = parser.parse_args()
+    if arguments.warmup < 1:
+        parser.error("--warmup 1 at least: in the first step floating-point operations are counted")
     if arguments.compile and arguments.canvas < 2:
         parser.error("--compile compiles once for every shape of a batch: give --canvas 128, too")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

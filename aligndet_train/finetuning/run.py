@@ -148,7 +148,7 @@ def _finetune(
     loader = LoadWeightsHook(state) if state is not None else None
     with DefaultScope.overwrite_default_scope("mmdet"):
         runner = Runner.from_cfg(config)
-        put_equals_in_place(_plain(runner.model))
+        put_equals_in_place(_plain(runner.model), samplers=False)
         if options.amp:
             keep_sensitive_float32(_plain(runner.model))
         for hook in (results, loader):

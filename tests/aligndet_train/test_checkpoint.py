@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from aligndet_train.checkpoint import LAST, PREVIOUS, identity_difference, load_checkpoint, save_checkpoint
+from aligndet_train.checkpoint import (
+    LAST,
+    PREVIOUS,
+    identity_difference,
+    load_checkpoint,
+    save_checkpoint,
+    saved_run,
+)
 from proposals.errors import AlignDetError
 
 
@@ -63,3 +70,17 @@ def test_difference_names_the_leaf():
     saved = {"pretrain": {"seed": 0, "views": {"flip": 0.5}}, "steps": 10}
     wanted = {"pretrain": {"seed": 0, "views": {"flip": 0.0}}, "steps": 10, "amp": True}
     assert identity_difference(saved, wanted) == ["amp: None -> True", "pretrain.views.flip: 0.5 -> 0.0"]
+
+
+def test_a_run_goes_on_with_other_settings_for_speed_and_another_name(tmp_path, model_and_optimizer):
+    # A version that had no compile_loss yet wrote none.
+    old = {"config": "a", "pretrain": {"seed": 0, "channels_last": False}, "steps": 10}
+    save_checkpoint(tmp_path, *model_and_optimizer, 1, old)
+    faster = {
+        "config": "b",
+        "pretrain": {"seed": 0, "channels_last": True, "compile_loss": True},
+        "steps": 10,
+    }
+    assert saved_run(tmp_path, faster)["step"] == 1
+    with pytest.raises(AlignDetError, match=r"pretrain\.seed: 0 -> 1\n"):
+        saved_run(tmp_path, {**faster, "pretrain": {"seed": 1}})

@@ -48,7 +48,7 @@ def test_workers_hand_out_what_the_trainer_would_read(mined_dataset, kind):
         for field in dataclasses.fields(expected):
             mine, theirs = getattr(found, field.name), getattr(expected, field.name)
             if field.name in TENSORS and theirs is not None:
-                assert torch.equal(mine, theirs)
+                assert torch.equal(mine.cpu(), theirs)
                 assert mine.dtype == theirs.dtype
             else:
                 assert mine == theirs

@@ -1,10 +1,12 @@
 """Samplers: an image's draws are its own, and every box is as likely as another."""
 
 import torch
-from mmdet.models.task_modules import AssignResult, RandomSampler
+from mmdet.models.task_modules import AssignResult, MaxIoUAssigner, RandomSampler
 from mmdet.models.task_modules.samplers import IoUBalancedNegSampler
 from mmengine.structures import InstanceData
 
+from aligndet_train.equals.install import put_equals_in_place
+from aligndet_train.equals.max_iou import LooplessMaxIoUAssigner
 from aligndet_train.equals.sampling import SAMPLING_SEED, DeviceRandomSampler, per_image
 
 
@@ -55,3 +57,12 @@ def test_draws_on_the_device_are_uniform_and_distinct():
         counts[chosen - 100] += 1
     # 2000 draws of probability 1/4: five standard deviations are 97.
     assert ((counts - 500).abs() < 97).all()
+
+
+def test_samplers_can_be_left_alone():
+    head = torch.nn.Module()
+    head.sampler, head.assigner = RandomSampler(num=1, pos_fraction=0.5), MaxIoUAssigner(0.5, 0.4)
+    put_equals_in_place(head, samplers=False)
+    assert (type(head.sampler), type(head.assigner)) == (RandomSampler, LooplessMaxIoUAssigner)
+    put_equals_in_place(head)
+    assert type(head.sampler) is not RandomSampler
