@@ -14,32 +14,26 @@ from aligndet_train.equals.query_targets import DIRECT_QUERY_HEADS
 
 LAYERS, QUERIES, CLASSES = 3, 9, 4
 SIZES = [(64, 96), (80, 48), (50, 50)]
+
+
+def matched_by(class_cost):
+    """A head's ``train_cfg``: mmdet's own costs of DETR."""
+    costs = [
+        class_cost,
+        {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
+        {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+    ]
+    return {"assigner": {"type": "HungarianAssigner", "match_costs": costs}}
+
+
 SOFTMAX = {
     "loss_cls": {"type": "CrossEntropyLoss", "bg_cls_weight": 0.1, "loss_weight": 1.0, "class_weight": 1.0},
-    "train_cfg": {
-        "assigner": {
-            "type": "HungarianAssigner",
-            "match_costs": [
-                {"type": "ClassificationCost", "weight": 1.0},
-                {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
-                {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
-            ],
-        }
-    },
+    "train_cfg": matched_by({"type": "ClassificationCost", "weight": 1.0}),
 }
 FOCAL = {
     "loss_cls": {"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 2.0},
     "sync_cls_avg_factor": True,
-    "train_cfg": {
-        "assigner": {
-            "type": "HungarianAssigner",
-            "match_costs": [
-                {"type": "FocalLossCost", "weight": 2.0},
-                {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
-                {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
-            ],
-        }
-    },
+    "train_cfg": matched_by({"type": "FocalLossCost", "weight": 2.0}),
 }
 BUILDS = {
     DETRHead: SOFTMAX,
