@@ -45,6 +45,7 @@ def ours(data: Path, workers: int, samples: int) -> Iterator[Any]:
     from torch.utils.data import DataLoader
 
     from aligndet_train.stream import ProposalStream, StepSampler, StreamState
+    from aligndet_train.stream.packing import pack, unpack
 
     def start() -> Iterator[Any]:
         dataset = open_dataset(data)
@@ -52,9 +53,9 @@ def ours(data: Path, workers: int, samples: int) -> Iterator[Any]:
             dataset.shard_sizes.tolist(), start=StreamState(0, 0, 0), batch_size=BATCH, steps=samples // BATCH
         )
         loader = DataLoader(
-            ProposalStream(dataset), batch_sampler=sampler, num_workers=workers, collate_fn=list
+            ProposalStream(dataset), batch_sampler=sampler, num_workers=workers, collate_fn=pack
         )
-        return iter(loader)
+        return (unpack(batch, None) for batch in loader)
 
     yield
     yield from start()
