@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from mmengine.dist import get_rank, get_world_size
@@ -13,7 +12,7 @@ from aligndet_train.config import PretrainConfig
 from aligndet_train.stream import ProposalStream, Sample, StepSampler, StreamState
 from aligndet_train.stream.cache import CachedDataset, CacheSpec, Prefetcher
 from aligndet_train.stream.dataset import Damaged
-from aligndet_train.stream.packing import pack, unpack
+from aligndet_train.stream.packing import SampleLoader
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_clusters
 
@@ -81,23 +80,10 @@ def step_loader(
         samples(dataset),
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=pack,
         worker_init_fn=leave_signals_to_the_parent,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-class SampleLoader(DataLoader[Sample]):
-    """Lists of samples, whose pixels come from the workers, and go to the GPU where there is one, in one piece.
-
-    Without workers they stay in the host's memory.
-    """
-
-    def __iter__(self) -> Any:
-        """Batches (lists of samples)."""
-        device = torch.device("cuda", torch.cuda.current_device()) if self.pin_memory else None
-        return (unpack(batch, device) for batch in super().__iter__())
 
 
 def leave_signals_to_the_parent(worker_id: int) -> None:

@@ -42,20 +42,15 @@ Sample = tuple[np.ndarray, np.ndarray]
 
 def ours(data: Path, workers: int, samples: int) -> Iterator[Any]:
     """The stream that `aligndet pretrain` reads."""
-    from torch.utils.data import DataLoader
-
     from aligndet_train.stream import ProposalStream, StepSampler, StreamState
-    from aligndet_train.stream.packing import pack, unpack
+    from aligndet_train.stream.packing import SampleLoader
 
     def start() -> Iterator[Any]:
         dataset = open_dataset(data)
         sampler = StepSampler(
             dataset.shard_sizes.tolist(), start=StreamState(0, 0, 0), batch_size=BATCH, steps=samples // BATCH
         )
-        loader = DataLoader(
-            ProposalStream(dataset), batch_sampler=sampler, num_workers=workers, collate_fn=pack
-        )
-        return (unpack(batch, None) for batch in loader)
+        return iter(SampleLoader(ProposalStream(dataset), batch_sampler=sampler, num_workers=workers))
 
     yield
     yield from start()

@@ -5,8 +5,8 @@
     python benchmarks/retrieval_curves.py --render W/curves.json --svg docs/images/retrieval.svg
 
 OUT is a proposal dataset. Every detector is one `aligndet pretrain` process: with the same W one that was ended goes on
-from its last 50 steps, a finished one is not run again. The figures are means over the
-first and the last tenth of the run, beside what chance gives.
+from its last checkpoint, of every 50 steps, and a finished one is not run again. The figures are means over the first
+and the last tenth of the run, beside what chance gives.
 """
 
 import argparse

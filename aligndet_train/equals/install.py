@@ -18,7 +18,7 @@ from torch import nn
 
 from aligndet_train.equals.fcos_targets import DirectFCOSHead
 from aligndet_train.equals.max_iou import LooplessMaxIoUAssigner
-from aligndet_train.equals.query_targets import DIRECT_QUERY_HEADS
+from aligndet_train.equals.query_targets import DIRECT_QUERY_HEADS, own_assigner
 from aligndet_train.equals.sampling import per_image
 
 # A query's costs do not depend on the other queries.
@@ -44,8 +44,7 @@ def put_equals_in_place(detector: nn.Module, *, samplers: bool = True) -> None:
 
 
 def _matches_as_stock(head: Any) -> bool:
-    """Also where an adapter has wrapped the assigner, see ReportingAssigner."""
-    assigner = getattr(head.assigner, "assigner", head.assigner)
+    assigner = own_assigner(head)
     return (
         type(assigner) is HungarianAssigner
         and all(type(cost) in _COSTS_OF_ONE_QUERY for cost in assigner.match_costs)

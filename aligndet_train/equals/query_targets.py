@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from mmdet.models.dense_heads import ConditionalDETRHead, DABDETRHead, DeformableDETRHead, DETRHead
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
-from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from aligndet_train.distributed import mean_over_ranks
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class DirectQueryTargets:
 
     def loss_by_feat(self: Any, scores: Tensor, boxes: Tensor, *rest: Any) -> Any:
         """scores: [L, B, Q, C]; boxes: [L, B, Q, 4]; last in ``rest``: mmdet's instances and metas of the B images."""
-        self._layers = list(self._all_targets(scores.detach(), boxes.detach(), *rest[-2:]))
+        self._layers = self._all_targets(scores.detach(), boxes.detach(), *rest[-2:])
         return super().loss_by_feat(scores, boxes, *rest)  # type: ignore[misc]
 
     def loss_by_feat_single(
@@ -68,7 +69,7 @@ class DirectQueryTargets:
     def _class_factor(self: Any, targets: LayerTargets, like: Tensor) -> Any:
         factor = targets.positives + (len(targets.labels) - targets.positives) * self.bg_cls_weight
         if self.sync_cls_avg_factor:
-            return reduce_mean(like.new_full((1,), factor)).clamp(min=1)[0]
+            return _mean_of_ranks(factor, like)
         return max(factor, 1)
 
     def _all_targets(
@@ -109,7 +110,7 @@ class DirectQueryTargets:
         metas: Sequence[dict[str, Any]],
     ) -> "np.ndarray[Any, np.dtype[np.int64]]":
         """[L, B, Q]: 1 + the ground truth that a query got, counted over all images, or 0."""
-        match_costs = getattr(self.assigner, "assigner", self.assigner).match_costs
+        match_costs = own_assigner(self).match_costs
         layers, _, queries = pixels.shape[:3]
         costs = []
         for image, (wanted, meta) in enumerate(zip(instances, metas, strict=True)):
@@ -131,6 +132,11 @@ class DirectQueryTargets:
         return numbers
 
 
+def own_assigner(head: Any) -> Any:
+    """The detector's own, also where an adapter has wrapped it: see ReportingAssigner."""
+    return getattr(head.assigner, "assigner", head.assigner)
+
+
 def _looked_up(
     matched: Tensor, instances: Sequence[InstanceData], sides: Tensor, no_class: int
 ) -> tuple[Tensor, Tensor]:
@@ -144,8 +150,12 @@ def _positives_of_a_rank(count: int, like: Tensor) -> float | Tensor:
     """The mean over ranks, at least 1: a number where there is one rank, else a scalar on the device."""
     if get_world_size() == 1:
         return float(max(count, 1))
-    mean: Tensor = reduce_mean(like.new_full((1,), count)).clamp(min=1)[0]
-    return mean
+    return _mean_of_ranks(count, like)
+
+
+def _mean_of_ranks(value: float, like: Tensor) -> Tensor:
+    """A scalar on the device of ``like``: the mean of the ranks' values, at least 1."""
+    return mean_over_ranks(like.new_full((), value)).clamp(min=1)
 
 
 class DirectDETRHead(DirectQueryTargets, DETRHead):

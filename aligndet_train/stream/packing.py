@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aligndet_train.stream.dataset import Sample
 from proposals.errors import AlignDetError
@@ -80,6 +80,21 @@ def unpack(batch: list[Sample] | PackedSamples, device: torch.device | None) -> 
         shell.kind(image=_image(shell, flat), boxes=boxes, clusters=ids, **shell.facts)
         for shell, flat, boxes, ids in parts
     ]
+
+
+class SampleLoader(DataLoader[Sample]):
+    """Lists of samples, whose pixels come from the workers, and go to the GPU where they are pinned, in one piece.
+
+    Without workers they stay in the host's memory. Takes DataLoader's arguments, but for ``collate_fn``.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], **arguments: Any) -> None:
+        super().__init__(dataset, collate_fn=pack, **arguments)
+
+    def __iter__(self) -> Any:
+        """Batches (lists of samples)."""
+        device = torch.device("cuda", torch.cuda.current_device()) if self.pin_memory else None
+        return (unpack(batch, device) for batch in super().__iter__())
 
 
 def _shell(sample: Sample) -> Shell:
