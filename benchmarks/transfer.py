@@ -27,6 +27,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,14 @@ def slug(text: str) -> str:
     return text.replace(" ", "-")
 
 
+@cache
+def precision() -> tuple[str, ...]:
+    """bfloat16 on a GPU. A CPU without instructions for it is ten times slower with it."""
+    import torch
+
+    return ("--amp",) if torch.cuda.is_available() else ()
+
+
 def views(size: int) -> list[str]:
     """Options that scale pretraining's views with the pictures of fine-tuning."""
     sides = ",".join(str(side * size // LONG_SIDE) for side in VIEW_SIDES)
@@ -132,8 +141,8 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
     images = json.loads((data / "dataset.json").read_text())["totals"]["images"]
     recipe = RECIPES[detector]
     steps = (args.pretrain_epochs or recipe.pretrain_epochs) * images // recipe.pretrain_batch
-    run = aligndet("pretrain", *recipe.source(detector), "--data", data, "--work-dir", folder, "--amp", "--iterations",
-                   steps, "--batch-size", recipe.pretrain_batch, "--workers", args.workers,
+    run = aligndet("pretrain", *recipe.source(detector), "--data", data, "--work-dir", folder, *precision(),
+                   "--iterations", steps, "--batch-size", recipe.pretrain_batch, "--workers", args.workers,
                    "--checkpoint-interval", 50, *options)  # fmt: skip
     finished = folder / "finished"
     jobs = [Job(f"pretrain {name}", (*run, "&&touch", str(finished)), finished)]
@@ -158,7 +167,7 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
     command = aligndet(
         "finetune", *recipe.source(detector), "--train", pack / train, "--val", pack / val, "--train-images",
         pack / "labelled", "--val-images", pack / "labelled", "--work-dir", folder, "--epochs", epochs, "--lr", lr,
-        "--batch-size", recipe.batch, "--image-size", f"{size}x{size}", "--seed", labels["seed"], "--amp",
+        "--batch-size", recipe.batch, "--image-size", f"{size}x{size}", "--seed", labels["seed"], *precision(),
         "--workers", args.workers, "--eval-interval", max(1, epochs // 6),
         *(("--weights", weights[0]) if weights else ()),
     )  # fmt: skip

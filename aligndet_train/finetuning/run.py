@@ -26,6 +26,7 @@ from aligndet_train.distributed import joined_processes
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.labels import Labels, matched
+from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.errors import AlignDetError
@@ -151,7 +152,7 @@ def _finetune(
         put_equals_in_place(_plain(runner.model), samplers=False)
         if options.amp:
             keep_sensitive_float32(_plain(runner.model))
-        for hook in (results, loader):
+        for hook in (StopAtNonFiniteHook(), results, loader):
             if hook is not None:
                 runner.register_hook(hook)
         runner.logger.info(chosen.reason)

@@ -26,6 +26,7 @@ from aligndet_train.image_domain.knn import LabelledCrops
 from aligndet_train.image_domain.model import SimSiam, build_simsiam
 from aligndet_train.loader import step_loader
 from aligndet_train.loop import run_to_the_end, step_runner
+from aligndet_train.monitoring import NonFiniteHook
 from aligndet_train.optimizer import wrapped_optimizer
 from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder
 from aligndet_train.run_options import RunOptions
@@ -181,6 +182,9 @@ def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra:
             ThroughputHook(config.batch_size * get_world_size()),
             ScheduleHook(config.seed, half_cosine(1.0, 0.0, plan.steps)),
             CollapseHook(monitor, options.log_interval),
+            NonFiniteHook(
+                plan.work_dir, "Lower the learning rate (--cfg-options lr=...), or train without --amp"
+            ),
             CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
             SkippedHook(options.log_interval),
             *extra,

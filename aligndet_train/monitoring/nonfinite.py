@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from aligndet_train.stream import Sample
 from proposals.errors import AlignDetError
 
 FOLDER = "nonfinite"
+_ADVICE = (
+    "Lower the learning rate (--cfg-options pretrain.optimizer.lr=...), clip gradients (pretrain.clip_grad=...), or "
+    "train without --amp"
+)
 
 
 class NonFiniteLossError(AlignDetError):
@@ -28,14 +32,14 @@ class NonFiniteHook(Hook):
 
     The step's batch goes to ``FOLDER/step_NNNNNN.safetensors`` (``image_i`` [3, H, W] uint8 BGR, ``boxes_i``,
     ``classes_i``) and ``.json`` (keys, epoch and index of its images, losses): with the last checkpoint the step
-    can be done again.
+    can be done again. advice: what the user should do, a sentence.
     """
 
     # After RuntimeInfoHook, which waits for the figures; before anything is logged or saved.
     priority = "HIGH"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, advice: str = _ADVICE) -> None:
+        self.folder, self.advice = folder, advice
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -45,16 +49,18 @@ class NonFiniteHook(Hook):
         norm = gradient_norm(runner)
         if norm is not None:
             figures["grad_norm"] = norm
-        wrong = {name: value for name, value in figures.items() if not math.isfinite(value)}
-        if wrong:
+        if what := not_finite(figures):
             path = save_batch(self.folder / FOLDER, runner.iter + 1, data_batch, figures)
-            what = ", ".join(f"{name} is {value}" for name, value in wrong.items())
             keys = ", ".join(sample.key for sample in data_batch)
             raise NonFiniteLossError(
                 f"step {runner.iter + 1}: {what}. The batch is in {path} (images {keys}); the last checkpoint is of "
-                "a step before it. Lower the learning rate (--cfg-options pretrain.optimizer.lr=...), clip gradients "
-                "(pretrain.clip_grad=...), or train without --amp"
+                f"a step before it. {self.advice}"
             )
+
+
+def not_finite(figures: Mapping[str, float]) -> str:
+    """Those that are NaN or infinite, in words; empty when there are none."""
+    return ", ".join(f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value))
 
 
 def save_batch(folder: Path, step: int, samples: Sequence[Sample], figures: dict[str, float]) -> Path:

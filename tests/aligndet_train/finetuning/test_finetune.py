@@ -1,6 +1,7 @@
 """Fine-tuning a tiny stock detector on real photographs, with mined boxes of two made-up classes as labels."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,19 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert code == 0, output
     measured = json.loads((tmp_path / "E" / "results.json").read_text())["last"]
     assert measured | {"epoch": 2} == again["last"]
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_naming_the_images(labels, tmp_path):
+    code, output = invoke(
+        "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations,
+        "--train-images", labels.images, "--work-dir", tmp_path, "--workers", 0, "--batch-size", 2, "--lr", 1e25,
+        "--epochs", 3, "--image-size", "128x96",
+    )  # fmt: skip
+    assert code != 0
+    assert re.search(r"step \d+: .*loss is (nan|inf).*\.jpg.*lower --lr", output, re.DOTALL), output
+    for checkpoint in tmp_path.glob("epoch_*.pth"):
+        state = torch.load(checkpoint, weights_only=False)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
 
 
 def test_untrained_parts_are_not_evaluated(labels, exported, tmp_path):

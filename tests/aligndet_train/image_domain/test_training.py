@@ -78,6 +78,14 @@ def undisturbed(mined_dataset, tmp_path_factory) -> Path:
     return work_dir
 
 
+def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch(mined_dataset, tmp_path):
+    code, output = invoke(*arguments(mined_dataset, tmp_path, "--cfg-options", "lr=1e25"))
+    assert code != 0
+    assert re.search(r"step \d+: .*is (nan|inf).*--cfg-options lr=", output, re.DOTALL), output
+    (facts,) = (tmp_path / "nonfinite").glob("*.json")
+    assert len(json.loads(facts.read_text())["images"]) == 6
+
+
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(undisturbed, mined_dataset, tmp_path):
     words = [sys.executable, "-m", "proposals", *arguments(mined_dataset, tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,25 @@
+"""The backbone of a detector that ships here can be trained by the image-domain stage: one map, nothing frozen."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import aligndet_train.configs
+from aligndet_train.backbones.registry import build_backbone, find_backbone, output_channels
+
+FOLDER = Path(next(iter(aligndet_train.configs.__path__)))
+# One of each kind of backbone; Lite0 hands out other maps to every detector.
+NAMES = ("fcos", "mask_rcnn_r18", "mask_rcnn_mbv2", "mask_rcnn_swin_s")
+CONFIGS = [*(FOLDER / f"{name}.py" for name in NAMES), *sorted(FOLDER.glob("*_lite0.py"))]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_detectors_backbone_is_found_and_trains(config):
+    backbone = build_backbone(find_backbone(str(config)).config)
+    backbone.train()
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    (features,) = backbone(torch.rand(2, 3, 64, 64))
+    assert features.shape[:2] == (2, output_channels(backbone))
+    features.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
