@@ -18,6 +18,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from aligndet_train.compiling import compile_backbone, require_compiler
 from aligndet_train.config import PretrainConfig, head_type
 from aligndet_train.detectors import BACKGROUND, adapter_for
 from aligndet_train.detectors.adapter import FamilyAdapter, Reading
@@ -33,8 +34,6 @@ from proposals.errors import AlignDetError
 
 Losses = dict[str, Any]
 Stages = list[Reading | None]
-# The default views on a canvas of multiples of 128 have some forty shapes.
-_COMPILED_FORMS = 256
 
 
 class BoxDomainPretrainer(BaseModel):
@@ -207,8 +206,12 @@ def build_detector(stock_model: dict[str, Any]) -> nn.Module:
 def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> BoxDomainPretrainer:
     """Build the stock detector, initialise its weights and convert it.
 
-    Seeds torch with ``config.seed`` first, so the same config gives the same initial weights.
+    Seeds torch with ``config.seed`` first, so the same config gives the same initial weights. Raises AlignDetError when
+    the config asks for compiled parts and there is no compiler.
     """
+    for setting in ("compile_backbone", "compile_loss"):
+        if getattr(config, setting):
+            require_compiler(f"pretrain.{setting}")
     adapter = adapter_for(stock_model["type"], head_type(stock_model))
     torch.manual_seed(config.seed)
     student: Any = build_detector(adapter.pretraining_model(stock_model, config))
@@ -223,16 +226,8 @@ def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> Box
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if config.compile_backbone:
-        _compile(model.student.backbone)
+        compile_backbone(model.student.backbone)
     return model
-
-
-def _compile(backbone: nn.Module) -> None:
-    """Once for every shape of a batch, with gradients on (student) and off (teacher)."""
-    limits: Any = import_module("torch._dynamo.config")
-    # Beyond its limit torch goes on uncompiled, and says so in a line of its log; the limit is 8.
-    limits.cache_size_limit = max(limits.cache_size_limit, _COMPILED_FORMS)
-    backbone.compile(dynamic=False)
 
 
 def _scaled(value: Any, weight: float) -> Any:

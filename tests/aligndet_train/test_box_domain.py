@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aligndet_train.box_domain import build_detector, build_pretrainer
+from aligndet_train.compiling import require_compiler
 from aligndet_train.config import load_run_config
 from aligndet_train.detectors import BACKGROUND, adapter_for
 from aligndet_train.losses.contrastive import box_contrastive_loss
@@ -159,6 +160,22 @@ def test_every_shape_of_a_canvas_may_be_compiled(monkeypatch):
     monkeypatch.setattr(limits, "cache_size_limit", 8)
     build_pretrainer(run.stock_model, run.pretrain)
     assert limits.cache_size_limit >= 2 * 36
+
+
+@pytest.mark.parametrize("setting", ["compile_backbone", "compile_loss"])
+def test_compiling_without_a_compiler_is_refused_before_training(setting, monkeypatch, tmp_path):
+    run = load_run_config(TINY["fcos"], {setting: True}, {})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(AlignDetError, match=rf"pretrain\.{setting}=True compiles code.*apt install"):
+        build_pretrainer(run.stock_model, run.pretrain)
+    own = tmp_path / "own_compiler"
+    own.write_text("#!/bin/sh")
+    own.chmod(0o755)
+    for variable in ("CC", "CXX"):
+        monkeypatch.setenv(variable, str(own))
+    require_compiler(f"pretrain.{setting}")
 
 
 def test_positives_come_first_when_boxes_are_sampled(pretrainer, samples):
