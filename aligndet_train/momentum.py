@@ -7,8 +7,14 @@ changes, so a copy of it would only cost memory.
 import copy
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from aligndet_train.schedules import Schedule
+
+# Along the half cosine to 1 the start's share is exp(-steps (1 - m) / 2): here, four in a million.
+_FORGETTING = 25
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
@@ -46,6 +52,16 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
         torch._foreach_lerp_(list(targets), [s.detach() for s in sources], 1.0 - momentum)
     for target, value in (*copied, *_buffers(teacher, student)):
         target.copy_(value)
+
+
+def random_share(momentum: Schedule) -> float:
+    """The share of the teacher's weights that is still their start after a run with this ``momentum`` [steps]."""
+    return float(np.prod(momentum))
+
+
+def faster_start(steps: int) -> float:
+    """A ``momentum_start`` that lets a run of so few steps forget the teacher's start: 0.95 for five hundred."""
+    return round(max(0.9, 1 - _FORGETTING / steps), 3)
 
 
 def _buffers(teacher: nn.Module, student: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

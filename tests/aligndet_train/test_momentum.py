@@ -1,9 +1,12 @@
 """The EMA teacher: averaged parameters, copied buffers, one shared backbone."""
 
+import pytest
 import torch
 from torch import nn
 
-from aligndet_train.momentum import make_teacher, update_teacher
+from aligndet_train.momentum import faster_start, make_teacher, random_share, update_teacher
+from aligndet_train.runner import _teacher_line
+from aligndet_train.schedules import half_cosine
 
 
 class Toy(nn.Module):
@@ -50,3 +53,23 @@ def test_momentum_one_leaves_the_teacher_alone():
     nn.init.ones_(student.neck.weight)
     update_teacher(teacher, student, momentum=1.0)
     assert torch.equal(teacher.neck.weight, before)
+
+
+def test_the_share_of_a_teachers_start_is_what_real_updates_leave():
+    student = Toy()
+    nn.init.ones_(student.neck.weight)
+    teacher = make_teacher(student)
+    nn.init.zeros_(student.neck.weight)
+    momentum = half_cosine(0.996, 1.0, 525)
+    for value in momentum:
+        update_teacher(teacher, student, float(value))
+    assert teacher.neck.weight.mean().item() == pytest.approx(random_share(momentum), rel=1e-3)
+    assert random_share(momentum) == pytest.approx(0.35, abs=0.01)
+
+
+@pytest.mark.parametrize("steps", [100, 300, 525, 700, 6000])
+def test_a_run_whose_teacher_stays_random_says_what_to_set(steps):
+    usual = _teacher_line(half_cosine(0.996, 1.0, steps))
+    assert f"momentum_start={faster_start(steps):g}" in usual or steps == 6000
+    advised = _teacher_line(half_cosine(faster_start(steps), 1.0, steps))
+    assert "random" not in advised
