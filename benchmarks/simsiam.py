@@ -2,13 +2,16 @@
 
 python benchmarks/simsiam.py pack --images PHOTOGRAPHS --labels VOC/val.json --out PACK
 python benchmarks/simsiam.py run --pack PACK --out RESULT [--minutes 5] [--backbone resnet18] [--crops proposals]
+python benchmarks/simsiam.py measure --labels VOC/val.json --backbone CONFIG.py --size 96      # what others reach
 
 `pack` shrinks the photographs, mines proposals on them (in this process, no Ray) and copies the labelled images: a
 folder below 40 MB that can be carried to a machine with a GPU. `run` measures the seconds a step takes, fixes the
 number of steps, trains, and writes RESULT/simsiam.json and RESULT/simsiam.svg. Killed, the same command goes on.
+`measure` prints the k-NN accuracy of a backbone as it is: that of a mmdet config with the weights the config names.
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import shutil
@@ -23,10 +26,13 @@ from tqdm import tqdm
 
 from aligndet_train import ops
 from aligndet_train.backbones.registry import find_backbone
+from aligndet_train.config import read_config
 from aligndet_train.image_domain.config import ImageDomainConfig, image_domain_config
 from aligndet_train.image_domain.hooks import KNN_LOG
-from aligndet_train.image_domain.knn import LabelledCrops, read_labelled
+from aligndet_train.image_domain.knn import LabelledCrops, knn_accuracy, read_labelled
+from aligndet_train.image_domain.model import build_simsiam
 from aligndet_train.image_domain.training import pretrain_backbone
+from aligndet_train.plain_config import is_config
 from aligndet_train.run_options import RunOptions
 from proposals.dataset.files import write_atomically
 
@@ -141,7 +147,23 @@ def scalars(work_dir: Path) -> list[dict[str, Any]]:
     return sorted({record["step"]: record for record in lines}.values(), key=lambda record: record["step"])
 
 
-def result(arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> None:
+    """Print the k-NN accuracy of a backbone that nobody here has trained."""
+    choice = find_backbone(arguments.backbone)
+    if is_config(arguments.backbone):
+        named = read_config(Path(arguments.backbone), {}).model.backbone
+        kept = {name: named[name] for name in ("weights", "init_cfg") if named.get(name)}
+        choice = dataclasses.replace(choice, config={**choice.config, **kept})
+    labelled = read_labelled(arguments.labels, None, arguments.size)
+    model = build_simsiam(choice, image_domain_config({"views.size": arguments.size}))
+    accuracy = knn_accuracy(labelled.features(model), labelled.labels, labelled.groups)
+    print(
+        f"{arguments.backbone}, {arguments.size} px: k-NN accuracy {100 * accuracy:.1f} % of {len(labelled)} "
+        f"(the most common class alone: {100 * labelled.majority:.1f} %)"
+    )
+
+
+def result(arguments: argparse.Namespace, steps: int, labelled: LabelledCrops) -> dict[str, Any]:
     """What was run, the curves, and the two figures that the question is about."""
     records = scalars(arguments.out / "run")
     even = settings(arguments, steps).projection_dims ** -0.5
@@ -157,6 +179,7 @@ def result(arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
         "seconds": round(sum(record["time"] for record in records), 1),
         "lowest_deviation": min(value for _, value in deviation),
         "final_deviation": deviation[-1][1],
+        "knn_majority": round(labelled.majority, 5),
         "knn_random": knn[0]["knn_accuracy"],
         "knn_final": knn[-1]["knn_accuracy"],
         "deviation": deviation[:: max(1, len(deviation) // 200)],
@@ -170,7 +193,7 @@ def run(arguments: argparse.Namespace) -> None:
     steps = planned_steps(arguments)
     labelled = read_labelled(arguments.pack / "labelled" / "labels.json", None, arguments.size)
     train(arguments, arguments.out / "run", steps, labelled)
-    figures = result(arguments, steps)
+    figures = result(arguments, steps, labelled)
     write_atomically(arguments.out / "simsiam.json", json.dumps(figures, indent=1).encode())
     lines = {"output std / even spread": figures["deviation"], "k-NN accuracy": figures["knn"]}
     chart = line_chart(lines, x_label="step", y_label=f"{figures['arguments']['backbone']}", top=1.1)
@@ -201,12 +224,16 @@ def main() -> None:
     running.add_argument("--measurements", type=int, default=10, help="of k-NN accuracy, over the run")
     running.add_argument("--workers", type=int, default=8)
     running.add_argument("--without-stop-gradient", action="store_true", help="the broken form: collapses")
+    measuring = verbs.add_parser("measure")
+    measuring.add_argument("--labels", type=Path, required=True)
+    measuring.add_argument("--backbone", required=True)
+    measuring.add_argument("--size", type=int, default=112)
     arguments = parser.parse_args()
     if arguments.command == "pack":
         pack(arguments.images, arguments.labels, arguments.out, arguments.limit)
-    else:
-        ops.install()
-        run(arguments)
+        return
+    ops.install()
+    (run if arguments.command == "run" else measure)(arguments)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,9 @@ class KnnHook(Hook):
         plain: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model: SimSiam = plain
         accuracy = knn_accuracy(self.labelled.features(model), self.labelled.labels, self.labelled.groups)
-        runner.logger.info(f"k-NN accuracy at step {step}: {100 * accuracy:.2f} % of {len(self.labelled):,}")
+        runner.logger.info(
+            f"k-NN accuracy at step {step}: {100 * accuracy:.2f} % of {len(self.labelled):,} "
+            f"(the most common class alone: {100 * self.labelled.majority:.2f} %)"
+        )
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "knn_accuracy": round(accuracy, 5)}) + "\n")

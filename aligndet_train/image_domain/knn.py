@@ -70,6 +70,11 @@ class LabelledCrops:
     def __len__(self) -> int:
         return len(self.pieces)
 
+    @property
+    def majority(self) -> float:
+        """The share of the most common class: the accuracy of features that tell nothing."""
+        return int(self.labels.bincount().max()) / len(self)
+
     @torch.no_grad()
     def features(self, model: SimSiam) -> Tensor:
         """[N, C] float32: the model's pooled features in evaluation mode; its mode is restored."""

@@ -75,7 +75,7 @@ def test_colours_are_told_apart_by_a_random_network(colours, source, pieces):
     model, _ = small_simsiam()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     features = labelled.features(model)
-    assert (len(labelled), sorted(labelled.classes)) == (pieces, ["blue", "red"])
+    assert (len(labelled), sorted(labelled.classes), labelled.majority) == (pieces, ["blue", "red"], 0.5)
     assert knn_accuracy(features, labelled.labels, labelled.groups, k=3) == 1
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
