@@ -24,7 +24,7 @@ from aligndet_train.detectors import BACKGROUND, adapter_for
 from aligndet_train.detectors.adapter import FamilyAdapter, Reading
 from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.diagnostics import contrastive_floor, embedding_diagnostics
-from aligndet_train.distributed import mean_over_ranks, rows_of_other_ranks
+from aligndet_train.distributed import averaged_figures, mean_over_ranks, rows_of_other_ranks
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
 from aligndet_train.momentum import make_teacher, update_teacher
@@ -99,8 +99,7 @@ class BoxDomainPretrainer(BaseModel):
     def parse_losses(self, losses: Losses) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this rank, to go back through; and for the log, all figures averaged over the ranks."""
         loss, figures = super().parse_losses(losses)
-        averaged = mean_over_ranks(torch.stack([value.detach().float() for value in figures.values()]))
-        return loss, dict(zip(figures, averaged.unbind(), strict=True))
+        return loss, averaged_figures(figures)
 
     def _regression_losses(self, stock: Losses) -> Losses:
         kept = {name: value for name, value in stock.items() if self.adapter.keeps(name)}

@@ -5,7 +5,7 @@ Everything here is also right in a single process, where it does nothing.
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -119,6 +119,12 @@ def mean_over_ranks(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= get_world_size()
     return values
+
+
+def averaged_figures(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars of the same names on every rank, in float32, averaged over the ranks in one collective."""
+    averaged = mean_over_ranks(torch.stack([value.detach().float() for value in figures.values()]))
+    return dict(zip(figures, averaged.unbind(), strict=True))
 
 
 def rows_of_other_ranks(rows: Tensor, most: int | None) -> tuple[Tensor, Tensor]:

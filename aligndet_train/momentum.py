@@ -5,6 +5,7 @@ changes, so a copy of it would only cost memory.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from aligndet_train.schedules import Schedule
 
-# Along the half cosine to 1 the start's share is exp(-steps (1 - m) / 2): here, four in a million.
-_FORGETTING = 25
+# A share of random weights that is worth a word.
+_MUCH_OF_A_WEIGHT = 0.05
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
@@ -55,13 +56,29 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
 
 def random_share(momentum: Schedule) -> float:
-    """The share of the teacher's weights that is still their start after a run with this ``momentum`` [steps]."""
+    """What an averaged weight of the teacher still consists of its start after a run with this ``momentum`` [steps].
+
+    Learned query embeddings and buffers are copied: they are never the start.
+    """
     return float(np.prod(momentum))
 
 
 def faster_start(steps: int) -> float:
-    """A ``momentum_start`` that lets a run of so few steps forget the teacher's start: 0.95 for five hundred."""
-    return round(max(0.9, 1 - _FORGETTING / steps), 3)
+    """A ``momentum_start`` with which so few steps, along the half cosine to 1, forget the teacher's start."""
+    # The start's share is exp(-steps (1 - m) / 2): here four in a million.
+    return max(0.0, math.floor(1000 * (1 - 25 / steps)) / 1000)
+
+
+def teacher_line(momentum: Schedule) -> str:
+    """What a run with this ``momentum`` [steps] should know of its teacher, and what to try where that is too slow."""
+    start, end, left = float(momentum[0]), float(momentum[-1]), random_share(momentum)
+    said, faster = f"teacher's momentum {start:g} to {end:g}", faster_start(len(momentum))
+    if left < _MUCH_OF_A_WEIGHT or faster >= start:
+        return said
+    return (
+        f"{said}: after so few steps {left:.0%} of each averaged weight is still the random one it starts with; "
+        f"worth a try, in a new --work-dir: --cfg-options pretrain.momentum_start={faster:g}"
+    )
 
 
 def _buffers(teacher: nn.Module, student: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

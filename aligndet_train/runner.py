@@ -10,15 +10,12 @@ from aligndet_train.config import PretrainConfig
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, StepHook, ThroughputHook
 from aligndet_train.loader import build_loader
 from aligndet_train.loop import step_runner
-from aligndet_train.momentum import faster_start, random_share
+from aligndet_train.momentum import teacher_line
 from aligndet_train.monitoring import MetricsHook, NonFiniteHook, PictureHook
 from aligndet_train.optimizer import wrapped_optimizer
 from aligndet_train.plan import Plan
 from aligndet_train.schedules import Schedule, half_cosine, warmup_multistep
 from proposals.dataset.clusters import read_cluster_record
-
-# A share of random weights that is worth a word.
-_MUCH_OF_A_TEACHER = 0.05
 
 
 def build_runner(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> Runner:
@@ -79,21 +76,10 @@ def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Opti
         f"{len(plan.dataset):,} images, {plan.dataset.manifest.totals.proposals:,} proposals, {plan.steps:,} steps of "
         f"{global_batch} images, learning rate {rate:g}{scaled}",
         *classes,
-        _teacher_line(_schedules(config, plan.steps)[1]),
+        teacher_line(_schedules(config, plan.steps)[1]),
         f"images as {'RGB' if spec.bgr_to_rgb else 'BGR'}, mean {spec.mean}, std {spec.std}",
         f"resumed at step {plan.start}" if plan.start else "from step 0",
     ]
-
-
-def _teacher_line(momentum: Schedule) -> str:
-    left, steps = random_share(momentum), len(momentum)
-    said = f"teacher's momentum {momentum[0]:g} to {momentum[-1]:g}"
-    if left < _MUCH_OF_A_TEACHER:
-        return said
-    return (
-        f"{said}: in a run this short {left:.0%} of its weights stay the random ones it starts with; "
-        f"--cfg-options pretrain.momentum_start={faster_start(steps):g} makes it follow faster"
-    )
 
 
 def _class_line(plan: Plan) -> str:

@@ -29,7 +29,7 @@ from aligndet_train.backbones.registry import find_backbone
 from aligndet_train.config import read_config
 from aligndet_train.image_domain.config import ImageDomainConfig, image_domain_config
 from aligndet_train.image_domain.hooks import KNN_LOG
-from aligndet_train.image_domain.knn import LabelledCrops, knn_accuracy, read_labelled
+from aligndet_train.image_domain.knn import LabelledCrops, knn_accuracy, knn_chance, read_labelled
 from aligndet_train.image_domain.model import build_simsiam
 from aligndet_train.image_domain.training import pretrain_backbone
 from aligndet_train.plain_config import is_config
@@ -148,22 +148,25 @@ def scalars(work_dir: Path) -> list[dict[str, Any]]:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Print the k-NN accuracy of a backbone that nobody here has trained."""
-    choice = find_backbone(arguments.backbone)
+    """Print the k-NN accuracy of a backbone that was not trained here."""
+    choice, kept = find_backbone(arguments.backbone), {}
     if is_config(arguments.backbone):
         named = read_config(Path(arguments.backbone), {}).model.backbone
         kept = {name: named[name] for name in ("weights", "init_cfg") if named.get(name)}
         choice = dataclasses.replace(choice, config={**choice.config, **kept})
-    labelled = read_labelled(arguments.labels, None, arguments.size)
-    model = build_simsiam(choice, image_domain_config({"views.size": arguments.size}))
-    accuracy = knn_accuracy(labelled.features(model), labelled.labels, labelled.groups)
-    print(
-        f"{arguments.backbone}, {arguments.size} px: k-NN accuracy {100 * accuracy:.1f} % of {len(labelled)} "
-        f"(the most common class alone: {100 * labelled.majority:.1f} %)"
-    )
+    labelled = read_labelled(arguments.labels, arguments.images, arguments.size)
+    print(f"{arguments.backbone}, weights: {next(iter(kept.values()), 'random')}, {arguments.size} px")
+    for seed in range(1 if kept else arguments.seeds):
+        model = build_simsiam(choice, image_domain_config({"views.size": arguments.size, "seed": seed}))
+        figures = (labelled.features(model), labelled.labels, labelled.groups)
+        accuracy, chance = (100 * function(*figures) for function in (knn_accuracy, knn_chance))
+        print(
+            f"k-NN accuracy {accuracy:.1f} % of {len(labelled)}, with shuffled labels {chance:.1f} %",
+            flush=True,
+        )
 
 
-def result(arguments: argparse.Namespace, steps: int, labelled: LabelledCrops) -> dict[str, Any]:
+def result(arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
     """What was run, the curves, and the two figures that the question is about."""
     records = scalars(arguments.out / "run")
     even = settings(arguments, steps).projection_dims ** -0.5
@@ -179,7 +182,7 @@ def result(arguments: argparse.Namespace, steps: int, labelled: LabelledCrops) -
         "seconds": round(sum(record["time"] for record in records), 1),
         "lowest_deviation": min(value for _, value in deviation),
         "final_deviation": deviation[-1][1],
-        "knn_majority": round(labelled.majority, 5),
+        "knn_chance": knn[0]["knn_chance"],
         "knn_random": knn[0]["knn_accuracy"],
         "knn_final": knn[-1]["knn_accuracy"],
         "deviation": deviation[:: max(1, len(deviation) // 200)],
@@ -193,7 +196,7 @@ def run(arguments: argparse.Namespace) -> None:
     steps = planned_steps(arguments)
     labelled = read_labelled(arguments.pack / "labelled" / "labels.json", None, arguments.size)
     train(arguments, arguments.out / "run", steps, labelled)
-    figures = result(arguments, steps, labelled)
+    figures = result(arguments, steps)
     write_atomically(arguments.out / "simsiam.json", json.dumps(figures, indent=1).encode())
     lines = {"output std / even spread": figures["deviation"], "k-NN accuracy": figures["knn"]}
     chart = line_chart(lines, x_label="step", y_label=f"{figures['arguments']['backbone']}", top=1.1)
@@ -227,7 +230,9 @@ def main() -> None:
     measuring = verbs.add_parser("measure")
     measuring.add_argument("--labels", type=Path, required=True)
     measuring.add_argument("--backbone", required=True)
+    measuring.add_argument("--images", type=Path, help="their folder, where it is not beside the json")
     measuring.add_argument("--size", type=int, default=112)
+    measuring.add_argument("--seeds", type=int, default=3, help="of random weights")
     arguments = parser.parse_args()
     if arguments.command == "pack":
         pack(arguments.images, arguments.labels, arguments.out, arguments.limit)

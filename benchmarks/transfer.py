@@ -27,7 +27,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +116,14 @@ def slug(text: str) -> str:
     return text.replace(" ", "-")
 
 
-@cache
-def precision() -> tuple[str, ...]:
-    """bfloat16 on a GPU. A CPU without instructions for it is ten times slower with it."""
+def precision(args: argparse.Namespace) -> tuple[str, ...]:
+    return ("--amp",) if args.amp else ()
+
+
+def has_gpu() -> bool:
     import torch
 
-    return ("--amp",) if torch.cuda.is_available() else ()
+    return torch.cuda.is_available()
 
 
 def views(size: int) -> list[str]:
@@ -141,7 +142,7 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
     images = json.loads((data / "dataset.json").read_text())["totals"]["images"]
     recipe = RECIPES[detector]
     steps = (args.pretrain_epochs or recipe.pretrain_epochs) * images // recipe.pretrain_batch
-    run = aligndet("pretrain", *recipe.source(detector), "--data", data, "--work-dir", folder, *precision(),
+    run = aligndet("pretrain", *recipe.source(detector), "--data", data, "--work-dir", folder, *precision(args),
                    "--iterations", steps, "--batch-size", recipe.pretrain_batch, "--workers", args.workers,
                    "--checkpoint-interval", 50, *options)  # fmt: skip
     finished = folder / "finished"
@@ -167,7 +168,7 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
     command = aligndet(
         "finetune", *recipe.source(detector), "--train", pack / train, "--val", pack / val, "--train-images",
         pack / "labelled", "--val-images", pack / "labelled", "--work-dir", folder, "--epochs", epochs, "--lr", lr,
-        "--batch-size", recipe.batch, "--image-size", f"{size}x{size}", "--seed", labels["seed"], *precision(),
+        "--batch-size", recipe.batch, "--image-size", f"{size}x{size}", "--seed", labels["seed"], *precision(args),
         "--workers", args.workers, "--eval-interval", max(1, epochs // 6),
         *(("--weights", weights[0]) if weights else ()),
     )  # fmt: skip
@@ -410,6 +411,11 @@ def main() -> None:
     running.add_argument("--workers", type=int, default=3, help="processes that load images, of each job")
     running.add_argument("--parallel", type=int, default=1)
     running.add_argument(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        help="compute in bfloat16 [default: where there is a GPU; on CPUs without instructions for it it is slow]",
+    )
+    running.add_argument(
         "--budget", type=float, default=float("inf"), help="seconds after which nothing is started"
     )
     running.add_argument("--pretrain-epochs", type=int, help="epochs of pretraining, not the recipe's")
@@ -426,6 +432,8 @@ def main() -> None:
     reporting.add_argument("--svg", type=Path, help="file for the learning curves")
     reporting.set_defaults(verb=report)
     arguments = parser.parse_args()
+    if arguments.verb is run and arguments.amp is None:
+        arguments.amp = has_gpu()
     arguments.verb(arguments)
 
 

@@ -20,6 +20,7 @@ def report(args: argparse.Namespace) -> None:
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
+    refuse_mixed_precision(runs)
     finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
     for run in runs:
         key = (run["detector"], run["schedule"], run["fraction"], run["source"])
@@ -59,6 +60,15 @@ def read_runs(source: Path) -> list[dict[str, Any]]:
     if not runs:
         sys.exit(f"{source}: no fine-tuning in it; it should be the --work-dir of `transfer.py run`")
     return runs
+
+
+def refuse_mixed_precision(runs: list[dict[str, Any]]) -> None:
+    """End when bfloat16 and float32 would stand in one table."""
+    amp = {run["run"]["options"]["amp"] for run in runs if "run" in run}
+    if len(amp) > 1:
+        sys.exit(
+            "some of these runs computed in bfloat16 (--amp), others in float32: give each a report of its own"
+        )
 
 
 def between_markers(page: str, table: str, section: str) -> str:

@@ -126,7 +126,7 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
     if changed["type"] == "TimmBackbone":
         changed["weights"] = None
         if isinstance(scales := changed.get("feature_scale"), (list, tuple)):
-            changed["feature_scale"] = scales[-1]
+            changed["feature_scale"] = scales[-1:]
     with DefaultScope.overwrite_default_scope("mmdet"):
         accepted = _parameters(MODELS.get(changed["type"]))
     defaults = {"frozen_stages": -1, "norm_eval": False}

@@ -152,7 +152,7 @@ def _finetune(
         put_equals_in_place(_plain(runner.model), samplers=False)
         if options.amp:
             keep_sensitive_float32(_plain(runner.model))
-        for hook in (StopAtNonFiniteHook(), results, loader):
+        for hook in (StopAtNonFiniteHook(_advice(chosen, options)), results, loader):
             if hook is not None:
                 runner.register_hook(hook)
         runner.logger.info(chosen.reason)
@@ -162,6 +162,11 @@ def _finetune(
             runner.val_loop.run()  # a run that was killed between its last checkpoint and its figures
     figures = results.epochs[-1] if results.epochs else {}
     return FinetuneResult(figures, loader.report if loader else None, work_dir / RESULTS)
+
+
+def _advice(chosen: Rates, options: FinetuneOptions) -> str:
+    other = ", or without --amp" if options.amp else ""
+    return f"Start again in a new --work-dir with a lower --lr (now {chosen.lr:g}){other}"
 
 
 def _run_record(

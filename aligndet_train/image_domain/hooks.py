@@ -12,7 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from aligndet_train.image_domain.collapse import CollapseMonitor
-from aligndet_train.image_domain.knn import LabelledCrops, knn_accuracy
+from aligndet_train.image_domain.knn import LabelledCrops, knn_accuracy, knn_chance
 from aligndet_train.image_domain.model import SimSiam
 from aligndet_train.schedules import Schedule
 
@@ -64,7 +64,10 @@ class CollapseHook(Hook):
 
 
 class KnnHook(Hook):
-    """Append k-NN accuracy to WORK_DIR/knn.jsonl at step 0, every ``interval`` steps (None: never) and at the end."""
+    """Append k-NN accuracy, and what chance gives, to WORK_DIR/knn.jsonl.
+
+    At step 0, every ``interval`` steps (None: never) and at the end.
+    """
 
     priority = "LOW"
 
@@ -95,10 +98,12 @@ class KnnHook(Hook):
         self._measured = step
         plain: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model: SimSiam = plain
-        accuracy = knn_accuracy(self.labelled.features(model), self.labelled.labels, self.labelled.groups)
+        measured = (self.labelled.features(model), self.labelled.labels, self.labelled.groups)
+        accuracy, chance = knn_accuracy(*measured), knn_chance(*measured)
         runner.logger.info(
             f"k-NN accuracy at step {step}: {100 * accuracy:.2f} % of {len(self.labelled):,} "
-            f"(the most common class alone: {100 * self.labelled.majority:.2f} %)"
+            f"(with shuffled labels: {100 * chance:.2f} %)"
         )
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "knn_accuracy": round(accuracy, 5)}) + "\n")
+            figures = {"step": step, "knn_accuracy": round(accuracy, 5), "knn_chance": round(chance, 5)}
+            file.write(json.dumps(figures) + "\n")

@@ -22,6 +22,7 @@ from proposals.images import Bgr, decode_bgr
 
 _TEMPERATURE = 0.07
 _NEIGHBOURS = 20
+_SHUFFLES = 5
 _BATCH = 64
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _MIN_SIDE = 8
@@ -49,6 +50,16 @@ def knn_accuracy(features: Tensor, labels: Tensor, groups: Tensor, k: int = _NEI
     return right / len(unit)
 
 
+def knn_chance(features: Tensor, labels: Tensor, groups: Tensor, k: int = _NEIGHBOURS) -> float:
+    """``knn_accuracy`` with the labels shuffled over the rows: what features that tell nothing reach.
+
+    The mean of five seeded shuffles. It lies below the share of the most common class.
+    """
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(labels), generator=generator) for _ in range(_SHUFFLES)]
+    return sum(knn_accuracy(features, labels.cpu()[order], groups, k) for order in orders) / _SHUFFLES
+
+
 @dataclass(frozen=True)
 class Piece:
     """A labelled picture: an image file, or a box of it, xyxy px. group: of which pieces share an image."""
@@ -69,11 +80,6 @@ class LabelledCrops:
 
     def __len__(self) -> int:
         return len(self.pieces)
-
-    @property
-    def majority(self) -> float:
-        """The share of the most common class: the accuracy of features that tell nothing."""
-        return int(self.labels.bincount().max()) / len(self)
 
     @torch.no_grad()
     def features(self, model: SimSiam) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from aligndet_train.backbones.registry import BackboneChoice, build_backbone, output_channels
+from aligndet_train.distributed import averaged_figures
 from aligndet_train.image_domain.config import ImageDomainConfig
 from aligndet_train.image_domain.crops import CropSample
 from aligndet_train.image_domain.views import ImageView, ImageViewConfig, apply_image_views, draw_two_views
@@ -81,6 +82,11 @@ class SimSiam(BaseModel):
             stop_gradient=self.config.stop_gradient,
         )
         return {"loss_simsiam": loss, "output_std": output_std(first)}
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of this rank, to go back through; and for log and monitors, all figures averaged over the ranks."""
+        loss, figures = super().parse_losses(losses)
+        return loss, averaged_figures(figures)
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ from proposals.dataset import ProposalDataset, open_dataset
 from proposals.errors import AlignDetError
 
 METHODS = ("simsiam",)
+_ADVICE = "Lower the learning rate (--cfg-options lr=...), or train without --amp, in a new --work-dir"
 
 
 @dataclass(frozen=True, kw_only=True)

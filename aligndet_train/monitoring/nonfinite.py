@@ -19,7 +19,7 @@ from proposals.errors import AlignDetError
 FOLDER = "nonfinite"
 _ADVICE = (
     "Lower the learning rate (--cfg-options pretrain.optimizer.lr=...), clip gradients (pretrain.clip_grad=...), or "
-    "train without --amp"
+    "train without --amp, in a new --work-dir"
 )
 
 

@@ -156,6 +156,9 @@ def test_settings_for_speed_do_not_change_the_losses(setting, samples):
 def test_every_shape_of_a_canvas_may_be_compiled(monkeypatch):
     """torch's own limit is eight forms; two passes a step, with and without gradients, fill it with four shapes."""
     run = load_run_config(TINY["fcos"], {"compile_backbone": True, "canvas_multiple": 128}, {})
+    monkeypatch.setattr(
+        "aligndet_train.box_domain.require_compiler", lambda setting: None
+    )  # nothing is compiled
     limits = importlib.import_module("torch._dynamo.config")
     monkeypatch.setattr(limits, "cache_size_limit", 8)
     build_pretrainer(run.stock_model, run.pretrain)
@@ -166,16 +169,41 @@ def test_every_shape_of_a_canvas_may_be_compiled(monkeypatch):
 def test_compiling_without_a_compiler_is_refused_before_training(setting, monkeypatch, tmp_path):
     run = load_run_config(TINY["fcos"], {setting: True}, {})
     monkeypatch.setenv("PATH", str(tmp_path))
-    for variable in ("CC", "CXX"):
-        monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(AlignDetError, match=rf"pretrain\.{setting}=True compiles code.*apt install"):
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(
+        AlignDetError, match=rf"pretrain\.{setting}=True compiles code.*no g\+\+.*apt install"
+    ):
         build_pretrainer(run.stock_model, run.pretrain)
-    own = tmp_path / "own_compiler"
-    own.write_text("#!/bin/sh")
-    own.chmod(0o755)
-    for variable in ("CC", "CXX"):
-        monkeypatch.setenv(variable, str(own))
-    require_compiler(f"pretrain.{setting}")
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "environment", "refused"),
+    [
+        (False, {"CXX": "own -m64"}, None),
+        (False, {"CXX": "gone"}, "no gone"),
+        (False, {"TORCH_INDUCTOR_INSTALL_GXX": "1"}, None),
+        (True, {"CC": "own"}, None),
+        (True, {"CC": "own -m64"}, "no own -m64"),  # Triton takes it for a path
+        (True, {"CC": ""}, "name another one in CC"),
+        (True, {}, "no gcc or clang"),
+    ],
+)
+def test_the_compiler_is_looked_for_where_torch_does(on_gpu, environment, refused, monkeypatch, tmp_path):
+    (tmp_path / "own").write_text("#!/bin/sh")
+    (tmp_path / "own").chmod(0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    for variable in ("CC", "CXX", "TORCH_INDUCTOR_INSTALL_GXX"):
+        monkeypatch.delenv(variable, raising=False)
+    for name, value in {"PATH": str(tmp_path), **environment}.items():
+        monkeypatch.setenv(name, value)
+    if refused is None:
+        require_compiler("pretrain.compile_loss")
+        (tmp_path / "Python.h").unlink()
+    if refused or on_gpu:
+        with pytest.raises(AlignDetError, match=refused or "apt install python3-dev"):
+            require_compiler("pretrain.compile_loss")
 
 
 def test_positives_come_first_when_boxes_are_sampled(pretrainer, samples):

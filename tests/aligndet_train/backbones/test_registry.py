@@ -23,3 +23,8 @@ def test_a_shipped_detectors_backbone_is_found_and_trains(config):
     assert features.shape[:2] == (2, output_channels(backbone))
     features.square().mean().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_a_detectors_scale_of_the_last_map_stays():
+    backbone = build_backbone(find_backbone(str(FOLDER / "fcos_lite0.py")).config)
+    assert backbone.feature_scale == (2.5,)

@@ -15,6 +15,7 @@ from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.config import load_run_config, read_config
 from aligndet_train.export import export, exported_state
 from aligndet_train.finetuning.labels import Labels, read_labels
+from aligndet_train.finetuning.nonfinite import image_paths
 from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
 from aligndet_train.finetuning.run import load_into
 from proposals.cli import build_app
@@ -115,17 +116,32 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert measured | {"epoch": 2} == again["last"]
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run_naming_the_images(labels, tmp_path):
+@pytest.mark.parametrize(
+    ("batch", "rate", "message"),
+    [
+        # Four steps an epoch: the second one's loss is computed with weights of 1e20 and more.
+        (2, 1e25, r"step [23]: .*loss\w* is (nan|inf).*\(images .*\.jpg"),
+        # One step an epoch, whose own loss is finite.
+        (8, 3e38, r"step 1: the update made weights that are not finite"),
+    ],
+)
+def test_what_is_not_a_number_ends_the_run_before_a_checkpoint(batch, rate, message, labels, tmp_path):
     code, output = invoke(
         "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations,
-        "--train-images", labels.images, "--work-dir", tmp_path, "--workers", 0, "--batch-size", 2, "--lr", 1e25,
-        "--epochs", 3, "--image-size", "128x96",
+        "--train-images", labels.images, "--work-dir", tmp_path, "--workers", 0, "--batch-size", batch, "--lr", rate,
+        "--epochs", 3, "--image-size", "128x96", "--cfg-options", "model.bbox_head.loss_bbox.loss_weight=1e6",
+        "--cfg-options", "optim_wrapper.clip_grad=None",
     )  # fmt: skip
     assert code != 0
-    assert re.search(r"step \d+: .*loss is (nan|inf).*\.jpg.*lower --lr", output, re.DOTALL), output
-    for checkpoint in tmp_path.glob("epoch_*.pth"):
-        state = torch.load(checkpoint, weights_only=False)["state_dict"]
-        assert all(value.isfinite().all() for value in state.values())
+    assert re.search(message + r".*new --work-dir with a lower --lr \(now [13]e\+", output, re.DOTALL), output
+    assert list(tmp_path.glob("*.pth")) == []
+
+
+@pytest.mark.parametrize(
+    "batch", [None, [], {"inputs": []}, {"data_samples": {"sup": 1}}, {"data_samples": [1]}]
+)
+def test_batches_that_name_no_image_have_no_image_paths(batch):
+    assert image_paths(batch) == []
 
 
 def test_untrained_parts_are_not_evaluated(labels, exported, tmp_path):
