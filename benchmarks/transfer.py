@@ -164,7 +164,8 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
     folder = work / "finetune" / "+".join(slug(str(value)) for value in labels.values())
     weights = () if arm == "backbone" else (work / "pretrain" / labels["source"] / f"{arm}.safetensors",)
     train, val = split
-    epochs = recipe.epochs[labels["schedule"]]
+    # As many steps on a part of the labels as on all of them: 12 epochs of 42 pictures would teach nothing.
+    epochs = recipe.epochs[labels["schedule"]] * 100 // labels.get("fraction", 100)
     command = aligndet(
         "finetune", *recipe.source(detector), "--train", pack / train, "--val", pack / val, "--train-images",
         pack / "labelled", "--val-images", pack / "labelled", "--work-dir", folder, "--epochs", epochs, "--lr", lr,
