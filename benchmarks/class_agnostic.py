@@ -1,0 +1,118 @@
+"""Does a fine-tuned detector fail to find boxes, or to name them? AP with the classes, and with all of them as one.
+
+    python benchmarks/class_agnostic.py PACK W --out W/class_agnostic.json
+
+PACK and W are those of benchmarks/transfer.py. Every finished fine-tuning of W is tested on PACK's val.json with its
+last checkpoint. Class-agnostic figures take the same boxes and scores, keep of those that overlap by 0.5 the best one,
+whatever its class, and let it match any object.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.ops import batched_nms
+from transfer import RECIPES
+
+from aligndet_train import ops
+from aligndet_train.backbones.files import read_file
+from aligndet_train.config import read_config
+from aligndet_train.finetuning.labels import Labels, read_labels
+from aligndet_train.finetuning.recipe import FinetuneOptions, evaluation_config
+from aligndet_train.finetuning.run import load_into
+
+# Rows of COCOeval.stats.
+FIGURES = {"AP": 0, "AP50": 1, "AP75": 2, "AR100": 8}
+
+
+def config_of(detector: str) -> Config:
+    """The config that transfer.py fine-tuned."""
+    option, value = RECIPES[detector].source(detector)
+    shipped = Path(__file__).parents[1] / "aligndet_train" / "configs" / f"{value}.py"
+    return read_config(Path(value) if option == "--config" else shipped, {})
+
+
+def detect(config: Config, labels: Labels, checkpoint: Path, folder: Path, size: int) -> Path:
+    """The COCO json of the boxes that ``checkpoint`` finds, made once."""
+    found = folder / f"{checkpoint.stem}.bbox.json"
+    if not found.is_file():
+        options = FinetuneOptions(image_size=(size, size), workers=0)
+        testing = evaluation_config(config, labels, folder / "class_agnostic", options)
+        testing.test_evaluator.outfile_prefix = str(folder / checkpoint.stem)
+        testing.model.backbone.pop("weights", None)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            runner = Runner.from_cfg(testing)
+            load_into(runner.model, read_file(checkpoint).state)
+            runner.test()
+    return found
+
+
+def figures(truth: COCO, found: list[dict[str, Any]], *, with_classes: bool) -> dict[str, float]:
+    """COCO's figures in per cent."""
+    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+    evaluation.params.useCats = int(with_classes)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return {name: round(100 * float(evaluation.stats[row]), 2) for name, row in FIGURES.items()}
+
+
+def without_rivals(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The boxes that no better one of their image overlaps: a detector may say several classes of one box."""
+    boxes = torch.tensor([box["bbox"] for box in found]).reshape(-1, 4)
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
+    scores = torch.tensor([box["score"] for box in found])
+    images = torch.tensor([box["image_id"] for box in found])
+    return [found[row] for row in batched_nms(corners, scores, images, 0.5).tolist()]
+
+
+def measured(run: Path, labels: Labels, truth: COCO) -> dict[str, Any]:
+    """One fine-tuning's labels and both kinds of figures."""
+    description = json.loads((run / "labels.json").read_text())
+    size = json.loads((run / "run.json").read_text())["options"]["image_size"][0]
+    checkpoint = run / Path((run / "last_checkpoint").read_text().strip()).name
+    with contextlib.redirect_stdout(io.StringIO()):
+        path = detect(config_of(description["detector"]), labels, checkpoint, run, size)
+        found = json.loads(path.read_text())
+        named = figures(truth, found, with_classes=True)
+        agnostic = figures(truth, without_rivals(found), with_classes=False)
+    return {**description, "named": named, "class_agnostic": agnostic}
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("--out", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    ops.install()
+    labels = read_labels(
+        arguments.pack / "val.json", arguments.pack / "labelled", arguments.work_dir / "labels"
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(labels.annotations))
+    runs = sorted(path.parent for path in (arguments.work_dir / "finetune").glob("final+*/finished"))
+    rows = []
+    for run in (run for run in runs if (run / "labels.json").is_file()):
+        rows.append(measured(run, labels, truth))
+        row = rows[-1]
+        print(f"{row['detector']} {row['arm']} {row['schedule']} {row['fraction']} % seed {row['seed']}: "
+              f"named {row['named']}, class-agnostic {row['class_agnostic']}", flush=True)  # fmt: skip
+    if arguments.out is not None:
+        arguments.out.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()
