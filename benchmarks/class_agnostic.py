@@ -111,6 +111,7 @@ def main() -> None:
         print(f"{row['detector']} {row['arm']} {row['schedule']} {row['fraction']} % seed {row['seed']}: "
               f"named {row['named']}, class-agnostic {row['class_agnostic']}", flush=True)  # fmt: skip
     if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
