@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from aligndet_train.schedules import Schedule
 
-# A share of random weights that is worth a word.
+# A share of random weights that is worth a word, and the steps below which a run only tries things out.
 _MUCH_OF_A_WEIGHT = 0.05
+_FEWEST_STEPS = 100
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
@@ -73,7 +74,7 @@ def teacher_line(momentum: Schedule) -> str:
     """What a run with this ``momentum`` [steps] should know of its teacher, and what to try where that is too slow."""
     start, end, left = float(momentum[0]), float(momentum[-1]), random_share(momentum)
     said, faster = f"teacher's momentum {start:g} to {end:g}", faster_start(len(momentum))
-    if left < _MUCH_OF_A_WEIGHT or faster >= start:
+    if left < _MUCH_OF_A_WEIGHT or faster >= start or len(momentum) < _FEWEST_STEPS:
         return said
     return (
         f"{said}: after so few steps {left:.0%} of each averaged weight is still the random one it starts with; "

@@ -68,7 +68,7 @@ def test_the_share_of_a_teachers_start_is_what_real_updates_leave():
     assert random_share(momentum) == pytest.approx(0.35, abs=0.01)
 
 
-@pytest.mark.parametrize("steps", [30, 50, 100, 300, 525, 700])
+@pytest.mark.parametrize("steps", [100, 300, 525, 700])
 def test_a_run_whose_teacher_stays_random_says_what_to_try(steps):
     advice = re.search(r"momentum_start=([\d.]+)", teacher_line(half_cosine(0.996, 1.0, steps)))
     advised = half_cosine(float(advice[1]), 1.0, steps)
@@ -76,8 +76,10 @@ def test_a_run_whose_teacher_stays_random_says_what_to_try(steps):
     assert "try" not in teacher_line(advised)
 
 
-@pytest.mark.parametrize(("start", "steps"), [(0.996, 6000), (0.3, 20), (0.9999, 1), (1.0, 90_000), (0.0, 1)])
+@pytest.mark.parametrize(
+    ("start", "steps"), [(0.996, 6000), (0.996, 40), (0.3, 200), (0.9999, 1), (1.0, 90_000), (0.0, 1)]
+)
 def test_advice_is_never_a_slower_teacher_or_one_that_stands_still(start, steps):
     line = teacher_line(half_cosine(start, 1.0, steps))
     advised = [float(number) for number in re.findall(r"momentum_start=([\d.]+)", line)]
-    assert all(number < min(start, 1.0) for number in advised)
+    assert all(0.7 < number < start for number in advised)
