@@ -183,9 +183,7 @@ def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra:
             ThroughputHook(config.batch_size * get_world_size()),
             ScheduleHook(config.seed, half_cosine(1.0, 0.0, plan.steps)),
             CollapseHook(monitor, options.log_interval),
-            NonFiniteHook(
-                plan.work_dir, "Lower the learning rate (--cfg-options lr=...), or train without --amp"
-            ),
+            NonFiniteHook(plan.work_dir, _ADVICE),
             CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
             SkippedHook(options.log_interval),
             *extra,

@@ -81,7 +81,9 @@ def undisturbed(mined_dataset, tmp_path_factory) -> Path:
 def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch(mined_dataset, tmp_path):
     code, output = invoke(*arguments(mined_dataset, tmp_path, "--cfg-options", "lr=1e25"))
     assert code != 0
-    assert re.search(r"step \d+: .*is (nan|inf).*--cfg-options lr=", output, re.DOTALL), output
+    assert re.search(r"step \d+: .*is (nan|inf).*--cfg-options lr=.*new --work-dir", output, re.DOTALL), (
+        output
+    )
     (facts,) = (tmp_path / "nonfinite").glob("*.json")
     assert len(json.loads(facts.read_text())["images"]) == 6
 
