@@ -25,7 +25,7 @@ from transfer import RECIPES
 
 from aligndet_train import ops
 from aligndet_train.backbones.files import read_file
-from aligndet_train.config import read_config
+from aligndet_train.config import CONFIGS, read_config
 from aligndet_train.finetuning.labels import Labels, read_labels
 from aligndet_train.finetuning.recipe import FinetuneOptions, evaluation_config
 from aligndet_train.finetuning.run import load_into
@@ -37,8 +37,7 @@ FIGURES = {"AP": 0, "AP50": 1, "AP75": 2, "AR100": 8}
 def config_of(detector: str) -> Config:
     """The config that transfer.py fine-tuned."""
     option, value = RECIPES[detector].source(detector)
-    shipped = Path(__file__).parents[1] / "aligndet_train" / "configs" / f"{value}.py"
-    return read_config(Path(value) if option == "--config" else shipped, {})
+    return read_config(Path(value) if option == "--config" else CONFIGS / f"{value}.py", {})
 
 
 def detect(config: Config, labels: Labels, checkpoint: Path, folder: Path, size: int) -> Path:

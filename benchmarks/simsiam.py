@@ -29,7 +29,7 @@ from aligndet_train.backbones.registry import find_backbone
 from aligndet_train.config import read_config
 from aligndet_train.image_domain.config import ImageDomainConfig, image_domain_config
 from aligndet_train.image_domain.hooks import KNN_LOG
-from aligndet_train.image_domain.knn import LabelledCrops, knn_accuracy, knn_chance, read_labelled
+from aligndet_train.image_domain.knn import LabelledCrops, knn_figures, read_labelled
 from aligndet_train.image_domain.model import build_simsiam
 from aligndet_train.image_domain.training import pretrain_backbone
 from aligndet_train.plain_config import is_config
@@ -158,10 +158,10 @@ def measure(arguments: argparse.Namespace) -> None:
     print(f"{arguments.backbone}, weights: {next(iter(kept.values()), 'random')}, {arguments.size} px")
     for seed in range(1 if kept else arguments.seeds):
         model = build_simsiam(choice, image_domain_config({"views.size": arguments.size, "seed": seed}))
-        figures = (labelled.features(model), labelled.labels, labelled.groups)
-        accuracy, chance = (100 * function(*figures) for function in (knn_accuracy, knn_chance))
+        found = knn_figures(labelled.features(model), labelled.labels, labelled.groups)
         print(
-            f"k-NN accuracy {accuracy:.1f} % of {len(labelled)}, with shuffled labels {chance:.1f} %",
+            f"k-NN accuracy {100 * found.accuracy:.1f} % of {len(labelled)}, "
+            f"with shuffled labels {100 * found.chance:.1f} %",
             flush=True,
         )
 

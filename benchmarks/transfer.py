@@ -253,6 +253,8 @@ def run_job(job: Job, log_folder: Path) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Start jobs whose needs are met, ``parallel`` at a time, until none is left or the budget is spent."""
+    if args.amp is None:
+        args.amp = has_gpu()
     end, lock, running, failed = time.monotonic() + args.budget, threading.Lock(), set(), set()
 
     def next_job() -> Job | None:
@@ -433,8 +435,6 @@ def main() -> None:
     reporting.add_argument("--svg", type=Path, help="file for the learning curves")
     reporting.set_defaults(verb=report)
     arguments = parser.parse_args()
-    if arguments.verb is run and arguments.amp is None:
-        arguments.amp = has_gpu()
     arguments.verb(arguments)
 
 

@@ -17,10 +17,10 @@ Key = tuple[str, str, int, str]
 def report(args: argparse.Namespace) -> None:
     """The table of everything that was run; an arm with a seed missing or unfinished says so."""
     runs = [run for source in args.results for run in read_runs(source)]
+    refuse_mixed_precision(runs)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
-    refuse_mixed_precision(runs)
     finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
     for run in runs:
         key = (run["detector"], run["schedule"], run["fraction"], run["source"])

@@ -12,7 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from aligndet_train.image_domain.collapse import CollapseMonitor
-from aligndet_train.image_domain.knn import LabelledCrops, knn_accuracy, knn_chance
+from aligndet_train.image_domain.knn import LabelledCrops, knn_figures
 from aligndet_train.image_domain.model import SimSiam
 from aligndet_train.schedules import Schedule
 
@@ -98,8 +98,8 @@ class KnnHook(Hook):
         self._measured = step
         plain: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model: SimSiam = plain
-        measured = (self.labelled.features(model), self.labelled.labels, self.labelled.groups)
-        accuracy, chance = knn_accuracy(*measured), knn_chance(*measured)
+        features = self.labelled.features(model)
+        accuracy, chance = knn_figures(features, self.labelled.labels, self.labelled.groups)
         runner.logger.info(
             f"k-NN accuracy at step {step}: {100 * accuracy:.2f} % of {len(self.labelled):,} "
             f"(with shuffled labels: {100 * chance:.2f} %)"

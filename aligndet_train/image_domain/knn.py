@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,41 +23,62 @@ from proposals.images import Bgr, decode_bgr
 _TEMPERATURE = 0.07
 _NEIGHBOURS = 20
 _SHUFFLES = 5
+# At a time: their similarities to all rows are in memory.
+_ROWS = 1024
 _BATCH = 64
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _MIN_SIDE = 8
 
 
+class KnnFigures(NamedTuple):
+    """Shares of rows. accuracy: named rightly by their neighbours. chance: the same with the labels shuffled over the
+    rows, the mean of five seeded shuffles; it lies below the share of the most common class.
+    """
+
+    accuracy: float
+    chance: float
+
+
 @torch.no_grad()
-def knn_accuracy(features: Tensor, labels: Tensor, groups: Tensor, k: int = _NEIGHBOURS) -> float:
-    """Share of rows that their ``k`` nearest rows of other groups name rightly.
+def knn_figures(features: Tensor, labels: Tensor, groups: Tensor, k: int = _NEIGHBOURS) -> KnnFigures:
+    """How rightly the ``k`` nearest rows of other groups name a row, and what features that tell nothing reach.
 
     features: [N, D] float. labels, groups: [N] int64; rows of one group never vote for each other. A row without any
     neighbour counts as wrong.
     """
-    unit = normalize(features.float(), dim=1)
-    labels, groups = labels.to(unit.device), groups.to(unit.device)
-    right = 0
-    for start in range(0, len(unit), 1024):
-        part = slice(start, start + 1024)
-        similarity = unit[part] @ unit.T
-        similarity[groups[part][:, None] == groups[None, :]] = -torch.inf
-        near = similarity.topk(min(k, len(unit)), dim=1)
-        votes = similarity.new_zeros((len(similarity), int(labels.max()) + 1))
-        votes.scatter_add_(1, labels[near.indices], (near.values / _TEMPERATURE).exp())
-        named = (votes.argmax(dim=1) == labels[part]) & (votes.amax(dim=1) > 0)
-        right += int(named.sum())
-    return right / len(unit)
-
-
-def knn_chance(features: Tensor, labels: Tensor, groups: Tensor, k: int = _NEIGHBOURS) -> float:
-    """``knn_accuracy`` with the labels shuffled over the rows: what features that tell nothing reach.
-
-    The mean of five seeded shuffles. It lies below the share of the most common class.
-    """
+    near, weights = _neighbours(normalize(features.float(), dim=1), groups.to(features.device), k)
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(len(labels), generator=generator) for _ in range(_SHUFFLES)]
-    return sum(knn_accuracy(features, labels.cpu()[order], groups, k) for order in orders) / _SHUFFLES
+    accuracy, *shuffled = (
+        _share_named(near, weights, given.to(near.device))
+        for given in (labels, *(labels.cpu()[order] for order in orders))
+    )
+    return KnnFigures(accuracy, sum(shuffled) / _SHUFFLES)
+
+
+def _neighbours(unit: Tensor, groups: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The nearest rows of every row of ``unit`` [N, D], [N, k] int64, and their votes' weights, [N, k]."""
+    found = []
+    for part in _parts(len(unit)):
+        similarity = unit[part] @ unit.T
+        similarity[groups[part][:, None] == groups[None, :]] = -torch.inf
+        found.append(similarity.topk(min(k, len(unit)), dim=1))
+    near, weights = torch.cat([top.indices for top in found]), torch.cat([top.values for top in found])
+    return near, (weights / _TEMPERATURE).exp()
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    return (slice(start, start + _ROWS) for start in range(0, rows, _ROWS))
+
+
+def _share_named(near: Tensor, weights: Tensor, labels: Tensor) -> float:
+    """The share of rows whose heaviest vote among ``labels`` [N] is their own."""
+    right, classes = 0, int(labels.max()) + 1
+    for part in _parts(len(labels)):
+        votes = weights.new_zeros((len(labels[part]), classes))
+        votes.scatter_add_(1, labels[near[part]], weights[part])
+        right += int(((votes.argmax(dim=1) == labels[part]) & (votes.amax(dim=1) > 0)).sum())
+    return right / len(labels)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from aligndet_train.image_domain.knn import knn_accuracy, knn_chance, read_labelled
+from aligndet_train.image_domain.knn import knn_figures, read_labelled
 from proposals.errors import AlignDetError
 from tests.aligndet_train.image_domain.conftest import small_simsiam
 
@@ -31,15 +31,15 @@ def test_it_is_the_weighted_vote_of_the_nearest_of_other_groups(k):
     labels, groups = rng.integers(0, 4, 60), rng.integers(0, 25, 60)
     features = rng.normal(size=(60, 8)) + 0.8 * rng.normal(size=(4, 8))[labels]
     tensors = (torch.from_numpy(features), torch.from_numpy(labels), torch.from_numpy(groups))
-    assert knn_accuracy(*tensors, k=k) == pytest.approx(literal(features, labels, groups, k))
+    assert knn_figures(*tensors, k=k).accuracy == pytest.approx(literal(features, labels, groups, k))
 
 
 def test_pieces_of_one_image_do_not_vote_for_each_other():
     features = torch.eye(2).repeat_interleave(3, dim=0)
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    assert knn_accuracy(features, labels, torch.arange(6)) == 1
-    assert knn_accuracy(features, labels, torch.tensor([0, 0, 0, 1, 1, 1])) == 0
-    assert knn_accuracy(features, labels, torch.zeros(6, dtype=torch.long)) == 0
+    assert knn_figures(features, labels, torch.arange(6)).accuracy == 1
+    assert knn_figures(features, labels, torch.tensor([0, 0, 0, 1, 1, 1])).accuracy == 0
+    assert knn_figures(features, labels, torch.zeros(6, dtype=torch.long)).accuracy == 0
 
 
 def test_chance_is_what_features_that_tell_nothing_reach():
@@ -47,12 +47,12 @@ def test_chance_is_what_features_that_tell_nothing_reach():
     labels = torch.from_numpy(rng.choice(20, 900, p=[0.24] + [0.04] * 19))
     noise = torch.from_numpy(rng.normal(size=(900, 16)))
     alone = torch.arange(900)
-    chance = knn_chance(noise, labels, alone)
-    assert knn_accuracy(noise, labels, alone) == pytest.approx(chance, abs=0.03)
+    chance = knn_figures(noise, labels, alone).chance
+    assert knn_figures(noise, labels, alone).accuracy == pytest.approx(chance, abs=0.03)
     assert 0.1 < chance < 0.24
     telling = noise + 20 * torch.nn.functional.one_hot(labels, 20)[:, :16]
-    assert knn_accuracy(telling, labels, alone) > 0.8
-    assert knn_chance(telling, labels, alone) < 0.3
+    assert knn_figures(telling, labels, alone).accuracy > 0.8
+    assert knn_figures(telling, labels, alone).chance < 0.3
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_colours_are_told_apart_by_a_random_network(colours, source, pieces):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     features = labelled.features(model)
     assert (len(labelled), sorted(labelled.classes)) == (pieces, ["blue", "red"])
-    assert knn_accuracy(features, labelled.labels, labelled.groups, k=3) == 1
+    assert knn_figures(features, labelled.labels, labelled.groups, k=3).accuracy == 1
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
