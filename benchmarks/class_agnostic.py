@@ -1,16 +1,18 @@
 """Does a fine-tuned detector fail to find boxes, or to name them? AP with the classes, and with all of them as one.
 
-    python benchmarks/class_agnostic.py PACK W --out W/class_agnostic.json
+    python benchmarks/class_agnostic.py measure PACK W --out W/class_agnostic.json
+    python benchmarks/class_agnostic.py report W/class_agnostic.json --page docs/results.md --section NAME
 
 PACK and W are those of benchmarks/transfer.py. Every finished fine-tuning of W is tested on PACK's val.json with its
 last checkpoint. Class-agnostic figures take the same boxes and scores, keep of those that overlap by 0.5 the best one,
-whatever its class, and let it match any object.
+whatever its class, and let it match any object. `report` writes the means over the seeds between the page's markers.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import batched_nms
 from transfer import RECIPES
+from transfer_report import NAMES, between_markers
 
 from aligndet_train import ops
 from aligndet_train.backbones.files import read_file
@@ -87,15 +90,8 @@ def measured(run: Path, labels: Labels, truth: COCO) -> dict[str, Any]:
     return {**description, "named": named, "class_agnostic": agnostic}
 
 
-def main() -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("pack", type=Path)
-    parser.add_argument("work_dir", type=Path)
-    parser.add_argument("--out", type=Path, help="file for the figures")
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> None:
+    """Both kinds of figures of every finished fine-tuning, printed, and written where --out says."""
     ops.install()
     labels = read_labels(
         arguments.pack / "val.json", arguments.pack / "labelled", arguments.work_dir / "labels"
@@ -112,6 +108,54 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means over the seeds of each arm, one line for each, as Markdown."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("detector", "schedule", "fraction", "source", "arm"))
+        groups.setdefault(key, []).append(row)
+    columns = [(kind, figure) for kind in ("named", "class_agnostic") for figure in FIGURES]
+    titles = [
+        f"class-agnostic: {name}" if kind != "named" and name == "AP" else name for kind, name in columns
+    ]
+    lines = [
+        f"| detector | schedule | labels | pretraining | {' | '.join(titles)} | seeds |",
+        "|---" * 13 + "|",
+    ]
+    for (detector, schedule, fraction, source, arm), runs in groups.items():
+        change = "" if source == detector else f" ({source.removeprefix(detector + '-')})"
+        means = [f"{statistics.mean(run[kind][figure] for run in runs):.1f}" for kind, figure in columns]
+        cells = [detector, schedule, f"{fraction} %", NAMES[arm] + change, *means, str(len(runs))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def render(arguments: argparse.Namespace) -> None:
+    """Print the table; between the page's markers, too, where there is a page."""
+    text = table(json.loads(arguments.figures.read_text()))
+    print(text)
+    if arguments.page is not None:
+        arguments.page.write_text(between_markers(arguments.page.read_text(), text, arguments.section))
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="command", required=True)
+    measuring = verbs.add_parser("measure")
+    measuring.add_argument("pack", type=Path)
+    measuring.add_argument("work_dir", type=Path)
+    measuring.add_argument("--out", type=Path, help="file for the figures")
+    reporting = verbs.add_parser("report")
+    reporting.add_argument("figures", type=Path, help="what `measure --out` wrote")
+    reporting.add_argument("--page", type=Path, help="Markdown file that has the markers")
+    reporting.add_argument("--section", default="class_agnostic", help="name in the markers")
+    arguments = parser.parse_args()
+    (measure if arguments.command == "measure" else render)(arguments)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ RECIPES = {
     "deformable_detr_lite0": Recipe({"short": 24, "long": 72}, (1e-4, 2e-4, 4e-4), pretrain_epochs=24),
     # Of a size that one core trains in an hour or two.
     "faster_rcnn_160px": Recipe(
-        {"short": 24, "long": 48},
+        {"short": 24, "long": 36},
         (0.01, 0.02, 0.04),
         pretrain_epochs=6,
         pretrain_batch=16,

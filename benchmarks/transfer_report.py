@@ -17,7 +17,7 @@ Key = tuple[str, str, int, str]
 def report(args: argparse.Namespace) -> None:
     """The table of everything that was run; an arm with a seed missing or unfinished says so."""
     runs = [run for source in args.results for run in read_runs(source)]
-    refuse_mixed_precision(runs)
+    precision = precision_of(runs)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
@@ -32,6 +32,7 @@ def report(args: argparse.Namespace) -> None:
         own = (key[0], key[1], key[2], key[0])
         baseline = finals.get(own, {}).get("backbone", {})
         lines += [table_row(key, arm, runs, baseline, seeds) for arm, runs in arms.items()]
+    lines += [f"\nComputed in {precision}."] if precision else []
     lines += ablations(finals)
     lines += ["", "AP while fine-tuning (mean over seeds):", "", *learning_curves(finals)]
     text = "\n".join(lines) + "\n"
@@ -62,13 +63,14 @@ def read_runs(source: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def refuse_mixed_precision(runs: list[dict[str, Any]]) -> None:
-    """End when bfloat16 and float32 would stand in one table."""
+def precision_of(runs: list[dict[str, Any]]) -> str | None:
+    """What the runs computed in, None when none has ended. Ends the process when one table would mix two."""
     amp = {run["run"]["options"]["amp"] for run in runs if "run" in run}
     if len(amp) > 1:
         sys.exit(
             "some of these runs computed in bfloat16 (--amp), others in float32: give each a report of its own"
         )
+    return {True: "bfloat16", False: "float32"}[amp.pop()] if amp else None
 
 
 def between_markers(page: str, table: str, section: str) -> str:

@@ -132,6 +132,8 @@ def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions
         "ann_file": str(val.annotations),
         "metric": "bbox",
         "proposal_nums": _MOST_BOXES,
+        # Over the ranks' own connection; "cpu" would make a folder where the command runs, which nodes may not share.
+        "collect_device": "gpu",
     }
     config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
     config.val_cfg = config.get("val_cfg") or {"type": "ValLoop"}

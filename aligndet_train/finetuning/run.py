@@ -22,7 +22,7 @@ from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.checkpoint import identity_difference
 from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.detectors.two_stage import repeated_regressor
-from aligndet_train.distributed import joined_processes
+from aligndet_train.distributed import any_rank, joined_processes, lost_ranks_explained
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.labels import Labels, matched
@@ -76,15 +76,27 @@ class LoadWeightsHook(Hook):
 class ResultsHook(Hook):
     """Writes results.json after every evaluation: what was run, on what, and the figures per epoch."""
 
+    # After the other hooks' before_train: it may evaluate there.
+    priority = "VERY_LOW"
+
     def __init__(self, path: Path, run: dict[str, Any]) -> None:
         self.path, self.run = path, run
         self.epochs: list[dict[str, float]] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Take over the epochs of the run that is resumed."""
+        """Take over the epochs of the run that is resumed; evaluate the last one if the kill came before that."""
         if runner.epoch and self.path.is_file():
             before = json.loads(self.path.read_text())["epochs"]
             self.epochs = [figures for figures in before if figures["epoch"] <= runner.epoch]
+        if any_rank(is_main_process() and self._lacks(runner)):
+            runner.val_loop.run()
+
+    def _lacks(self, runner: Runner) -> bool:
+        """Whether the loop would have evaluated the epoch that the run goes on from."""
+        loop, epoch = runner.train_loop, runner.epoch
+        due = epoch == loop.max_epochs or epoch % loop.val_interval == 0
+        known = any(figures["epoch"] == epoch for figures in self.epochs)
+        return runner.val_loop is not None and epoch > 0 and due and not known
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Append the figures and write the file."""
@@ -106,7 +118,10 @@ def finetune(
     Raises AlignDetError when weights fit nothing beyond the backbone, ``val`` has boxes of a class that ``train`` has
     not, or ``work_dir`` holds another run.
     """
-    with joined_processes(options.launcher):
+    explained = lost_ranks_explained(
+        f"{work_dir} holds its last whole epoch, if there was one: the same command goes on from there"
+    )
+    with joined_processes(options.launcher), explained:
         return _finetune(stock, train, val, weights, work_dir, options)
 
 
@@ -158,8 +173,6 @@ def _finetune(
         runner.logger.info(chosen.reason)
         write_atomically(work_dir / "run.json", json.dumps(run, indent=1).encode())
         runner.train()
-        if val is not None and (not results.epochs or results.epochs[-1]["epoch"] < runner.epoch):
-            runner.val_loop.run()  # a run that was killed between its last checkpoint and its figures
     figures = results.epochs[-1] if results.epochs else {}
     return FinetuneResult(figures, loader.report if loader else None, work_dir / RESULTS)
 

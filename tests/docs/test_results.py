@@ -10,42 +10,43 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
-STUDIES = sorted((ROOT / "docs" / "results").glob("*.json"))
+FOLDER = ROOT / "docs" / "results"
+STUDIES = sorted(FOLDER.glob("**/*.json"))
 
 
-def report(page: Path, study: Path) -> str:
-    """The page after the report of ``study`` went to the section of the study's name."""
-    command = [
-        sys.executable,
-        "benchmarks/transfer.py",
-        "report",
-        study,
-        "--out",
-        page,
-        "--section",
-        study.stem,
-    ]
+def named(study: Path) -> str:
+    """The section of the page that has the table of ``study``."""
+    return str(study.relative_to(FOLDER).with_suffix(""))
+
+
+def report(page: Path, study: Path, section: str) -> str:
+    """The page after the report of ``study`` went to ``section``."""
+    agnostic = section.startswith("class_agnostic/")
+    script, option = ("class_agnostic.py", "--page") if agnostic else ("transfer.py", "--out")
+    command = [sys.executable, f"benchmarks/{script}", "report", study, option, page, "--section", section]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return page.read_text()
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("study", STUDIES, ids=named)
 def test_a_table_says_what_its_runs_gave(study: Path, tmp_path: Path) -> None:
     page = Path(shutil.copy(PAGE, tmp_path))
-    assert report(page, study) == PAGE.read_text()
+    assert f"<!-- {named(study)}: begin -->" in page.read_text()
+    assert report(page, study, named(study)) == PAGE.read_text()
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("study", STUDIES, ids=named)
 def test_one_changed_figure_changes_the_page(study: Path, tmp_path: Path) -> None:
     runs = json.loads(study.read_text())
-    next(run for run in runs if run["last"])["last"]["AP"] += 50
+    row = next(run for run in runs if run.get("last") or run.get("named"))
+    row.get("last", row.get("class_agnostic"))["AP"] += 50
     changed = tmp_path / study.name
     changed.write_text(json.dumps(runs))
     page = Path(shutil.copy(PAGE, tmp_path))
-    assert report(page, changed) != PAGE.read_text()
+    assert report(page, changed, named(study)) != PAGE.read_text()
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("study", STUDIES, ids=named)
 def test_runs_name_no_folder_of_the_machine_they_ran_on(study: Path) -> None:
     assert '"/' not in study.read_text()
 

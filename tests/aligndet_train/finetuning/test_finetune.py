@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from tests.aligndet_train.cuda_refusals import RefusalsOfCuda
-from tests.aligndet_train.test_distributed import finish, free_port, launched
+from tests.aligndet_train.test_distributed import finish, free_port, launched, wait_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -91,6 +92,13 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert again["epochs"][0] == results["epochs"][0]
     killed_before_the_figures = {**again, "epochs": again["epochs"][:1]}
     (tmp_path / "F" / "results.json").write_text(json.dumps(killed_before_the_figures))
+    code, output = invoke(*command, "--epochs", 2)
+    assert code == 0, output
+    assert json.loads((tmp_path / "F" / "results.json").read_text())["epochs"] == again["epochs"]
+    killed_before_any_figures = tmp_path / "F" / "results.json"
+    killed_before_any_figures.unlink()
+    (tmp_path / "F" / "last_checkpoint").write_text(str(tmp_path / "F" / "epoch_1.pth"))
+    (tmp_path / "F" / "epoch_2.pth").unlink()
     code, output = invoke(*command, "--epochs", 2)
     assert code == 0, output
     assert json.loads((tmp_path / "F" / "results.json").read_text())["epochs"] == again["epochs"]
@@ -222,19 +230,42 @@ def test_kept_box_regressors_fit_any_number_of_classes():
     assert torch.equal(detector.roi_head.bbox_head.fc_reg.weight, learned.repeat(3, 1))
 
 
-@pytest.mark.slow
-def test_ranks_count_as_one_batch(labels, tmp_path):
-    port = str(free_port())
+def two_ranks(labels: Labels, work_dir: Path, epochs: int) -> list[subprocess.Popen]:
+    """As their nodes' launchers would start them: torchrun ends a rank before it can say what happened."""
     arguments = [
-        "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m", "proposals", "finetune",
-        "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images", labels.images,
-        "--val", labels.annotations, "--val-images", labels.images, "--work-dir", tmp_path, "--epochs", 1,
+        "-m", "proposals", "finetune", "--config", CONFIGS / "tiny_fcos.py",
+        "--train", labels.annotations, "--train-images", labels.images,
+        "--val", labels.annotations, "--val-images", labels.images, "--work-dir", work_dir, "--epochs", epochs,
         "--batch-size", 2, "--image-size", "64x48", "--workers", 0, "--launcher", "pytorch",
     ]  # fmt: skip
-    finish(launched([str(word) for word in arguments]))
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [launched([str(word) for word in arguments], RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+
+
+@pytest.mark.slow
+def test_ranks_count_as_one_batch(labels, tmp_path):
+    for process in two_ranks(labels, tmp_path, epochs=1):
+        finish(process)
+    assert not Path(".dist_test").exists(), "a folder of mmengine's where the command ran"
     stock = read_config(CONFIGS / "tiny_fcos.py", {})
     run = json.loads((tmp_path / "results.json").read_text())["run"]
     assert run["lr"] == pytest.approx(stock.optim_wrapper.optimizer.lr * 4 / 16)
+
+
+@pytest.mark.slow
+def test_a_rank_killed_ends_the_other_with_a_reason_and_the_same_command_goes_on(labels, tmp_path):
+    first, second = two_ranks(labels, tmp_path, epochs=8)
+    wait_for(tmp_path / "epoch_2.pth", first)
+    second.kill()
+    output = " ".join(finish(first, expect=1).split())
+    assert "rank 0 of 2 lost another rank, whose process or node died" in output
+    assert "the same command goes on from there" in output
+    done = len(json.loads((tmp_path / "results.json").read_text())["epochs"])
+    assert 1 <= done < 8, "killed too late to show anything"
+    for process in two_ranks(labels, tmp_path, epochs=8):
+        finish(process)
+    epochs = json.loads((tmp_path / "results.json").read_text())["epochs"]
+    assert [figures["epoch"] for figures in epochs] == list(range(1, 9))
 
 
 def test_voc_labels_are_the_same_boxes_as_coco(photos, tmp_path):
