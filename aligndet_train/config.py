@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mmengine.config import Config
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from aligndet_train.detectors import adapter_for
@@ -72,6 +72,18 @@ class PretrainConfig:
     compile_backbone: bool = False
     compile_loss: bool = False
     views: ViewConfig = field(default_factory=ViewConfig)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _has_a_rate(cls, optimizer: dict[str, Any]) -> dict[str, Any]:
+        rate = optimizer.get("lr")
+        if (
+            not isinstance(optimizer.get("type"), str)
+            or isinstance(rate, bool)
+            or not isinstance(rate, (int, float))
+        ):
+            raise ValueError("an optimizer needs its type and lr (of another type nothing is taken over)")
+        return optimizer
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,15 @@ def sum_over_hosts(count: int) -> int:
     return int(total)
 
 
+def spread_over_hosts(number: int) -> int:
+    """How far the largest ``number`` of all ranks lies above the smallest; see sum_over_hosts."""
+    if get_world_size() == 1:
+        return 0
+    ends = torch.tensor([number, -number])
+    dist.all_reduce(ends, dist.ReduceOp.MAX, group=_host_group())
+    return int(ends.sum())
+
+
 def any_rank(flag: bool) -> bool:
     """Whether ``flag`` is set on any rank; see sum_over_hosts."""
     return sum_over_hosts(int(flag)) > 0

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from aligndet_train.box_domain import BoxDomainPretrainer
 from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.distributed import sum_over_hosts
+from aligndet_train.monitoring.nonfinite import ADVICE, require_finite
 from aligndet_train.schedules import Schedule
 
 
@@ -127,13 +128,16 @@ class SkippedHook(Hook):
 class CheckpointHook(Hook):
     """Write last.pth every ``interval`` steps and when training ends or is interrupted, from the main process.
 
-    start: the step this process began at.
+    start: the step this process began at. advice: see NonFiniteHook; weights that are not finite are not saved.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, folder: Path, interval: int, identity: dict[str, Any], start: int) -> None:
+    def __init__(
+        self, folder: Path, interval: int, identity: dict[str, Any], start: int, advice: str = ADVICE
+    ) -> None:
         self.folder, self.interval, self.identity, self.start = folder, interval, identity, start
+        self.advice = advice
         self._saved = -1
 
     def after_train_iter(
@@ -148,9 +152,13 @@ class CheckpointHook(Hook):
         self._save(runner, runner.iter)
 
     def _save(self, runner: Runner, done: int) -> None:
-        if is_main_process() and done != self._saved:
+        if done == self._saved:
+            return
+        # On every rank, as they all must stop: their weights are equal.
+        require_finite(runner.model, self.advice)
+        self._saved = done
+        if is_main_process():
             optimizer = runner.optim_wrapper.optimizer
             sampler = runner.train_dataloader.batch_sampler
             stream = sampler.state_after(done - self.start)
             save_checkpoint(self.folder, _pretrainer(runner), optimizer, done, self.identity, stream)
-            self._saved = done

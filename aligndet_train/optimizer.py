@@ -9,14 +9,21 @@ from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
 
 from aligndet_train.config import PretrainConfig
+from proposals.errors import AlignDetError
 
 
 def build_optimizer(model: nn.Module, config: PretrainConfig, world_size: int) -> torch.optim.Optimizer:
-    """The optimiser over trainable parameters only, its rate scaled linearly with the global batch."""
+    """The optimiser over trainable parameters only, its rate scaled linearly with the global batch.
+
+    Raises AlignDetError when there is no such optimiser, or it does not take its settings.
+    """
     scale = config.batch_size * world_size / config.base_batch_size
     parameters = [p for p in model.parameters() if p.requires_grad]
     settings = {**config.optimizer, "lr": config.optimizer["lr"] * scale, "params": parameters}
-    optimizer: torch.optim.Optimizer = OPTIMIZERS.build(settings)
+    try:
+        optimizer: torch.optim.Optimizer = OPTIMIZERS.build(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AlignDetError(f"pretrain.optimizer {config.optimizer} cannot be made: {error}") from error
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

@@ -1,6 +1,7 @@
 """A pretraining run made definite: its classes, its length, what it continues, and what may not change meanwhile."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from mmengine.dist import get_world_size
 from aligndet_train.checkpoint import decoded, encoded, saved_run
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
-from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder
+from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder, require_one_start
 from aligndet_train.run_options import RunOptions
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_cluster_record
@@ -34,6 +35,7 @@ def plan_run(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: 
     steps = total_steps(run.pretrain, len(dataset), get_world_size())
     identity = run_identity(run, dataset, steps, options)
     saved = saved_run(work_dir, identity) if options.resume else None
+    require_one_start(work_dir, int(saved["step"]) if saved else 0)
     return Plan(
         run=run,
         dataset=dataset,
@@ -73,7 +75,7 @@ def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: 
     pretrain = dataclasses.asdict(run.pretrain)
     # Ranks may change on resume, the global batch may not.
     pretrain["global_batch"] = pretrain.pop("batch_size") * get_world_size()
-    identity = {
+    identity: dict[str, Any] = {
         "config": run.name,
         "stock_model": run.stock_model,
         "pretrain": pretrain,
@@ -81,4 +83,8 @@ def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: 
         "amp": options.amp,
         "dataset": dataset_identity(dataset),
     }
+    if run.pretrain.classes is not None and (record := read_cluster_record(dataset.root)) is not None:
+        # As many clusters of another seed, or of other features, are other classes.
+        files = "".join(f"{entry.path} {entry.sha256}\n" for entry in record.files)
+        identity["clusters"] = hashlib.sha256(files.encode()).hexdigest()
     return decoded(encoded(identity))

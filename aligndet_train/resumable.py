@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from aligndet_train.checkpoint import LAST, as_damage
+from aligndet_train.distributed import spread_over_hosts
 from aligndet_train.run_options import RunOptions
 from aligndet_train.stream import StreamState
 from proposals.dataset import ProposalDataset
@@ -54,6 +55,15 @@ def make_work_folder(work_dir: Path) -> None:
         raise AlignDetError(
             f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
         ) from error
+
+
+def require_one_start(work_dir: Path, start: int) -> None:
+    """Every rank must call it. Raises AlignDetError on all of them when they do not go on from one step."""
+    if spread_over_hosts(start):
+        raise AlignDetError(
+            f"the ranks do not see the same checkpoint in {work_dir} (here: step {start}): put --work-dir on a file "
+            "system that all nodes share"
+        )
 
 
 def dataset_identity(dataset: ProposalDataset) -> dict[str, Any]:

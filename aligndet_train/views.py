@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -39,7 +39,14 @@ class ViewConfig:
     flip_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
     color_ops: Annotated[tuple[ColorOp, ...], Field(min_length=1)] = COLOR_OPS
     enhance_range: tuple[float, float] = (0.1, 1.9)
-    posterize_bits: tuple[int, int] = (4, 8)
+    posterize_bits: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(le=9)]] = (4, 8)
+
+    @field_validator("posterize_bits")
+    @classmethod
+    def _not_empty(cls, ends: tuple[int, int]) -> tuple[int, int]:
+        if not ends[0] < ends[1]:
+            raise ValueError("the range is half-open: its first number must be below its second")
+        return ends
 
 
 @dataclass(frozen=True)

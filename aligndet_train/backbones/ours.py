@@ -1,6 +1,7 @@
 """The backbone file that `aligndet pretrain-backbone` leaves, and backbones inside its checkpoints."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def write_backbone(checkpoint: Mapping[str, Any], out: Path) -> None:
     identity = checkpoint["identity"]
     meta = {name: identity[name] for name in ("method", "backbone", "inputs")} | {"step": checkpoint["step"]}
     content = {_MARK: FORMAT, "state_dict": _inside(checkpoint["model"]), "meta": encoded(meta)}
-    temporary = out.with_name(f".{out.name}.partial")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     torch.save(content, temporary)
     temporary.replace(out)
 

@@ -95,11 +95,20 @@ def build_backbone(config: dict[str, Any]) -> nn.Module:
 
 @torch.no_grad()
 def output_channels(backbone: nn.Module, side: int = 64) -> int:
-    """Channels of the last feature map. side: px of the image that is tried."""
+    """Channels of the last feature map. side: px of the image that is tried.
+
+    Raises AlignDetError when the backbone takes no image of that size.
+    """
     training = backbone.training
     backbone.eval()
     device = next(backbone.parameters()).device
-    channels = int(backbone(torch.zeros(1, 3, side, side, device=device))[-1].shape[1])
+    try:
+        channels = int(backbone(torch.zeros(1, 3, side, side, device=device))[-1].shape[1])
+    except AssertionError as error:
+        raise AlignDetError(
+            f"the backbone takes no image of {side} px ({error}): give it the size that it was made for, "
+            "--cfg-options views.size=N"
+        ) from error
     backbone.train(training)
     return channels
 

@@ -1,6 +1,7 @@
 """Around a step of the image-domain stage: its schedule, the collapse monitor, k-NN accuracy."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.knn import LabelledCrops, knn_figures
 from aligndet_train.image_domain.model import SimSiam
+from aligndet_train.monitoring.metrics import lines_before
 from aligndet_train.schedules import Schedule
+from proposals.dataset.files import write_atomically
 
 # Key of a parameter group whose rate does not follow the schedule.
 FIXED_RATE = "fixed_rate"
@@ -66,41 +70,63 @@ class CollapseHook(Hook):
 class KnnHook(Hook):
     """Append k-NN accuracy, and what chance gives, to WORK_DIR/knn.jsonl.
 
-    At step 0, every ``interval`` steps (None: never) and at the end.
+    At step 0, every ``interval`` steps (None: never) and at the end; not when the run is stopped before that.
     """
 
-    priority = "LOW"
+    # After the checkpoint: measuring takes long, and who asked the run to stop may not wait.
+    priority = "LOWEST"
 
     def __init__(self, labelled: LabelledCrops, folder: Path, interval: int | None) -> None:
         self.labelled, self.path, self.interval = labelled, folder / KNN_LOG, interval
-        self._measured = -1
+        self._measured: set[int] = set()
 
     def before_train(self, runner: Runner) -> None:
-        """Measure the backbone as it was initialised."""
-        if runner.iter == 0:
-            self.path.unlink(missing_ok=True)
-            self._measure(runner, 0)
+        """Drop what a killed run measured beyond the checkpoint; measure that where it was killed before."""
+        if not is_main_process():
+            return
+        kept = self._take_over(runner.iter)
+        write_atomically(self.path, "".join(kept).encode())
+        if self._due(runner.iter):
+            self._of_run(runner, runner.iter)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Measure when it is time."""
-        if self.interval is not None and (runner.iter + 1) % self.interval == 0:
-            self._measure(runner, runner.iter + 1)
+        if self._due(runner.iter + 1):
+            self._of_run(runner, runner.iter + 1)
 
     def after_train(self, runner: Runner) -> None:
         """Measure the end."""
-        self._measure(runner, runner.iter)
+        if runner.iter >= runner.max_iters:
+            self._of_run(runner, runner.iter)
 
-    def _measure(self, runner: Runner, step: int) -> None:
-        if not is_main_process() or step == self._measured:
+    def finish(self, model: Callable[[], SimSiam], step: int) -> None:
+        """Measure the end of a complete run, if it was killed between its last checkpoint and this."""
+        self._take_over(step)
+        if step not in self._measured:
+            self._measure(model(), step, print_log)
+
+    def _take_over(self, step: int) -> list[str]:
+        kept = lines_before(self.path, step) if step else []
+        self._measured = {json.loads(line)["step"] for line in kept}
+        return kept
+
+    def _due(self, step: int) -> bool:
+        return step == 0 or (self.interval is not None and step % self.interval == 0)
+
+    def _of_run(self, runner: Runner, step: int) -> None:
+        if is_main_process():
+            plain: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            self._measure(plain, step, runner.logger.info)
+
+    def _measure(self, model: SimSiam, step: int, say: Callable[[str], None]) -> None:
+        if step in self._measured:
             return
-        self._measured = step
-        plain: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model: SimSiam = plain
+        self._measured.add(step)
         features = self.labelled.features(model)
         accuracy, chance = knn_figures(features, self.labelled.labels, self.labelled.groups)
-        runner.logger.info(
+        say(
             f"k-NN accuracy at step {step}: {100 * accuracy:.2f} % of {len(self.labelled):,} "
             f"(with shuffled labels: {100 * chance:.2f} %)"
         )

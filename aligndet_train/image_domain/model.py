@@ -120,4 +120,4 @@ def build_simsiam(choice: BackboneChoice, config: ImageDomainConfig) -> SimSiam:
     torch.manual_seed(config.seed)
     backbone = build_backbone(choice.config)
     preprocessor = TwoCropPreprocessor(choice.inputs, config.views, config.seed)
-    return SimSiam(backbone, output_channels(backbone), preprocessor, config)
+    return SimSiam(backbone, output_channels(backbone, config.views.size), preprocessor, config)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.utils.data import DataLoader
 
 from aligndet_train.backbones.ours import BACKBONE_FILE, STAGE, write_backbone
 from aligndet_train.backbones.registry import BackboneChoice
-from aligndet_train.checkpoint import LAST, decoded, encoded, load_checkpoint, saved_run
+from aligndet_train.checkpoint import LAST, as_damage, decoded, encoded, load_checkpoint, saved_run
 from aligndet_train.distributed import joined_processes, lost_ranks_explained
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, ThroughputHook
 from aligndet_train.image_domain.collapse import CollapseMonitor
@@ -28,7 +30,7 @@ from aligndet_train.loader import step_loader
 from aligndet_train.loop import run_to_the_end, step_runner
 from aligndet_train.monitoring import NonFiniteHook
 from aligndet_train.optimizer import wrapped_optimizer
-from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder
+from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder, require_one_start
 from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import half_cosine
 from aligndet_train.stream import Sample, StreamState
@@ -70,19 +72,30 @@ def pretrain_backbone(
 
 def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -> Path:
     out = plan.work_dir / BACKBONE_FILE
+    knn = [KnnHook(labelled, plan.work_dir, knn_interval)] if labelled is not None else []
     if plan.saved and plan.start >= plan.steps:
         print_log(f"{plan.work_dir} is complete already, {plan.steps} steps: nothing to do")
-        if not out.exists():
-            write_backbone(plan.saved, out)
+        if is_main_process():
+            # One that is older than the checkpoint is of a run before, if this one was killed here.
+            if not out.exists() or out.stat().st_mtime_ns < (plan.work_dir / LAST).stat().st_mtime_ns:
+                write_backbone(plan.saved, out)
+            for hook in knn:
+                hook.finish(partial(_saved_model, plan, plan.saved), plan.steps)
         return out
     model = build_simsiam(plan.choice, plan.config).to(get_device())
     optimizer = build_optimizer(model, plan.config, get_world_size())
     plan.restore(model, optimizer)
-    knn = [KnnHook(labelled, plan.work_dir, knn_interval)] if labelled is not None else []
     run_to_the_end(_runner(plan, model, optimizer, knn))
     if is_main_process():
         write_backbone(load_checkpoint(plan.work_dir / LAST), out)
     return out
+
+
+def _saved_model(plan: Plan, saved: dict[str, Any]) -> SimSiam:
+    model: SimSiam = build_simsiam(plan.choice, plan.config).to(get_device())
+    with as_damage(plan.work_dir / LAST):
+        model.load_state_dict(saved["model"])
+    return model
 
 
 def _plan(
@@ -99,6 +112,7 @@ def _plan(
     steps = config.iterations or max(1, config.epochs * len(dataset) // global_batch)
     identity = _identity(choice, config, dataset, steps, options)
     saved = saved_run(work_dir, identity) if options.resume else None
+    require_one_start(work_dir, int(saved["step"]) if saved else 0)
     return Plan(
         choice=choice,
         config=config,
@@ -166,7 +180,13 @@ def with_global_statistics(model: nn.Module) -> nn.Module:
     """``model`` with batch statistics over all ranks. torch has them for GPUs only: on CPUs each rank keeps its own."""
     if get_world_size() == 1 or not torch.cuda.is_available():
         return model
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return synchronised(model)
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """``model`` with SyncBatchNorm in place of every batch normalisation, and all else as it was."""
+    # torch's own would drop the activation that timm keeps inside its normalisation layers.
+    converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return converted
 
 
@@ -184,7 +204,7 @@ def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra:
             ScheduleHook(config.seed, half_cosine(1.0, 0.0, plan.steps)),
             CollapseHook(monitor, options.log_interval),
             NonFiniteHook(plan.work_dir, _ADVICE),
-            CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start),
+            CheckpointHook(plan.work_dir, options.checkpoint_interval, plan.identity, plan.start, _ADVICE),
             SkippedHook(options.log_interval),
             *extra,
         ],

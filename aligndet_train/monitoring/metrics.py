@@ -9,6 +9,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from proposals.dataset.files import write_atomically
+
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
@@ -34,9 +36,9 @@ class MetricsHook(Hook):
         if not is_main_process():
             return
         path = self.folder / METRICS
-        kept = _lines_before(path, self.start_step) if self.start_step else []
-        self._lines = path.open("w", buffering=1)
-        self._lines.writelines(kept)
+        kept = lines_before(path, self.start_step) if self.start_step else []
+        write_atomically(path, "".join(kept).encode())
+        self._lines = path.open("a", buffering=1)
         if find_spec("tensorboard") is None:
             runner.logger.info("tensorboard is not installed: figures go to metrics.jsonl only")
             return
@@ -90,7 +92,7 @@ def gradient_norm(runner: Runner) -> float | None:
     return None if norm is None else float(norm.current())
 
 
-def _lines_before(path: Path, step: int) -> list[str]:
+def lines_before(path: Path, step: int) -> list[str]:
     """The lines of ``path`` up to and including ``step``; a line that a kill cut off is left out."""
     kept = []
     for line in path.read_text().splitlines(keepends=True) if path.is_file() else []:

@@ -11,13 +11,14 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from safetensors.torch import save_file
+from torch import nn
 
 from aligndet_train.monitoring.metrics import gradient_norm
 from aligndet_train.stream import Sample
 from proposals.errors import AlignDetError
 
 FOLDER = "nonfinite"
-_ADVICE = (
+ADVICE = (
     "Lower the learning rate (--cfg-options pretrain.optimizer.lr=...), clip gradients (pretrain.clip_grad=...), or "
     "train without --amp, in a new --work-dir"
 )
@@ -38,7 +39,7 @@ class NonFiniteHook(Hook):
     # After RuntimeInfoHook, which waits for the figures; before anything is logged or saved.
     priority = "HIGH"
 
-    def __init__(self, folder: Path, advice: str = _ADVICE) -> None:
+    def __init__(self, folder: Path, advice: str = ADVICE) -> None:
         self.folder, self.advice = folder, advice
 
     def after_train_iter(
@@ -56,6 +57,16 @@ class NonFiniteHook(Hook):
                 f"step {runner.iter + 1}: {what}. The batch is in {path} (images {keys}); the last checkpoint is of "
                 f"a step before it. {self.advice}"
             )
+
+
+def require_finite(model: nn.Module, advice: str) -> None:
+    """Raises NonFiniteLossError when a trained weight is NaN or infinite. A finite loss may have such a gradient."""
+    with torch.no_grad():
+        trained = [p.isfinite().all() for p in model.parameters() if p.requires_grad]
+    if trained and not bool(torch.stack(trained).all()):
+        raise NonFiniteLossError(
+            f"an update made weights that are not finite: they are not saved, a checkpoint of before stays. {advice}"
+        )
 
 
 def not_finite(figures: Mapping[str, float]) -> str:

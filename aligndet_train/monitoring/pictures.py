@@ -39,11 +39,14 @@ class PictureHook(Hook):
     ) -> None:
         """Draw when it is time."""
         done = runner.iter + 1
-        if not self.interval or done % self.interval or not is_main_process() or not data_batch:
+        if not self.interval or done % self.interval or not data_batch:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.folder.mkdir(parents=True, exist_ok=True)
-        step_picture(model, data_batch[0], self.most).save(self.folder / f"step_{done:06d}.jpg", quality=90)
+        # On every rank: most losses average their counts over the ranks, and would wait for those that are not there.
+        picture = step_picture(model, data_batch[0], self.most)
+        if is_main_process():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            picture.save(self.folder / f"step_{done:06d}.jpg", quality=90)
 
 
 def step_picture(model: BoxDomainPretrainer, sample: Sample, most: int) -> Image.Image:

@@ -64,6 +64,15 @@ def test_a_stock_config_gets_its_familys_defaults(tmp_path):
         ("proposals_per_image=-5", "pretrain.proposals_per_image: "),
         ("batch_size='abc'", "pretrain.batch_size: "),
         ("seed=-1", "pretrain.seed: "),
+        (
+            "views=dict(posterize_bits=(4, 4))",
+            "pretrain.views.posterize_bits: Value error, the range is half-open",
+        ),
+        (
+            "optimizer=dict(type='AdamW')",
+            "pretrain.optimizer: Value error, an optimizer needs its type and lr",
+        ),
+        ("optimizer=dict(lr='fast')", "pretrain.optimizer: Value error, an optimizer needs its type and lr"),
     ],
 )
 def test_wrong_settings_name_file_key_and_value(tmp_path, setting, complaint):

@@ -11,16 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch import multiprocessing
 
 from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aligndet_train.config import load_run_config
 from aligndet_train.distributed import gpu_of_process
+from aligndet_train.resumable import require_one_start
 from aligndet_train.stream import ProposalStream, StepSampler, StreamState
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from tests.aligndet_train.conftest import TINY
 
+CONFIGS = TINY["fcos"].parent
 STEPS = 20
 # One canvas: a batch is padded to its largest image, and padding is seen by group normalisation.
 ONE_CANVAS = {
@@ -38,7 +42,15 @@ def command(
     """Arguments of a verb with two images a step over ``ranks`` processes; all boxes enter the loss."""
     options = [f"{name}={value}".replace(" ", "") for name, value in ONE_CANVAS.items()]
     return [
-        *("-m", "proposals", "pretrain", "--config", str(TINY[detector]), "--data", str(data)),
+        *(
+            "-m",
+            "proposals",
+            "pretrain",
+            "--config",
+            str(CONFIGS / f"tiny_{detector}.py"),
+            "--data",
+            str(data),
+        ),
         *("--work-dir", str(work_dir), "--iterations", str(steps), "--batch-size", str(2 // ranks)),
         *("--log-interval", "1", "--checkpoint-interval", "5", "--workers", "1"),
         *[word for option in options for word in ("--cfg-options", option)],
@@ -157,6 +169,35 @@ def test_two_ranks_that_share_negatives_compute_the_losses_of_one(
 ):
     finish(start(mined_dataset, tmp_path, detector, 2, "--gather-negatives"))
     assert_equal_losses(logged(tmp_path), one_rank(detector))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", ["fcos", "detr"])
+def test_ranks_do_not_wait_for_each_other_over_a_picture(detector, mined_dataset, tmp_path):
+    """Their losses average counts over the ranks. Every third step: ranks ask each other for a stop every fourth."""
+    finish(start(mined_dataset, tmp_path, detector, 2, "--picture-interval", "3", steps=7))
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "step_000003.jpg",
+        "step_000006.jpg",
+    ]
+
+
+def say_start(rank: int, port: int, starts: list[int], folder: str) -> None:
+    """What rank ``rank`` hears when it would go on from ``starts[rank]``, into a file of its number."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(starts))
+    said = "agreed"
+    try:
+        require_one_start(Path("W"), starts[rank])
+    except AlignDetError as error:
+        said = str(error)
+    Path(folder, str(rank)).write_text(said)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("starts", "said"), [([5, 5], "agreed"), ([5, 0], "the ranks do not see the same")])
+def test_ranks_that_see_other_checkpoints_refuse_to_go_on(starts, said, tmp_path):
+    multiprocessing.spawn(say_start, (free_port(), starts, str(tmp_path)), nprocs=2)
+    assert all((tmp_path / str(rank)).read_text().startswith(said) for rank in range(2))
 
 
 @pytest.mark.slow

@@ -111,6 +111,21 @@ def test_a_picture_changes_neither_weights_nor_random_numbers(samples):
     assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 500
 
 
+def test_weights_that_are_not_finite_are_not_saved(mined_dataset, tmp_path):
+    """The loss of the only step is finite, its update is not."""
+    settings = {
+        "iterations": 1,
+        "warmup_steps": 0,
+        "optimizer": {"lr": 3e38},
+        "regression_weight": 1e6,
+        "clip_grad": None,
+    }
+    run = load_run_config(TINY["fcos"], settings, {})
+    with pytest.raises(NonFiniteLossError, match=r"weights that are not finite.*Lower the learning rate"):
+        pretrain(run, mined_dataset, tmp_path, RunOptions(workers=0, checkpoint_interval=1))
+    assert not list(tmp_path.glob("*.pth"))
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch(mined_dataset, tmp_path):
     settings = {"iterations": 50, "warmup_steps": 0, "optimizer": {"lr": 1e25}}
     run = load_run_config(TINY["fcos"], settings, {})

@@ -1,6 +1,7 @@
 """Clipping is mmengine's, but nothing waits for the norm."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from mmengine.optim import OptimWrapper
 
 from aligndet_train.config import load_run_config
 from aligndet_train.optimizer import build_optimizer, wrapped_optimizer
+from proposals.errors import AlignDetError
 from tests.aligndet_train.conftest import TINY
 from tests.aligndet_train.fake_gpu import no_waits_on_a_fake_gpu
 
@@ -46,3 +48,16 @@ def test_the_rate_grows_with_the_images_of_all_ranks_and_what_is_frozen_is_left_
     wanted = config.optimizer["lr"] * batch_size * ranks / config.base_batch_size
     assert group["lr"] == group["initial_lr"] == pytest.approx(wanted)
     assert [id(p) for p in group["params"]] == [id(p) for p in model[0].parameters()]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "complaint"),
+    [
+        ({"type": "Sgd", "lr": 1.0}, "Sgd is not in"),
+        ({"type": "AdamW", "lr": 1.0, "momentum": 0.9}, "momentum"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_made_is_named(optimizer, complaint):
+    config = dataclasses.replace(load_run_config(TINY["fcos"], {}, {}).pretrain, optimizer=optimizer)
+    with pytest.raises(AlignDetError, match=rf"pretrain.optimizer .* cannot be made: .*{complaint}"):
+        build_optimizer(torch.nn.Linear(4, 2), config, 1)

@@ -281,6 +281,18 @@ def clustered(root, k):
     return ids
 
 
+def test_a_run_does_not_go_on_with_other_clusters_of_the_same_number(mined_dataset, tmp_path):
+    data = shutil.copytree(mined_dataset, tmp_path / "data")
+    run = load_run_config(CONFIGS / "tiny_detr.py", {"iterations": 1}, {})
+    for seed in range(2):
+        torch.manual_seed(seed)
+        clustered(data, 7)
+        if seed == 0:
+            pretrain(run, data, tmp_path / "work", RunOptions(workers=0))
+    with pytest.raises(AlignDetError, match=r"belongs to another run:\n  clusters: "):
+        pretrain(run, data, tmp_path / "work", RunOptions(workers=0))
+
+
 def test_a_run_takes_its_classes_from_the_dataset(mined_dataset, tmp_path, capfd):
     data = shutil.copytree(mined_dataset, tmp_path / "data")
     run = load_run_config(CONFIGS / "tiny_detr.py", {"iterations": 1}, {})

@@ -17,7 +17,9 @@ import torch
 from typer.testing import CliRunner
 
 from aligndet_train.backbones.ours import read_ours
+from aligndet_train.backbones.registry import build_backbone, find_backbone
 from aligndet_train.checkpoint import LAST, load_checkpoint
+from aligndet_train.image_domain.training import synchronised
 from aligndet_train.schedules import half_cosine
 from proposals.cli import build_app
 from proposals.dataset.consolidated import consolidate
@@ -139,6 +141,18 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(undisturbed, mined
     assert "settings.crops: 'images' -> 'proposals'" in output
 
 
+def test_the_backbone_of_a_run_before_is_replaced(undisturbed, mined_dataset, tmp_path):
+    """As after --no-resume and a kill between last.pth and backbone.pth."""
+    shutil.copytree(undisturbed, tmp_path / "W")
+    out = tmp_path / "W" / "backbone.pth"
+    out.write_bytes(b"of the run before")
+    os.utime(out, (0, 0))
+    code, output = invoke(*arguments(mined_dataset, tmp_path / "W"))
+    assert code == 0, output
+    files = [torch.load(path, weights_only=True) for path in (out, undisturbed / "backbone.pth")]
+    assert files[0]["meta"] == files[1]["meta"]
+
+
 def test_a_backbones_checkpoint_is_no_detector_to_export(undisturbed, tmp_path):
     code, output = invoke("export", str(undisturbed / LAST), str(tmp_path / "model.pth"))
     assert code != 0
@@ -158,6 +172,56 @@ def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, tmp_path):
     measured = [json.loads(line) for line in (tmp_path / "W" / "knn.jsonl").read_text().splitlines()]
     assert [record["step"] for record in measured] == [0, 2, 4]
     assert measured[0]["knn_accuracy"] == 1
+    # Killed while it measured the end.
+    log = tmp_path / "W" / "knn.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
+    assert invoke(*words)[0] == 0
+    assert [json.loads(line) for line in log.read_text().splitlines()] == measured
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_knn_and_measures_its_checkpoint_when_it_goes_on(
+    mined_dataset, tmp_path
+):
+    for name in "ab":
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        for number in range(2):
+            picture = np.full((30, 30, 3), number + ord(name), np.uint8)
+            cv2.imwrite(str(tmp_path / "labelled" / name / f"{number}.png"), picture)
+    work_dir, log = tmp_path / "W", tmp_path / "W" / "knn.jsonl"
+    words = arguments(
+        mined_dataset, work_dir, "--knn", str(tmp_path / "labelled"), "--knn-interval", "500", steps=600
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "proposals", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while not (work_dir / LAST).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 130
+    stopped = load_checkpoint(work_dir / LAST)["step"]
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0]
+    with log.open("a") as file:
+        file.write('{"step": 599, "knn_accuracy": 0.5, "knn_chance": 0.5}\n')
+    again = ["--knn-interval", str(stopped)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "proposals", *words, *again], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while len(log.read_text().splitlines()) != 2 or '"step": 599' in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0, stopped]
+
+
+def test_layers_that_normalise_and_activate_keep_doing_both_over_ranks():
+    backbone = build_backbone(find_backbone("timm:tf_efficientnet_lite0").config).eval()
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = backbone(image)[-1]
+    several = synchronised(backbone)
+    assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in several.modules())
+    assert torch.equal(several(image)[-1], before)
 
 
 @pytest.mark.slow
@@ -184,6 +248,7 @@ def test_two_ranks_train_and_agree(mined_dataset, tmp_path):
         (["--method", "byol"], "no method 'byol': simsiam"),
         (["--backbone", "resnet51"], "no backbone 'resnet51': give one of resnet18, "),
         (["--backbone", "timm:nothing"], "'nothing'"),
+        (["--backbone", "timm:vit_tiny_patch16_224"], "takes no image of 24 px"),
         (["--backbone", "gone.py"], "no config file at gone.py"),
         (["--cfg-options", "stride=2"], "stride: Unexpected keyword argument"),
         (["--crops", "boxes"], "crops: Input should be 'images' or 'proposals'"),
