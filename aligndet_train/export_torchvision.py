@@ -58,14 +58,38 @@ class _Rule:
 
 
 _ALIGNED = "RoIAlign samples other points"
+_ANCHORS = "anchors have another {}, and boxes are relative to them"
+_STDS = "box offsets are in other units"
+
+
+def _anchor_rules(head: str, strides: list[int], **sizes: Any) -> list[_Rule]:
+    """sizes: options of mmdet's AnchorGenerator that give torchvision's anchors."""
+    generator = f"{head}.anchor_generator"
+    return [
+        *(
+            _Rule(f"{generator}.{name}", value, None, _ANCHORS.format("size"))
+            for name, value in sizes.items()
+        ),
+        _Rule(f"{generator}.ratios", [0.5, 1.0, 2.0], None, _ANCHORS.format("shape")),
+        _Rule(f"{generator}.strides", strides, None, _ANCHORS.format("spacing")),
+    ]
+
+
 _SAME: dict[str, list[_Rule]] = {
     "FasterRCNN": [
         _Rule("roi_head.bbox_roi_extractor.roi_layer.sampling_ratio", 2, 0, _ALIGNED),
         _Rule("roi_head.bbox_roi_extractor.roi_layer.aligned", False, True, _ALIGNED),
+        *_anchor_rules("rpn_head", [4, 8, 16, 32, 64], scales=[8]),
+        _Rule("rpn_head.bbox_coder.target_stds", [1.0] * 4, [1.0] * 4, _STDS),
+        _Rule("roi_head.bbox_head.bbox_coder.target_stds", [0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], _STDS),
     ],
     "RetinaNet": [
         _Rule("neck.add_extra_convs", "on_output", False, "P6 is made of C5, torchvision's of P5"),
         _Rule("neck.relu_before_extra_convs", True, False, "P7 is made of P6 without a ReLU before it"),
+        *_anchor_rules(
+            "bbox_head", [8, 16, 32, 64, 128], scales=None, octave_base_scale=4, scales_per_octave=3
+        ),
+        _Rule("bbox_head.bbox_coder.target_stds", [1.0] * 4, [1.0] * 4, _STDS),
     ],
     "FCOS": [
         _Rule("neck.add_extra_convs", "on_output", False, "P6 is made of another map"),
@@ -74,11 +98,15 @@ _SAME: dict[str, list[_Rule]] = {
             "bbox_head.norm_on_bbox", True, False, "distances pass through exp, in torchvision through ReLU"
         ),
         _Rule("bbox_head.centerness_on_reg", True, False, "centerness is on the class tower"),
+        _Rule("bbox_head.strides", [8, 16, 32, 64, 128], [4, 8, 16, 32, 64], "distances are in other units"),
     ],
 }
-_BACKBONE = _Rule(
-    "backbone.style", "pytorch", "pytorch", "the stride of a bottleneck is on its first convolution"
-)
+_ALL = [
+    _Rule("backbone.style", "pytorch", "pytorch", "the stride of a bottleneck is on its first convolution"),
+    _Rule("data_preprocessor.mean", [123.675, 116.28, 103.53], None, "images are centred otherwise"),
+    _Rule("data_preprocessor.std", [58.395, 57.12, 57.375], None, "images are scaled otherwise"),
+    _Rule("data_preprocessor.bgr_to_rgb", True, False, "images are BGR"),
+]
 
 
 def torchvision_model(model_config: Mapping[str, Any], **settings: Any) -> nn.Module:
@@ -113,13 +141,16 @@ def to_torchvision(state: Mapping[str, Tensor], model_config: Mapping[str, Any])
 
 
 def differences(model_config: Mapping[str, Any]) -> list[str]:
-    """Sentences on what a mmdet config computes otherwise than torchvision; empty: outputs are equal."""
-    rules = [_BACKBONE, *_SAME[_kind(model_config)]]
+    """Sentences on what a mmdet config computes otherwise than torchvision; empty: outputs are equal.
+
+    Its ``data_preprocessor`` is that of the model, as of `load_run_config`.
+    """
+    rules = [*_ALL, *_SAME[_kind(model_config)]]
     found = [(rule, _option(model_config, rule.option, rule.default)) for rule in rules]
     return [
         f"{rule.option} is {value!r}: {rule.consequence} (equal with {rule.wanted!r})"
         for rule, value in found
-        if value != rule.wanted
+        if _plain(value) != rule.wanted
     ]
 
 
@@ -216,7 +247,11 @@ def _anchors(sizes: list[float]) -> Tensor:
 def _option(config: Mapping[str, Any], path: str, default: Any) -> Any:
     value: Any = config
     for part in path.split("."):
-        if part not in value:
+        if not isinstance(value, Mapping) or part not in value:
             return default
         value = value[part]
     return value
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

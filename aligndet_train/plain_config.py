@@ -127,7 +127,8 @@ def _registered() -> set[str]:
     register_all_modules(init_default_scope=False)
     roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
     every = [registry for root in roots for registry in (root, *root.children.values())]
-    return {name for registry in every for name in registry.module_dict} - _EVALUATING | _OPS
+    names = {(r.scope, name) for r in every for name in r.module_dict if name not in _EVALUATING}
+    return {name for _, name in names} | {f"{scope}.{name}" for scope, name in names} | _OPS
 
 
 def _is_known(name: str, known: set[str]) -> bool:

@@ -58,10 +58,10 @@ def make_work_folder(work_dir: Path) -> None:
 
 
 def require_one_start(work_dir: Path, start: int) -> None:
-    """Every rank must call it. Raises AlignDetError on all of them when they do not go on from one step."""
+    """Every rank must call it, with the step or epoch it would go on from. Raises AlignDetError when these differ."""
     if spread_over_hosts(start):
         raise AlignDetError(
-            f"the ranks do not see the same checkpoint in {work_dir} (here: step {start}): put --work-dir on a file "
+            f"the ranks do not see the same checkpoint in {work_dir} (here: number {start}): put --work-dir on a file "
             "system that all nodes share"
         )
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,17 @@ def read_labels(path: Path, images: Path | None, scratch: Path) -> Labels:
 
     images: default beside the json (``images/``, the split's name, or the json's own folder), or ``JPEGImages`` of a
     VOC folder. scratch: where a COCO form of VOC folders, and of json files that mmdet misreads, is written. Raises
-    AlignDetError when there is no label or no image where they should be.
+    AlignDetError when there is no label or no image where they should be, an image's file is empty, or a box is of a
+    category that the json does not list.
     """
     truth = read_ground_truth(path)
     if not truth.names or not truth.classes:
         raise AlignDetError(f"{path} names no image or no category: nothing to train on")
     folder = _image_folder(path, truth.names[0], images)
-    missing = [name for name in truth.names if not (folder / name).is_file()]
-    if missing:
-        raise AlignDetError(
-            f"{len(missing)} of {len(truth.names)} images of {path} are not in {folder}, {missing[0]} first. "
-            "Name their folder: --train-images / --val-images"
-        )
-    fit = path.is_file() and _fit(json.loads(path.read_bytes()))
-    annotations = path if fit else _write_coco(truth, truth.classes, scratch, path)
+    _require_images(truth.names, folder, path)
+    annotations = (
+        path if path.is_file() and _fit_file(path) else _write_coco(truth, truth.classes, scratch, path)
+    )
     return Labels(annotations.resolve(), folder.resolve(), truth.classes, path)
 
 
@@ -71,6 +69,31 @@ def matched(labels: Labels, classes: tuple[str, ...], scratch: Path) -> Labels:
     )
 
 
+def require_boxes(labels: Labels, purpose: str) -> None:
+    """Raise AlignDetError, with the reasons, when mmdet keeps no box of ``labels`` to ``purpose`` ("learn from")."""
+    content = json.loads(labels.annotations.read_bytes())
+    images = {image["id"]: image for image in content["images"]}
+    boxes = [box for box in content["annotations"] if box["image_id"] in images]
+    reasons = Counter(_why_dropped(box, images[box["image_id"]]) for box in boxes)
+    if reasons[None] == 0:
+        counted = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
+        raise AlignDetError(
+            f"{labels.source} has no box to {purpose}: "
+            + (f"of {len(boxes)} boxes {counted}" if boxes else "it has none at all")
+        )
+
+
+def _why_dropped(box: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:
+    """Of the reasons for which mmdet's CocoDataset passes a box over, the one that this box gives."""
+    x, y, width, height = box["bbox"]
+    if box.get("iscrowd") or box.get("ignore"):
+        return "are crowds or difficult ones"
+    if width < 1 or height < 1:
+        return "are narrower or lower than 1 px (a bbox is x, y, width, height in px: are they normalised to 0..1?)"
+    inside = x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0
+    return None if inside else "lie outside of their image"
+
+
 def _image_folder(path: Path, first: str, given: Path | None) -> Path:
     if given is not None:
         return given
@@ -79,20 +102,73 @@ def _image_folder(path: Path, first: str, given: Path | None) -> Path:
     return next((folder for folder in candidates if (folder / first).is_file()), home)
 
 
-def _fit(content: Mapping[str, Any]) -> bool:
-    """Whether mmdet and pycocotools read the file as it is meant.
+def _require_images(names: Sequence[str], folder: Path, path: Path) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise AlignDetError(
+            f"{len(missing)} of {len(names)} images of {path} are not in {folder}, {missing[0]} first. "
+            "Name their folder: --train-images / --val-images"
+        )
+    empty = [name for name in names if (folder / name).stat().st_size == 0]
+    if empty:
+        raise AlignDetError(
+            f"{len(empty)} of {len(names)} images of {path} are empty files, {empty[0]} first. Fetch them again, or "
+            "take them out"
+        )
 
-    Both number classes by the order of ``categories``, not by their ids; pycocotools takes a box of id 0 for unmatched.
+
+def _fit_file(path: Path) -> bool:
+    """Whether mmdet and pycocotools read the file as it is meant. Raises AlignDetError for boxes of no category."""
+    raw = path.read_bytes()
+    content = json.loads(raw)
+    known = {category["id"] for category in content["categories"]}
+    unknown = [box["category_id"] for box in content["annotations"] if box["category_id"] not in known]
+    if unknown:
+        raise AlignDetError(
+            f"{len(unknown)} of {len(content['annotations'])} annotations of {path} are of categories that it does "
+            f"not list (ids {', '.join(sorted(map(str, set(unknown))))}): add these to its `categories`, or take the "
+            "annotations out"
+        )
+    return _is_plain_utf8(raw) and _fit(content)
+
+
+def _is_plain_utf8(raw: bytes) -> bool:
+    """pycocotools opens the file as text; json itself also takes UTF-16, and a mark at the beginning."""
+    try:
+        return not raw.decode().startswith("\ufeff")
+    except UnicodeDecodeError:
+        return False
+
+
+def _fit(content: Mapping[str, Any]) -> bool:
+    """Whether what the file says is what mmdet and pycocotools take it for.
+
+    Both number classes by the order of ``categories``, not by their ids, and find them by name; pycocotools takes a
+    box of id 0 for unmatched.
     """
     numbers = [category["id"] for category in content["categories"]]
     boxes = [annotation.get("id") for annotation in content["annotations"]]
     return (
         numbers == sorted(set(numbers))
+        and all(isinstance(category["name"], str) for category in content["categories"])
         and 0 not in boxes
         and len(set(boxes)) == len(boxes)
-        and all(annotation.keys() >= _OF_ANNOTATIONS for annotation in content["annotations"])
-        and all(image.get("width") and image.get("height") for image in content["images"])
+        and all(
+            annotation.keys() >= _OF_ANNOTATIONS and _has_area(annotation)
+            for annotation in content["annotations"]
+        )
+        and all(_is_positive(image.get(side)) for image in content["images"] for side in ("width", "height"))
     )
+
+
+def _has_area(annotation: Mapping[str, Any]) -> bool:
+    """mmdet drops a box without an area, as it does those below 1 px anyway."""
+    area = annotation["area"]
+    return _is_positive(area) or (isinstance(area, int | float) and min(annotation["bbox"][2:]) < 1)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def _write_coco(truth: GroundTruth, classes: tuple[str, ...], scratch: Path, source: Path) -> Path:
@@ -105,6 +181,8 @@ def _write_coco(truth: GroundTruth, classes: tuple[str, ...], scratch: Path, sou
         raise AlignDetError(
             f"{source} has two categories of one name: {', '.join(classes)}. Merge or rename them"
         )
+    sides = truth.boxes[:, 2] * truth.boxes[:, 3]
+    area = np.where(truth.area > 0, truth.area, sides)
     owner = np.repeat(np.arange(len(truth.names)), np.diff(truth.offsets)).tolist()
     annotations: list[dict[str, Any]] = [
         {
@@ -112,7 +190,7 @@ def _write_coco(truth: GroundTruth, classes: tuple[str, ...], scratch: Path, sou
             "image_id": owner[row],
             "category_id": number[truth.classes[truth.labels[row]]],
             "bbox": truth.boxes[row].tolist(),
-            "area": float(truth.area[row]),
+            "area": float(area[row]),
             "iscrowd": int(truth.ignore[row]),
         }
         for row in range(len(truth.boxes))

@@ -1,12 +1,13 @@
 """From a stock mmdet config to one that fine-tunes on the user's own labels, with the paper's recipe.
 
 Starting from pretrained neck and heads, the learning rate is 1.5 times and the weight decay half of the detector's
-usual ones (AlignDet's fine-tuning). The rate is also scaled linearly from the batch size the config was written for.
+usual ones (AlignDet's fine-tuning). The rate is also scaled linearly from the batch size the config was written for
+(see `base_batch`).
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,32 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from aligndet_train.finetuning.labels import Labels
+from aligndet_train.finetuning.base_batch import base_batch
+from aligndet_train.finetuning.labels import Labels, require_boxes
 from aligndet_train.optimizer import Bfloat16OptimWrapper
 from proposals.errors import AlignDetError
 
 PRETRAINED_LR_FACTOR = 1.5
 PRETRAINED_WEIGHT_DECAY_FACTOR = 0.5
-_STOCK_BATCH = 16  # images a step that mmdet's schedules are written for: 8 GPUs of 2
 _WARMUP_SHARE = 10
 # pycocotools' own. With mmdet's (100, 300, 1000) AP50 would count 1000 boxes an image, and AP 100.
 _MOST_BOXES = (1, 10, 100)
+# Datasets of which an epoch has images more than once.
+_REPEATING = ("RepeatDataset", "ClassBalancedDataset")
+# At their last step, not after it, they are back at the whole rate: of one step they never are.
+_OF_TWO_STEPS = ("LinearLR", "ConstantLR", "LinearMomentum", "ConstantMomentum")
+# What a config must have to train, and to be measured, beside its model.
+_TO_TRAIN = (
+    "train_dataloader.dataset",
+    "train_dataloader.batch_size",
+    "optim_wrapper.optimizer.lr",
+    "train_cfg",
+)
+_TO_MEASURE = ("val_dataloader.dataset",)
+_BASES = [
+    f"mmdet::_base_/{name}.py"
+    for name in ("datasets/coco_detection", "schedules/schedule_1x", "default_runtime")
+]
 
 
 @dataclass(frozen=True)
@@ -48,28 +65,29 @@ class FinetuneOptions:
 
 @dataclass(frozen=True)
 class Rates:
-    """The optimiser's numbers and where they come from, a line for the log."""
+    """The optimiser's numbers and where they come from, a line for the log. batch: images a step, of all ranks."""
 
     lr: float
     weight_decay: float
     reason: str
+    batch: int
 
 
 def rates(config: Config, options: FinetuneOptions, *, pretrained: bool, world_size: int) -> Rates:
     """The learning rate and weight decay of the run."""
     optimizer = config.optim_wrapper.optimizer
-    base = (config.get("auto_scale_lr") or {}).get("base_batch_size", _STOCK_BATCH)
+    base, remark = base_batch(config)
     batch = config.train_dataloader.batch_size * world_size
     scale = batch / base
     factors = (PRETRAINED_LR_FACTOR, PRETRAINED_WEIGHT_DECAY_FACTOR) if pretrained else (1.0, 1.0)
     decay = float(optimizer.get("weight_decay", 0.0))
     lr = options.lr if options.lr is not None else optimizer.lr * scale * factors[0]
     weight_decay = options.weight_decay if options.weight_decay is not None else decay * factors[1]
-    where = f"stock {optimizer.lr:g} x {batch}/{base} images" + (
+    where = f"stock {optimizer.lr:g} x {batch}/{base} images{remark}" + (
         f" x {factors[0]:g} for pretrained weights" if pretrained else ""
     )
     reason = f"lr {lr:g} ({'given' if options.lr is not None else where}), weight decay {weight_decay:g}"
-    return Rates(lr, weight_decay, f"{reason} (stock {decay:g})")
+    return Rates(lr, weight_decay, f"{reason} (stock {decay:g})", batch)
 
 
 def finetune_config(
@@ -85,39 +103,67 @@ def finetune_config(
     """The config to run, and its rates. ``stock`` is left alone.
 
     val: of the same classes (see `labels.matched`). pretrained: whether weights of our own follow, so that the
-    paper's factors apply. Raises AlignDetError when the model cannot be fine-tuned on boxes, or there are none.
+    paper's factors apply. Raises AlignDetError when the model cannot be fine-tuned on boxes, there are none, or the
+    config lacks what training needs.
     """
     config = deepcopy(stock)
+    _require(config, (*_TO_TRAIN, *(_TO_MEASURE if val is not None else ())))
     _set_classes(config, train)
     _set_loader(config.train_dataloader, train, options, config)
     if options.batch_size is not None:
         config.train_dataloader.batch_size = options.batch_size
     _set_evaluation(config, val, options)
     chosen = rates(config, options, pretrained=pretrained, world_size=world_size)
+    usual = config.optim_wrapper.optimizer.lr
     config.optim_wrapper.optimizer.update(lr=chosen.lr, weight_decay=chosen.weight_decay)
     if options.amp:
         for name in ("loss_scale", "dtype"):  # of mmengine's AmpOptimWrapper
             config.optim_wrapper.pop(name, None)
         config.optim_wrapper.type = Bfloat16OptimWrapper.__name__  # the config is also printed, as Python
-    _set_schedule(config, train, options, world_size)
+    _set_schedule(config, train, options, chosen.batch)
+    for scheduler in config.param_scheduler:
+        _scale(scheduler, chosen.lr / usual if usual else 1.0)
     config.work_dir = str(work_dir)
+    config.default_scope = config.get("default_scope") or "mmdet"
     config.randomness = {"seed": options.seed}
     config.launcher = options.launcher
-    config.auto_scale_lr = {"enable": False, "base_batch_size": _STOCK_BATCH}
-    config.default_hooks.checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
+    config.auto_scale_lr = {"enable": False, "base_batch_size": chosen.batch}
+    checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
+    config.default_hooks = {**(config.get("default_hooks") or {}), "checkpoint": checkpoint}
     return config, chosen
 
 
 def evaluation_config(stock: Config, val: Labels, work_dir: Path, options: FinetuneOptions) -> Config:
-    """The config that only tests, on ``val``. Raises AlignDetError when the model cannot be tested on boxes."""
+    """The config that only tests, on ``val``. Raises AlignDetError when the model cannot be tested on boxes, there are
+    none, or the config does not say how."""
     config = deepcopy(stock)
+    _require(config, _TO_MEASURE)
     _set_classes(config, val)
     _set_evaluation(config, val, options)
     config.work_dir = str(work_dir)
     for part in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg",
                  "val_evaluator"):  # fmt: skip
         config[part] = None
+    # mmengine loads those weights when it tests, over the ones that it was given.
+    config.load_from, config.resume = None, False
+    config.default_scope = config.get("default_scope") or "mmdet"
     return config
+
+
+def _require(config: Config, parts: Sequence[str]) -> None:
+    missing = [part for part in parts if _at(config, part) is None]
+    if missing:
+        raise AlignDetError(
+            f"{config.filename or 'the config'} has no {', '.join(missing)}: that is enough to pretrain, not to "
+            f"fine-tune or evaluate. Take the rest from mmdet, before your own settings: _base_ = {_BASES}"
+        )
+
+
+def _at(config: Config, path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, (Config, dict)) else None
+    return value
 
 
 def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions) -> None:
@@ -126,6 +172,7 @@ def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions
             for part in ("dataloader", "evaluator", "cfg"):
                 config[f"{name}_{part}"] = None
         return
+    require_boxes(val, "measure AP on")
     _set_loader(config.val_dataloader, val, options, config)
     config.val_evaluator = {
         "type": "CocoMetric",
@@ -190,17 +237,36 @@ def _set_loader(loader: ConfigDict, labels: Labels, options: FinetuneOptions, co
         test_mode=bool(stock.get("test_mode", False)),
         filter_cfg=stock.get("filter_cfg"),
     )
-    if loader.dataset.type == "MultiImageMixDataset":  # half of the pipeline is its own
-        pipeline = _resized(loader.dataset.pipeline, options.image_size)
-        loader.dataset.update(dataset=ours, pipeline=pipeline)
-    else:
-        loader.dataset = ours
+    # Figures are of every image once.
+    loader.dataset = ours if ours.test_mode else _wrapped(loader.dataset, ours, options.image_size)
+
+
+def _wrapped(dataset: ConfigDict, ours: ConfigDict, size: tuple[int, int] | None) -> ConfigDict:
+    """``ours`` inside what the config wraps its dataset in, as far as that repeats or mixes images."""
+    if _kind(dataset) not in (*_REPEATING, "MultiImageMixDataset"):
+        return ours
+    dataset.dataset = _wrapped(dataset.dataset, ours, size)
+    if "pipeline" in dataset:  # half of the pipeline is the mix's own
+        dataset.pipeline = _resized(dataset.pipeline, size)
+    return dataset
+
+
+def _kind(node: ConfigDict) -> str:
+    """The name of a class without its scope; configs may also hold the class itself."""
+    return str(getattr(node["type"], "__name__", node["type"])).rpartition(".")[2]
 
 
 def _innermost(dataset: ConfigDict) -> ConfigDict:
-    while "dataset" in dataset:  # RepeatDataset, ClassBalancedDataset, MultiImageMixDataset
-        dataset = dataset.dataset
+    """The first dataset that wraps no other: its pipeline and filter are those of all."""
+    while "dataset" in dataset or dataset.get("datasets"):
+        dataset = dataset.dataset if "dataset" in dataset else dataset.datasets[0]
     return dataset
+
+
+def _repeats(dataset: ConfigDict) -> int:
+    """How often an epoch has an image. Rare classes, which may come oftener, are not looked for."""
+    times = dataset.get("times", 1) if _kind(dataset) == "RepeatDataset" else 1
+    return int(times) * (_repeats(dataset.dataset) if "dataset" in dataset else 1)
 
 
 def _resized(pipeline: Any, size: tuple[int, int] | None) -> Any:
@@ -223,7 +289,7 @@ def _steps_of(pipeline: Any) -> Iterator[Any]:
         yield from _steps_of(step.get("transforms", ()) if isinstance(step, dict) else step)
 
 
-def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, world_size: int) -> None:
+def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, batch: int) -> None:
     usual = config.train_cfg.get("max_epochs")
     if usual is None:
         raise AlignDetError("the config counts iterations, not epochs: use an epoch-based schedule of it")
@@ -231,13 +297,12 @@ def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, world
     config.train_cfg.update(max_epochs=epochs, val_interval=options.eval_interval)
     for name in ("val_begin", "dynamic_intervals"):
         config.train_cfg.pop(name, None)
-    steps = _steps(train, config.train_dataloader.batch_size * world_size, epochs)
+    steps = _steps(train, _repeats(config.train_dataloader.dataset), batch)
     schedulers = config.get("param_scheduler") or []
     schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
     for scheduler in schedulers:
-        _move(scheduler, usual, epochs, steps)
-    # What a short run has no epoch left for.
-    config.param_scheduler = [s for s in schedulers if s.get("begin", 0) < s.get("end", math.inf)]
+        _move(scheduler, usual, epochs, steps * epochs)
+    config.param_scheduler = [scheduler for scheduler in schedulers if _has_time(scheduler, steps)]
     for hook in config.get("custom_hooks") or []:
         for name in ("switch_epoch", "num_last_epochs"):  # RTMDet, YOLOX: the last epochs without mosaics
             if name in hook:
@@ -246,13 +311,26 @@ def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, world
             hook.switch_pipeline = _resized(hook.switch_pipeline, options.image_size)
 
 
-def _steps(train: Labels, batch: int, epochs: int) -> int:
-    content = json.loads(train.annotations.read_bytes())
-    if all(annotation.get("iscrowd") for annotation in content["annotations"]):
-        raise AlignDetError(
-            f"{train.source} has no box to learn from (crowds and difficult ones do not count)"
-        )
-    return max(1, len(content["images"]) // batch) * epochs
+def _steps(train: Labels, repeats: int, batch: int) -> int:
+    """Of an epoch, about."""
+    require_boxes(train, "learn from")
+    images = json.loads(train.annotations.read_bytes())["images"]
+    return max(1, len(images) * repeats // batch)
+
+
+def _has_time(scheduler: ConfigDict, steps: int) -> bool:
+    """Whether a short run of ``steps`` an epoch leaves the phase any, and a warm-up enough of them to end."""
+    time = scheduler.get("end", math.inf) - scheduler.get("begin", 0)
+    if scheduler.get("by_epoch", True) and scheduler.get("convert_to_iter_based"):
+        time *= steps
+    return bool(time >= (2 if _kind(scheduler) in _OF_TWO_STEPS else 1))
+
+
+def _scale(scheduler: ConfigDict, factor: float) -> None:
+    """Move the learning rates that a schedule names as such with the one it is for."""
+    for name in ("eta_min", "eta_max"):
+        if _kind(scheduler).endswith("LR") and scheduler.get(name) is not None:
+            scheduler[name] *= factor
 
 
 def _move(scheduler: ConfigDict, usual: int, epochs: int, steps: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,10 +29,13 @@ from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.labels import Labels, matched
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
+from aligndet_train.finetuning.unreadable import unreadable_image_named
+from aligndet_train.resumable import require_one_start
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.errors import AlignDetError
 
 RESULTS = "results.json"
+_RUN = "run.json"
 # CocoMetric's names, as papers write them.
 _FIGURES = {
     "mAP": "AP",
@@ -44,9 +48,11 @@ _FIGURES = {
 # Where a fine-tuning run keeps labels in a form of its own.
 _LABELS = "labels"
 # What must be equal for a run to be resumed,
-_IDENTITY = ("config", "settings", "train", "val", "weights", "classes", "options")
-# but for these options.
+_IDENTITY = ("config", "settings", "train", "val", "weights", "classes", "options", "global_batch")
+# but for these options,
 _FREE_TO_CHANGE = ("workers", "eval_interval", "launcher")
+# and where the folder says the batch of all ranks (older ones do not), that of one.
+_OF_ONE_RANK = ("batch_size",)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class ResultsHook(Hook):
         """Take over the epochs of the run that is resumed; evaluate the last one if the kill came before that."""
         if runner.epoch and self.path.is_file():
             before = json.loads(self.path.read_text())["epochs"]
-            self.epochs = [figures for figures in before if figures["epoch"] <= runner.epoch]
+            # `evaluate` once wrote figures without an epoch here.
+            self.epochs = [figures for figures in before if figures.get("epoch", math.inf) <= runner.epoch]
         if any_rank(is_main_process() and self._lacks(runner)):
             runner.val_loop.run()
 
@@ -146,8 +153,10 @@ def _finetune(
         world_size=get_world_size(),
     )
     run = _run_record(stock, train, val, weights, options, chosen)
-    _refuse_other_run(work_dir, run)
     last = _last_checkpoint(work_dir)
+    require_one_start(work_dir, 0 if last is None else int("0" + "".join(filter(str.isdigit, last.stem))))
+    if last is not None:
+        run = _resumed(work_dir, run)
     config.resume = last is not None
     if last is not None or state is not None:
         config.load_from = None if last is None else str(last)
@@ -167,19 +176,24 @@ def _finetune(
         put_equals_in_place(_plain(runner.model), samplers=False)
         if options.amp:
             keep_sensitive_float32(_plain(runner.model))
-        for hook in (StopAtNonFiniteHook(_advice(chosen, options)), results, loader):
+        for hook in (StopAtNonFiniteHook(_advice(run["lr"], options)), results, loader):
             if hook is not None:
                 runner.register_hook(hook)
-        runner.logger.info(chosen.reason)
-        write_atomically(work_dir / "run.json", json.dumps(run, indent=1).encode())
-        runner.train()
+        runner.logger.info(
+            chosen.reason
+            if last is None
+            else f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
+        )
+        write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
+        with unreadable_image_named():
+            runner.train()
     figures = results.epochs[-1] if results.epochs else {}
     return FinetuneResult(figures, loader.report if loader else None, work_dir / RESULTS)
 
 
-def _advice(chosen: Rates, options: FinetuneOptions) -> str:
+def _advice(lr: float, options: FinetuneOptions) -> str:
     other = ", or without --amp" if options.amp else ""
-    return f"Start again in a new --work-dir with a lower --lr (now {chosen.lr:g}){other}"
+    return f"Start again in a new --work-dir with a lower --lr (now {lr:g}){other}"
 
 
 def _run_record(
@@ -200,6 +214,7 @@ def _run_record(
         "weights": {"file": str(weights), "sha256": file_sha256(weights)} if weights else None,
         "classes": list(train.classes),
         "options": asdict(options),
+        "global_batch": chosen.batch,
         "lr": chosen.lr,
         "weight_decay": chosen.weight_decay,
         "versions": {name: version(name) for name in ("torch", "mmdet", "mmengine")},
@@ -220,8 +235,13 @@ def evaluate(
     """COCO figures, in per cent, of a fine-tuned detector on ``val``; also written to ``work_dir/results.json``.
 
     Classes are numbered as the checkpoint says that it learned them. Raises AlignDetError when the weights do not fill
-    the detector, as untrained parts make every figure meaningless, or ``val`` has boxes of other classes.
+    the detector, as untrained parts make every figure meaningless, ``val`` has boxes of other classes, or ``work_dir``
+    is that of a fine-tuning run, which has results of its own.
     """
+    if (work_dir / _RUN).is_file():
+        raise AlignDetError(
+            f"{work_dir} holds a fine-tuning run, whose {RESULTS} would be lost: choose another --work-dir"
+        )
     file = read_file(weights)
     val = matched(val, _classes_of(file) or val.classes, work_dir / _LABELS)
     config = evaluation_config(stock, val, work_dir, options)
@@ -235,7 +255,8 @@ def evaluate(
                 f"{report.left_at_init[0]} first: fine-tune it (`aligndet finetune`), or name the config it was "
                 "trained by"
             )
-        figures = figures_of(runner.test())
+        with unreadable_image_named():
+            figures = figures_of(runner.test())
     write_results(work_dir / RESULTS, {"weights": str(weights), "annotations": str(val.source)}, [figures])
     return figures
 
@@ -319,15 +340,18 @@ def _last_checkpoint(work_dir: Path) -> Path | None:
     return path
 
 
-def _refuse_other_run(work_dir: Path, run: dict[str, Any]) -> None:
-    path = work_dir / "run.json"
+def _resumed(work_dir: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """``run`` with the rates it began with, which mmengine restores. Raises AlignDetError when it is another run."""
+    path = work_dir / _RUN
     if not path.is_file():
-        return
+        return run
     saved = json.loads(path.read_text())
     names = [name for name in _IDENTITY if name in saved]
     before, now = ({name: content[name] for name in names} for content in (saved, run))
-    free = tuple(f"options.{name}:" for name in _FREE_TO_CHANGE)
+    options = _FREE_TO_CHANGE + (_OF_ONE_RANK if "global_batch" in saved else ())
+    free = tuple(f"options.{name}:" for name in options)
     different = [line for line in identity_difference(before, now) if not line.startswith(free)]
-    if different and (work_dir / "last_checkpoint").is_file():
+    if different:
         lines = "".join(f"\n  {line}" for line in different)
         raise AlignDetError(f"{work_dir} holds another run:{lines}\nChoose a new --work-dir")
+    return {**run, **{name: saved[name] for name in ("lr", "weight_decay") if name in saved}}

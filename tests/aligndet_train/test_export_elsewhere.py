@@ -19,7 +19,8 @@ from proposals.cli import build_app
 from proposals.errors import AlignDetError
 
 HEIGHT, WIDTH = 256, 384
-MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+MEAN_OF_MMDET, STD_OF_MMDET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+MEAN, STD = torch.tensor(MEAN_OF_MMDET), torch.tensor(STD_OF_MMDET)
 PREDICTORS = ("rpn_cls", "rpn_reg", "fc_cls", "fc_reg", "retina_cls", "retina_reg", "conv_cls", "conv_reg")
 EXACT = {
     "faster_rcnn/faster-rcnn_r50_fpn_1x_coco": {
@@ -32,6 +33,9 @@ EXACT = {
     },
     "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco": {
         "backbone.style": "pytorch",
+        "data_preprocessor.mean": MEAN_OF_MMDET,
+        "data_preprocessor.std": STD_OF_MMDET,
+        "data_preprocessor.bgr_to_rgb": True,
         "bbox_head.norm_on_bbox": True,
         "bbox_head.centerness_on_reg": True,
     },
@@ -143,6 +147,32 @@ def test_stock_configs_say_what_differs(tmp_path):
     for name, options in EXACT.items():
         said = " ".join(differences(stock(name, tmp_path)))
         assert all(option in said for option in options), said
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", "data_preprocessor.bgr_to_rgb", False),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", "data_preprocessor.mean", (103.53, 116.28, 123.675)),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", "data_preprocessor.std", [1.0, 1.0, 1.0]),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", "rpn_head.anchor_generator.scales", [4]),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", "rpn_head.anchor_generator.ratios", [1.0]),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", "rpn_head.bbox_coder.target_stds", [0.1] * 4),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", "roi_head.bbox_head.bbox_coder.target_stds", [0.05] * 4),
+        ("retinanet/retinanet_r50_fpn_1x_coco", "bbox_head.anchor_generator.octave_base_scale", 2),
+        ("retinanet/retinanet_r50_fpn_1x_coco", "bbox_head.anchor_generator.strides", [4, 8, 16, 32, 64]),
+        ("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco", "bbox_head.strides", [4, 8, 16, 32, 64]),
+    ],
+)
+def test_one_setting_that_differs_is_said(name, option, value, tmp_path):
+    (said,) = differences(stock(name, tmp_path, {**EXACT[name], option: value}))
+    assert said.startswith(f"{option} is {value!r}: ")
+
+
+def test_tuples_are_the_same_numbers(tmp_path):
+    name = "retinanet/retinanet_r50_fpn_1x_coco"
+    same = {"bbox_head.anchor_generator.ratios": (0.5, 1, 2), "data_preprocessor.mean": tuple(MEAN_OF_MMDET)}
+    assert differences(stock(name, tmp_path, {**EXACT[name], **same})) == []
 
 
 def test_other_architectures_and_scales_are_refused(tmp_path):

@@ -124,13 +124,40 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert measured | {"epoch": 2} == again["last"]
 
 
+def test_a_run_goes_on_with_its_own_rates_and_global_batch_and_keeps_its_results(labels, tmp_path):
+    command = (
+        "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
+        labels.images, "--image-size", "64x48", "--workers", 0, "--epochs", 1, "--work-dir", tmp_path,
+    )  # fmt: skip
+    code, output = invoke(*command, "--batch-size", 4)
+    assert code == 0, output
+    path = tmp_path / "run.json"
+    run = json.loads(path.read_text())
+    assert run["global_batch"] == 4
+    assert "global_batch: 4 -> 2" in invoke(*command, "--batch-size", 2)[1]
+    older = {name: value for name, value in run.items() if name != "global_batch"} | {"lr": 7.0}
+    path.write_text(json.dumps(older))
+    (tmp_path / "results.json").write_text(json.dumps({"run": {}, "epochs": [{"AP": 1.0}]}))  # of `evaluate`
+    assert "options.batch_size: 4 -> 2" in invoke(*command, "--batch-size", 2)[1]
+    code, output = invoke(*command, "--batch-size", 4)
+    assert code == 0, output
+    # What is in the checkpoint goes on, whatever a new run would begin with.
+    assert json.loads(path.read_text()) == run | {"lr": 7.0}
+    code, output = invoke(
+        "evaluate", "--config", CONFIGS / "tiny_fcos.py", "--val", labels.annotations, "--val-images", labels.images,
+        "--weights", tmp_path / "epoch_1.pth", "--work-dir", tmp_path,
+    )  # fmt: skip
+    assert code != 0
+    assert "another --work-dir" in output
+
+
 @pytest.mark.parametrize(
     ("batch", "rate", "message"),
     [
         # Four steps an epoch: the second one's loss is computed with weights of 1e20 and more.
         (2, 1e25, r"step [23]: .*loss\w* is (nan|inf).*\(images .*\.jpg"),
         # One step an epoch, whose own loss is finite.
-        (8, 3e38, r"step 1: the update made weights that are not finite"),
+        (8, 1e38, r"step 1: the update made weights that are not finite"),
     ],
 )
 def test_what_is_not_a_number_ends_the_run_before_a_checkpoint(batch, rate, message, labels, tmp_path):
@@ -141,8 +168,19 @@ def test_what_is_not_a_number_ends_the_run_before_a_checkpoint(batch, rate, mess
         "--cfg-options", "optim_wrapper.clip_grad=None",
     )  # fmt: skip
     assert code != 0
-    assert re.search(message + r".*new --work-dir with a lower --lr \(now [13]e\+", output, re.DOTALL), output
+    assert re.search(message + r".*new --work-dir with a lower --lr \(now 1e\+", output, re.DOTALL), output
     assert list(tmp_path.glob("*.pth")) == []
+
+
+def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_name(labels, tmp_path):
+    shutil.copytree(labels.images, tmp_path / "photos")
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"no image")
+    code, output = invoke(
+        "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
+        tmp_path / "photos", "--work-dir", tmp_path / "F", "--epochs", 1, "--image-size", "64x48", "--workers", 1,
+    )  # fmt: skip
+    assert code != 0
+    assert f"{tmp_path}/photos/cat.jpg cannot be decoded" in output
 
 
 @pytest.mark.parametrize(
@@ -250,6 +288,14 @@ def test_ranks_count_as_one_batch(labels, tmp_path):
     stock = read_config(CONFIGS / "tiny_fcos.py", {})
     run = json.loads((tmp_path / "results.json").read_text())["run"]
     assert run["lr"] == pytest.approx(stock.optim_wrapper.optimizer.lr * 4 / 16)
+    alone = (
+        "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
+        labels.images, "--val", labels.annotations, "--val-images", labels.images, "--work-dir", tmp_path,
+        "--epochs", 1, "--image-size", "64x48", "--workers", 0,
+    )  # fmt: skip
+    assert "global_batch: 4 -> 2" in invoke(*alone, "--batch-size", 2)[1]
+    code, output = invoke(*alone, "--batch-size", 4)
+    assert code == 0, output
 
 
 @pytest.mark.slow

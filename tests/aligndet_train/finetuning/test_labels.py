@@ -10,7 +10,7 @@ from mmdet.evaluation.metrics import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.structures import InstanceData
 
-from aligndet_train.finetuning.labels import Labels, matched, read_labels
+from aligndet_train.finetuning.labels import Labels, matched, read_labels, require_boxes
 from proposals.errors import AlignDetError
 
 BOXES = {"a": [10.0, 20.0, 60.0, 50.0], "b": [80.0, 10.0, 40.0, 90.0]}
@@ -92,6 +92,71 @@ def test_a_fit_file_is_used_as_it_is(photos, tmp_path):
     path = written(tmp_path / "t.json", coco([(3, "a"), (7, "b")]))
     assert read_labels(path, photos, tmp_path / "scratch").annotations == path
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("area", [0, -1, None, "5", float("nan")])
+def test_an_area_that_mmdet_cannot_use_is_that_of_the_box(area, photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")])
+    for annotation in content["annotations"]:
+        annotation["area"] = area
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    assert learned(labels) == BOXES
+    assert measured(labels) == 1.0
+    areas = [annotation["area"] for annotation in json.loads(labels.annotations.read_text())["annotations"]]
+    assert areas == [5.0 if area == "5" else w * h for _, _, w, h in BOXES.values()]
+
+
+def test_numbers_as_names_and_text_as_sizes_are_put_right(photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")], image={"width": "160", "height": "160"})
+    for category, name in zip(content["categories"], (1, 2), strict=True):
+        category["name"] = name
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    assert labels.classes == ("1", "2")
+    assert list(learned(labels).values()) == list(BOXES.values())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_of_another_encoding_is_read(encoding, photos, tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps(coco([(3, "a"), (7, "b")])), encoding=encoding)
+    labels = read_labels(tmp_path / "t.json", photos, tmp_path / "scratch")
+    assert learned(labels) == BOXES
+    assert measured(labels) == 1.0
+
+
+def test_boxes_of_a_category_that_is_not_listed_are_named(photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")])
+    del content["categories"][1]
+    with pytest.raises(AlignDetError, match=r"1 of 2 annotations .* categories .* \(ids 7\)"):
+        read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+
+
+def test_an_empty_image_file_is_named(photos, tmp_path):
+    (tmp_path / "astronaut.jpg").touch()
+    path = written(tmp_path / "t.json", coco([(1, "a"), (2, "b")]))
+    with pytest.raises(AlignDetError, match=r"1 of 1 images .* empty files, astronaut\.jpg first"):
+        read_labels(path, tmp_path, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"bbox": [0.1, 0.2, 0.5, 0.4]}, "2 are narrower or lower than 1 px .*normalised to 0..1"),
+        ({"bbox": [500.0, 20.0, 50.0, 40.0]}, "2 lie outside of their image"),
+        ({"iscrowd": 1}, "2 are crowds or difficult ones"),
+        ({"ignore": 1}, "2 are crowds or difficult ones"),
+    ],
+)
+def test_a_set_of_which_mmdet_keeps_no_box_is_refused_with_the_reason(change, reason, photos, tmp_path):
+    content = coco([(1, "a"), (2, "b")])
+    for annotation in content["annotations"]:
+        annotation.update(change)
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    if "iscrowd" not in change:
+        assert learned(labels) == {}
+    with pytest.raises(AlignDetError, match=f"no box to learn from: of 2 boxes {reason}"):
+        require_boxes(labels, "learn from")
+    content["annotations"][0] = coco([(1, "a"), (2, "b")])["annotations"][0]
+    require_boxes(read_labels(written(tmp_path / "u.json", content), photos, tmp_path), "learn from")
 
 
 def test_a_missing_image_size_is_named(photos, tmp_path):

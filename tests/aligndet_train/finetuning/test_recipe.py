@@ -1,17 +1,19 @@
 """What fine-tuning makes of stock configs of every build: pipelines in pipelines, several schedulers, many heads."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mmdet.registry import DATASETS
+import torch
+from mmdet.registry import DATASETS, PARAM_SCHEDULERS
 from mmengine.config import Config
 
 from aligndet_train.config import read_config
 from aligndet_train.finetuning.labels import Labels, read_labels
-from aligndet_train.finetuning.recipe import FinetuneOptions, evaluation_config, finetune_config
+from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from proposals.errors import AlignDetError
 from tests.aligndet_train.finetuning.test_labels import coco
 
@@ -52,6 +54,104 @@ def test_the_rate_grows_with_the_images_of_all_ranks(labels, ranks):
     )
     assert rates.lr == made.optim_wrapper.optimizer.lr == pytest.approx(0.01 * 4 * ranks / 16 * 1.5)
     assert made.optim_wrapper.optimizer.weight_decay == pytest.approx(0.0001 / 2)
+
+
+def rates_of(config: Config, labels: Labels) -> Rates:
+    return finetune_config(config, labels, None, Path("F"), FinetuneOptions(batch_size=8), pretrained=False)[
+        1
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "said"),
+    [
+        ("rtmdet/rtmdet_tiny_8xb32-300e_coco", 256, "8xb32 in rtmdet_tiny_8xb32-300e_coco.py"),
+        ("retinanet/retinanet_r18_fpn_1xb8-1x_coco", 8, "auto_scale_lr says 16"),
+        ("yolox/yolox_tiny_8xb8-300e_coco", 64, None),
+        ("retinanet/retinanet_r50_fpn_1x_coco", 16, None),
+    ],
+)
+def test_a_rate_is_for_the_images_a_step_that_the_file_is_named_for(name, images, said, labels):
+    config = stock(name)
+    found = rates_of(config, labels)
+    assert found.lr == pytest.approx(config.optim_wrapper.optimizer.lr * 8 / images)
+    assert f"x 8/{images} images" in found.reason
+    assert said in found.reason if said else "auto_scale_lr" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("own", "images"),
+    [
+        ("", 256),
+        ("auto_scale_lr = dict(base_batch_size=32)", 32),
+        ("optim_wrapper = dict(optimizer=dict(lr=0.001))\nauto_scale_lr = dict(base_batch_size=8)", 8),
+    ],
+)
+def test_a_config_of_ones_own_takes_the_batch_of_the_nearest_file_that_says_one(
+    own, images, labels, tmp_path
+):
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'\n{own}\n")
+    assert f"x 8/{images} images" in rates_of(read_config(path, {}), labels).reason
+
+
+def test_the_floor_of_a_schedule_moves_with_the_rate(labels):
+    config = stock("rtmdet/rtmdet_tiny_8xb32-300e_coco")
+    made = recipe(config, labels, batch_size=8)
+    cosine = next(s for s in made.param_scheduler if "eta_min" in s)
+    assert cosine.eta_min == pytest.approx(0.05 * made.optim_wrapper.optimizer.lr)
+    assert next(s for s in config.param_scheduler if "eta_min" in s).eta_min == pytest.approx(0.05 * 0.004)
+
+
+def last_rate(config: Config, steps: int) -> float:
+    """The rate of the last of ``steps`` steps of one epoch, as mmengine's schedulers leave it."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    schedulers = [
+        PARAM_SCHEDULERS.build({**s, "_scope_": "mmdet"}, default_args={"optimizer": optimizer})
+        for s in config.param_scheduler
+    ]
+    for _ in range(steps - 1):
+        optimizer.step()
+        for scheduler in (s for s in schedulers if not s.by_epoch):
+            scheduler.step()
+    return float(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("epochs", [1, 19, 20, 40])
+def test_a_short_run_reaches_its_rate(epochs, labels):
+    made = recipe(stock("retinanet/retinanet_r50_fpn_1x_coco"), labels, epochs=epochs)
+    # One image: an epoch is a step. No milestone is looked at.
+    assert last_rate(made, epochs) == pytest.approx(1.0)
+
+
+def test_a_warm_up_of_epochs_that_would_not_end_is_left_out(labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    warm_up = {"type": "LinearLR", "start_factor": 0.1, "by_epoch": True, "begin": 0, "end": 5}
+    config.param_scheduler = [warm_up, config.param_scheduler[-1]]
+    assert [s.type for s in recipe(config, labels, epochs=3).param_scheduler] == ["MultiStepLR"]
+    assert recipe(config, labels, epochs=12).param_scheduler[0].end == 5
+
+
+def test_images_are_repeated_as_the_config_repeats_them(labels):
+    config = stock("retinanet/retinanet_r50_fpn_ms-640-800-3x_coco")
+    made = recipe(config, labels, image_size=(96, 64), epochs=20, batch_size=1)
+    dataset = DATASETS.build({**made.train_dataloader.dataset, "_scope_": "mmdet"})
+    assert len(dataset) == 3
+    assert max(dataset[2]["inputs"].shape[1:]) <= 96
+    assert made.param_scheduler[0].end == 20 * 3 // 10, "a tenth of the steps"
+    inner = made.train_dataloader.dataset.dataset
+    assert inner.filter_cfg == config.train_dataloader.dataset.dataset.filter_cfg
+
+
+def test_rare_classes_stay_oversampled_and_figures_are_of_every_image_once(labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.dataset = {"type": "ClassBalancedDataset", "oversample_thr": 4.0, "dataset": loader.dataset}
+    made = recipe(config, labels, labels)
+    dataset = DATASETS.build({**made.train_dataloader.dataset, "_scope_": "mmdet"})
+    assert len(dataset) == 2  # of one image: each class is in all of them, sqrt(4 / 1)
+    assert made.val_dataloader.dataset.type == "CocoDataset"
 
 
 def test_images_are_resized_inside_a_choice_of_pipelines(labels):
@@ -117,6 +217,40 @@ def test_a_set_of_crowds_is_refused(labels, tmp_path):
     crowds = read_labels(tmp_path / "crowds.json", labels.images, tmp_path)
     with pytest.raises(AlignDetError, match="no box to learn from"):
         recipe(stock("retinanet/retinanet_r50_fpn_1x_coco"), crowds)
+
+
+def test_a_set_without_a_usable_box_is_not_measured(labels, tmp_path):
+    content = json.loads(labels.annotations.read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [number / 1000 for number in annotation["bbox"]]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    val = read_labels(tmp_path / "val.json", labels.images, tmp_path)
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    with pytest.raises(AlignDetError, match=r"no box to measure AP on.*normalised"):
+        evaluation_config(config, val, tmp_path, FinetuneOptions())
+    with pytest.raises(AlignDetError, match=r"no box to measure AP on.*normalised"):
+        recipe(config, labels, val)
+
+
+def test_a_config_of_a_model_alone_says_what_it_lacks(labels, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("_base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'\n")
+    config = read_config(path, {})
+    with pytest.raises(
+        AlignDetError, match=r"mine\.py has no train_dataloader.*optim_wrapper.*mmdet::"
+    ) as said:
+        recipe(config, labels)
+    with pytest.raises(AlignDetError, match=r"has no val_dataloader\.dataset:"):
+        evaluation_config(config, labels, tmp_path, FinetuneOptions())
+    named = re.findall(r"mmdet::[\w/.]+\.py", str(said.value))
+    path.write_text(f"_base_ = {['mmdet::_base_/models/retinanet_r50_fpn.py', *named]}\n")
+    assert recipe(read_config(path, {}), labels, labels).default_scope == "mmdet"
+
+
+def test_evaluation_loads_no_weights_of_the_config(labels, tmp_path):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco", load_from="other.pth", resume=True)
+    made = evaluation_config(config, labels, tmp_path, FinetuneOptions())
+    assert (made.load_from, made.resume) == (None, False)
 
 
 def test_a_config_that_counts_iterations_can_be_evaluated(labels, tmp_path):
