@@ -31,18 +31,14 @@ def compare(committed: Plan, listed: ListedPlan) -> SourceChange:
 
     Images are told apart by the 64-bit hash that ends their key, so a list of any length takes 25 bytes an image.
     """
-    now, sizes = listed.hashes, listed.sizes
-    order = np.argsort(now, kind="stable")
-    added = np.ones(len(now), dtype=np.bool_)
+    find, added = listed.finder(), np.ones(listed.images, dtype=np.bool_)
     removed, changed = _Tally(), _Tally()
     for part in committed.parts():
-        uris, hashes = part.column("uri"), key_hashes(part)
-        place = np.minimum(np.searchsorted(now, hashes, sorter=order), max(len(now) - 1, 0))
-        place = order[place] if len(now) else place
-        there = now[place] == hashes if len(now) else np.zeros(len(hashes), dtype=np.bool_)
-        added[place[there]] = False
+        uris = part.column("uri")
+        places, there = find(key_hashes(part))
+        added[places[there]] = False
         removed.add(uris, ~there)
-        there[there] = part.column("size").to_numpy()[there] != sizes[place[there]]
+        there[there] = part.column("size").to_numpy()[there] != listed.sizes[places[there]]
         changed.add(uris, there)
     return SourceChange(added, removed.found(), changed.found())
 

@@ -111,11 +111,11 @@ def _drive(
 
 def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer) -> Workspace:
     if options.retry_rejected:
-        return begin_retry(out, recipe, source.kind, observer.say)
+        return begin_retry(out, recipe, source, observer.say)
     plan = make_plan(source.entries(), options.images_per_shard)
     identity = JobIdentity(
         recipe=recipe,
-        source=plan.source(source.kind),
+        source=plan.source(source.kind, source.images.column),
         images_per_shard=options.images_per_shard,
         versions=library_versions(),
         images=None if options.embed else source.images,

@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -22,6 +22,8 @@ from proposals.dataset.manifest import SourceInfo
 from proposals.errors import AlignDetError
 
 _GROUP = 65_536
+_Places = npt.NDArray[np.int64]
+_Flags = npt.NDArray[np.bool_]
 _LISTED = pa.schema([pa.field("uri", pa.string()), pa.field("size", pa.int64())])
 
 
@@ -72,9 +74,21 @@ class ListedPlan(Plan):
         self.shards = -(-self.images // images_per_shard)
         self._refuse_doubles()
 
-    def source(self, kind: str) -> SourceInfo:
-        """What a dataset remembers of the source, as `pipeline.sources.describe` says it."""
-        return SourceInfo(kind=kind, images=self.images, fingerprint=self._fingerprint)
+    def source(self, kind: str, column: str | None = None) -> SourceInfo:
+        """What a dataset remembers of the source, as `pipeline.sources.describe` says it. column: of tables' images."""
+        return SourceInfo(kind=kind, images=self.images, fingerprint=self._fingerprint, column=column)
+
+    def finder(self) -> Callable[[npt.NDArray[np.uint64]], tuple[_Places, _Flags]]:
+        """A function from hashes of uris to (their places in the list, whether they are there at all)."""
+        now, order = self.hashes, np.argsort(self.hashes, kind="stable")
+
+        def find(hashes: npt.NDArray[np.uint64]) -> tuple[_Places, _Flags]:
+            if not len(now):
+                return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), np.bool_)
+            places = order[np.minimum(np.searchsorted(now, hashes, sorter=order), len(now) - 1)]
+            return places, now[places] == hashes
+
+        return find
 
     def parts(self) -> Iterator[pa.Table]:
         """See `Plan`."""
@@ -157,10 +171,21 @@ class ExtendedPlan(Plan):
 
 
 class RetryPlan(Plan):
-    """A committed plan whose images ``keys`` have moved into shards of their own behind the others."""
+    """A committed plan whose images ``keys`` have moved into shards of their own behind the others.
 
-    def __init__(self, committed: Plan, shards: int, keys: frozenset[str], images_per_shard: int) -> None:
+    listed: what the source lists now, where their sizes are taken from; None, or an image it lacks: from the plan.
+    """
+
+    def __init__(
+        self,
+        committed: Plan,
+        shards: int,
+        keys: frozenset[str],
+        images_per_shard: int,
+        listed: ListedPlan | None = None,
+    ) -> None:
         self._committed, self._first, self._per_shard = committed, shards, images_per_shard
+        self._listed = listed
         self._keys = pa.array(sorted(keys), pa.string())
         self.images = committed.images
         self.shards = shards - (-len(keys) // images_per_shard)
@@ -169,12 +194,26 @@ class RetryPlan(Plan):
         """See `Plan`."""
         for part in self._committed.parts():
             yield part.filter(pc.invert(pc.is_in(part.column("key"), self._keys)))
-        moved = 0
+        moved, resized = 0, self._resizer()
         for part in self._committed.parts():
-            chosen = part.filter(pc.is_in(part.column("key"), self._keys))
+            chosen = resized(part.filter(pc.is_in(part.column("key"), self._keys)))
             numbers = self._first + np.arange(moved, moved + len(chosen)) // self._per_shard
             yield chosen.set_column(0, PLAN_SCHEMA.field("shard"), pa.array(numbers, pa.int32()))
             moved += len(chosen)
+
+    def _resizer(self) -> Callable[[pa.Table], pa.Table]:
+        listed = self._listed
+        if listed is None:
+            return lambda rows: rows
+        find = listed.finder()
+
+        def resized(rows: pa.Table) -> pa.Table:
+            places, there = find(key_hashes(rows))
+            sizes = rows.column("size").to_numpy().copy()
+            sizes[there] = listed.sizes[places[there]]
+            return rows.set_column(3, PLAN_SCHEMA.field("size"), pa.array(sizes, pa.int64()))
+
+        return resized
 
 
 def make_plan(entries: Iterable[SourceEntry], images_per_shard: int) -> ListedPlan:

@@ -9,6 +9,7 @@ from pipeline.faults import fault_of
 from pipeline.shard_task import Count, Work, mine_shard, probe_images
 from pipeline.tally import ActorTally, Reports, SocketTally, Tally
 from proposals.dataset.manifest import CommitRecord
+from proposals.errors import MissingExtraError
 from proposals.paths import is_remote
 
 _SLOTS_SECONDS = 5.0
@@ -48,7 +49,7 @@ class RayExecutor:
         self._flying[self._remote.remote(attempt, self._work, self._tally.reports, pause)] = attempt
 
     def wait(self, seconds: float) -> list[End]:
-        """See `Executor`."""
+        """See `Executor`. Raises MissingExtraError when a worker lacks a library that the images need."""
         if not self._flying:
             time.sleep(seconds)
             return []
@@ -85,6 +86,8 @@ class RayExecutor:
             result = self._ray.get(reference)
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
+            if isinstance(cause, MissingExtraError):
+                raise _lacking(cause) from error
             fault = fault_of(cause, self._remote_output)
             return End(attempt.number, fault=fault, reason=f"{type(cause).__name__}: {cause}")
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
@@ -94,6 +97,14 @@ class RayExecutor:
                 attempt.number, fault=Fault.node, reason=f"its machine was lost ({type(error).__name__})"
             )
         return End(attempt.number, record=CommitRecord.model_validate_json(result) if result else None)
+
+
+def _lacking(cause: MissingExtraError) -> MissingExtraError:
+    # Ends the job at once: every shard would fail of it, one after the other.
+    return MissingExtraError(
+        f"a worker cannot read its images: {cause}. Do so on every machine. Finished shards are kept: run the same "
+        "command again to resume."
+    )
 
 
 def _task_memory(ray: Any) -> int:

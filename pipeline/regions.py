@@ -5,6 +5,7 @@ The one module here that needs the trainer's half; it imports it when it runs (t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from proposals.errors import AlignDetError
 from proposals.images import ImageRejected, decode_bgr
 
 if TYPE_CHECKING:
-    from aligndet_train.regions import RegionSettings
+    from aligndet_train.regions import RegionEncoder, RegionSettings
 
 Device = Literal["auto", "cpu", "cuda"]
 _RETRIES = 2
@@ -60,6 +61,7 @@ def extract_regions(root: Path, options: RegionOptions, report: Callable[[int, i
 
     changes = parse_options(list(options.options))
     settings = region_settings(options.backbone, changes, options.short_side, 4 * options.short_side)
+    root = root.resolve()  # workers are in folders of their own
     dataset, store = open_dataset(root), RegionStore(root)
     shards = [shard for shard in dataset.manifest.shards if shard.images]
     if not shards:
@@ -131,10 +133,15 @@ class _RegionActor:
     """Holds the backbone; a Ray actor."""
 
     def __init__(self, settings: "RegionSettings", device: str) -> None:
+        self._settings, self._device = settings, device
+        self._dataset: ProposalDataset | None = None
+
+    @cached_property
+    def _encoder(self) -> "RegionEncoder":
+        # When first used: of what fails in __init__ the driver learns that an actor died, not why.
         from aligndet_train.regions import RegionEncoder
 
-        self._encoder = RegionEncoder(settings, device)
-        self._dataset: ProposalDataset | None = None
+        return RegionEncoder(self._settings, self._device)
 
     def identity(self) -> dict[str, Any]:
         return self._encoder.identity()

@@ -17,8 +17,10 @@ from proposals.dataset.assemble import (
     assemble,
     plan_bytes,
     read_identity,
+    read_rejected,
     rejected_bytes,
 )
+from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import publish, temporary_name, write_atomically
 from proposals.dataset.identity import JobIdentity
@@ -27,16 +29,18 @@ from proposals.dataset.manifest import (
     CommitRecord,
     FileEntry,
     Manifest,
+    Rejection,
     ShardEntry,
     is_newer,
     library_versions,
     read_manifest,
     read_record,
+    write_model,
 )
 from proposals.dataset.tables import read_shard
 from proposals.dataset.verify import Report, verify_dataset
 from proposals.errors import AlignDetError, NewerFormatError
-from proposals.paths import local_only
+from proposals.paths import local_only, scheme_of
 
 # Kinds of sources whose images are no files of their own.
 _CONTAINED = frozenset({"webdataset", "parquet", "arrow"})
@@ -206,7 +210,11 @@ def _mine_again(
             record = mine_shard(
                 task, Work(source, staging, manifest.recipe, job, embed=manifest.images is None)
             )
-            _require_same(record, entries[name], manifest, source.root)
+            rejected = _committed_rejections(root, manifest, entries[name], task)
+            _require_same(record, rejected, entries[name], manifest, source.root)
+            if rejected is not None:
+                again = record.model_copy(update={"rejected": rejected})
+                write_model(layout.record_path(staging, name), again)
             files = [*(entry.path for entry in record.shard.files), f"{layout.SHARDS}/{name}.json"]
             for file in files:
                 publish(staging / file, root / file)
@@ -228,21 +236,54 @@ def _folder_of(task: ShardTask, folders: Sequence[Path]) -> Path:
     return max(folders, key=lambda folder: sum((folder / uri).exists() for uri in task.uris)).resolve()
 
 
-def _require_same(record: CommitRecord, entry: ShardEntry, manifest: Manifest, source: Path) -> None:
-    if record.shard == entry:
+def _committed_rejections(
+    root: Path, manifest: Manifest, entry: ShardEntry, task: ShardTask
+) -> tuple[Rejection, ...] | None:
+    """The rejected images of a shard as they were committed; None when both files that tell of them are damaged.
+
+    Why an image is rejected may depend on the machine and on the day: what is mined again says it anew.
+    """
+    if not list(file_faults(root, manifest.rejected, content=True)):
+        rows, keys = read_rejected(root, manifest).to_pylist(), frozenset(task.keys)
+        return tuple(Rejection(**row) for row in rows if row["key"] in keys)
+    try:
+        record = read_record(layout.record_path(root, entry.name))
+    except AlignDetError:
+        return None
+    return record.rejected if record.shard == entry else None
+
+
+def _require_same(
+    record: CommitRecord,
+    rejected: tuple[Rejection, ...] | None,
+    entry: ShardEntry,
+    manifest: Manifest,
+    source: Path,
+) -> None:
+    known = {row.key for row in rejected or ()}
+    same = rejected is None or known == {row.key for row in record.rejected}
+    if record.shard == entry and same:
         return
+    lost = [row.uri for row in record.rejected if row.key not in known]
+    shown = f"; rejected: {', '.join(lost[:3])}" if lost else ""
+    raise AlignDetError(
+        f"shard {entry.name} mined again from {source} is not what was committed: {_cause(lost, manifest)}{shown}. "
+        "Nothing was replaced by it. Give the original images and libraries, or mine into a new folder."
+    )
+
+
+def _cause(lost: Sequence[str], manifest: Manifest) -> str:
+    """Why a shard may have come out otherwise. lost: uris of images that were not rejected when it was committed."""
+    elsewhere = next((uri for uri in lost if scheme_of(uri) or uri.startswith("/")), None)
+    if elsewhere is not None:
+        return f"{elsewhere} is a URL or an absolute path, and --repair reads files below --images alone"
     here = library_versions()
     versions = [
         f"{name} {there} then, {here.get(name)} now"
         for name, there in manifest.versions.items()
         if here.get(name) != there
     ]
-    missing = f"; rejected: {', '.join(row.uri for row in record.rejected[:3])}" if record.rejected else ""
-    cause = f"library versions differ ({'; '.join(versions)})" if versions else "an image changed or is gone"
-    raise AlignDetError(
-        f"shard {entry.name} mined again from {source} is not what was committed: {cause}{missing}. "
-        "Nothing was replaced by it. Give the original images and libraries, or mine into a new folder."
-    )
+    return f"library versions differ ({'; '.join(versions)})" if versions else "an image changed or is gone"
 
 
 def _replace(root: Path, entry: FileEntry, content: bytes) -> None:

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from pipeline.append import compare
 from pipeline.claim import Say, claimed, release
 from pipeline.heartbeat import NAME as HEARTBEAT
-from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, tasks
+from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, make_plan, tasks
+from pipeline.sources.base import Source
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity, write_plan
 from proposals.dataset.clusters import remove_clusters
@@ -21,6 +22,7 @@ from proposals.dataset.files import (
     copy_atomically,
     file_sha256,
     make_folder,
+    names_in,
     publish,
     remove_leftovers,
     remove_tree,
@@ -47,6 +49,8 @@ Answer = TypeVar("Answer")
 
 # All that may differ between a dataset and the job that adds images to it.
 _GROWS = ("source.images:", "source.fingerprint:")
+# Kinds of sources whose images are files of their own, so that one may be repaired without the others.
+_OF_FILES = ("folder", "list", "coco")
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,9 @@ def _finished(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace |
     if not is_there(out / layout.MANIFEST) or is_there(out / layout.APPEND):
         return None
     manifest = read_manifest(out)
-    if identity.diff(JobIdentity.of(manifest), versions=False):
+    theirs = JobIdentity.of(manifest)
+    identity = identity.as_told_by(theirs)
+    if identity.diff(theirs, versions=False):
         return None
     return Workspace(out, plan, identity, {}, manifest)
 
@@ -130,7 +136,9 @@ def _open(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace:
     if is_there(out / layout.MANIFEST):
         return _reopen(out, plan, identity, read_manifest(out))
     if is_there(out / layout.PLAN):
-        _refuse_difference(out, identity.diff(read_identity(out / layout.PLAN)))
+        theirs = read_identity(out / layout.PLAN)
+        identity = identity.as_told_by(theirs)
+        _refuse_difference(out, identity.diff(theirs))
         remove_leftovers(out, HEARTBEAT)
         remove_leftovers(out / layout.SHARDS)
     else:
@@ -181,29 +189,30 @@ def _require_ours(workspace: Workspace, records: dict[str, CommitRecord]) -> Non
         )
 
 
-def begin_retry(out: Path, recipe: Recipe, kind: str, say: Say = lambda _: None) -> Workspace:
+def begin_retry(out: Path, recipe: Recipe, source: Source, say: Say = lambda _: None) -> Workspace:
     """Try the rejected images of the dataset in ``out`` again, in shards of their own behind the others.
 
-    kind: of the source that is there now. Tars and tables of old shards stay as they are; once the new shards are
-    done, `commit` takes the images out of the old commit records. Without rejected images the dataset is
-    ``finished``. Raises AlignDetError when it is not complete, of another recipe, source or library versions, or when
-    another run works in it; see `begin`.
+    source: where they are now; the plan takes their sizes from it. Tars and tables of old shards stay as they are;
+    once the new shards are done, `commit` takes the images out of the old commit records. Without rejected images the
+    dataset is ``finished``. Raises AlignDetError when it is not complete, of another recipe, source or library
+    versions, or when another run works in it, see `begin`, and what listing the source raises.
     """
-    read_manifest(out)
-    return _opened(out, say, lambda: _open_retry(out, recipe, kind))
+    manifest = read_manifest(out)
+    listed = make_plan(source.entries(), manifest.images_per_shard) if source.kind in _OF_FILES else None
+    return _opened(out, say, lambda: _open_retry(out, recipe, source, listed))
 
 
-def _open_retry(out: Path, recipe: Recipe, kind: str) -> Workspace:
+def _open_retry(out: Path, recipe: Recipe, source: Source, listed: ListedPlan | None) -> Workspace:
     manifest = read_manifest(out)
     theirs = JobIdentity.of(manifest)
-    source = theirs.source.model_copy(update={"kind": kind})
-    here = theirs.model_copy(update={"recipe": recipe, "source": source, "versions": library_versions()})
-    _refuse_difference(out, here.diff(theirs))
+    told = theirs.source.model_copy(update={"kind": source.kind, "column": source.images.column})
+    here = theirs.model_copy(update={"recipe": recipe, "source": told, "versions": library_versions()})
+    _refuse_difference(out, here.as_told_by(theirs).diff(theirs))
     if is_there(out / layout.APPEND) and not _holds_retry(out, manifest):
         raise AlignDetError(
             f"images are being added to {out}. Finish that first: the same command without --retry-rejected"
         )
-    return _retry(out, manifest)
+    return _retry(out, manifest, listed)
 
 
 def abandon(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
@@ -217,16 +226,16 @@ def abandon(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     return read_manifest(workspace.out)
 
 
-def _retry(out: Path, manifest: Manifest) -> Workspace:
+def _retry(out: Path, manifest: Manifest, listed: ListedPlan | None) -> Workspace:
     identity, records = JobIdentity.of(manifest), _committed_records(out, manifest)
     keys = frozenset(row.key for record in records.values() for row in record.rejected)
-    if _holds_retry(out, manifest):
-        plan: Plan = PlanFile(out / layout.APPEND)
+    if _holds_retry(out, manifest) and file_sha256(out / layout.PLAN) != manifest.plan.sha256:
+        plan: Plan = PlanFile(out / layout.APPEND)  # a run was stopped while it committed
     else:
         committed = PlanFile(out / layout.PLAN)
         if not keys:
             return Workspace(out, committed, identity, {}, manifest)
-        plan = RetryPlan(committed, len(manifest.shards), keys, manifest.images_per_shard)
+        plan = RetryPlan(committed, len(manifest.shards), keys, manifest.images_per_shard, listed)
         _start_append(out, plan, identity, manifest)
     relieved = _relieved(records, plan, keys)
     opened = _with_proofs(out, plan, identity, {**records, **relieved})
@@ -264,22 +273,25 @@ def _holds_retry(out: Path, manifest: Manifest) -> bool:
 
 def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manifest) -> Workspace:
     theirs = JobIdentity.of(manifest)
+    identity = identity.as_told_by(theirs)
     if _holds_retry(out, manifest):
-        _refuse_difference(out, identity.diff(theirs))
-        return _retry(out, manifest)
+        # Images that were repaired have other sizes, and so the source another fingerprint.
+        differences = [line for line in identity.diff(theirs) if not line.startswith("source.fingerprint:")]
+        _refuse_difference(out, differences)
+        return _retry(out, manifest, plan)
     if not identity.diff(theirs, versions=False):
         (out / layout.APPEND).unlink(missing_ok=True)
         return Workspace(out, plan, identity, {}, manifest)
     # A run that was stopped while it committed may have left the longer plan: its first part is the committed one.
     committed = PlanFile(out / layout.PLAN, len(manifest.shards))
     change = compare(committed, plan)
-    differences = identity.diff(theirs)
-    if (
-        change.refusals()
-        or not change.added.any()
-        or not all(line.startswith(_GROWS) for line in differences)
-    ):
-        _refuse_difference(out, [*differences, *change.refusals()])
+    refusals, grows = change.refusals(), bool(change.added.any())
+    if refusals or not all(line.startswith(_GROWS) for line in identity.diff(theirs, versions=grows)):
+        _refuse_difference(out, [*identity.diff(theirs), *refusals])
+    if not grows:
+        # The same images: in another order, or of the sizes at which they were tried again.
+        (out / layout.APPEND).unlink(missing_ok=True)
+        return Workspace(out, plan, identity, {}, manifest)
     extended = ExtendedPlan(committed, plan, change.added, manifest.images_per_shard)
     records = _committed_records(out, manifest)
     _start_append(out, extended, identity, manifest)
@@ -349,7 +361,7 @@ def _require_empty(out: Path) -> None:
     _require_outside_datasets(out)
     with _as_users_error(out):
         if out.exists() and (
-            not out.is_dir() or any(not _is_unfinished_plan(path) for path in out.iterdir())
+            not out.is_dir() or any(not _is_unfinished_plan(name) for name in names_in(out))
         ):
             raise AlignDetError(f"{out} is not empty and holds no mining job. Choose a new folder.")
         make_folder(out)
@@ -388,10 +400,10 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _is_unfinished_plan(path: Path) -> bool:
+def _is_unfinished_plan(name: str) -> bool:
     # All that a run leaves which died before its plan was written.
     beginnings = f"{layout.PLAN}{layout.TEMPORARY_MARK}", HEARTBEAT
-    return path.name.startswith(beginnings)
+    return name.startswith(beginnings)
 
 
 def _refuse_difference(out: Path, differences: list[str]) -> None:

@@ -124,12 +124,17 @@ def _ids(path: Path | None) -> "ImageIds":
 
     if path is None:
         return numbered
-    known = read_image_ids(path)
+    known, owners = read_image_ids(path), dict[int, str]()
 
     def find(_place: int, uri: str) -> int:
         number = known.get(uri, known.get(PurePosixPath(uri).name))
         if number is None:
             raise AlignDetError(f"{path} has no id for {uri}. Name the annotations of these images.")
+        if owners.setdefault(number, uri) != uri:
+            raise AlignDetError(
+                f"{path} has one id, {number}, for two images: {owners[number]} and {uri}. Name annotations that tell "
+                "their file names apart, folders included."
+            )
         return number
 
     return find

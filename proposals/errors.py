@@ -29,6 +29,10 @@ class MissingExtraError(AlignDetError):
     exit_code = 3
 
 
+class BadUrlError(AlignDetError):
+    """A URL that no library understands."""
+
+
 class BrokenInstallationError(AlignDetError):
     """Something is installed and cannot be imported or does not work."""
 

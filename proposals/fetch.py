@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, BadUrlError, MissingExtraError
 from proposals.images import ImageRejected
 from proposals.paths import WEB, filesystem, scheme_of
 
@@ -19,6 +19,8 @@ _NO_SUCH_RANGE = 416
 # Of the answers that an S3 client turns into "missing" and "denied", those about this one object: others are about the
 # bucket, the credentials or the clock, and so about every image.
 _OF_THE_OBJECT = ("AccessDenied", "403", "InvalidObjectState", "NoSuchKey", "NoSuchVersion", "404")
+# What S3's client raises for a bucket or key that cannot be; not imported, as it may not be installed.
+_NOT_EVEN_ASKED = ("ParamValidationError",)
 
 
 class SourceUnavailableError(OSError):
@@ -29,7 +31,8 @@ def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:
     """``size`` bytes from ``start`` (all: None, with start 0) of a local path or an allowed URL.
 
     Raises ImageRejected(stage "read") when it is missing, denied, too short, or larger than any image is;
-    SourceUnavailableError when a remote did not answer, after three tries.
+    SourceUnavailableError when a remote did not answer, after three tries; MissingExtraError when the library for
+    its scheme is not installed.
     """
     if size is not None and size > MAX_IMAGE_BYTES:
         raise _too_large()
@@ -68,8 +71,14 @@ def _read_local(location: str, start: int, size: int | None) -> bytes:
 def _read_remote(url: str, start: int, size: int | None) -> bytes:
     try:
         filesystem_, path = filesystem(url)
+    except MissingExtraError:
+        raise  # of this machine, and so the same for every image
+    except BadUrlError as error:
+        raise _bad_url() from error
     except AlignDetError as error:
         raise ImageRejected("read", "not_allowed", str(error)) from error
+    if size == 0:
+        return b""  # a range that ends before it begins is the whole object to S3
     for pause in (*_PAUSES, None):
         try:
             return _read_once(filesystem_, path, url, start, size)
@@ -137,14 +146,18 @@ def _too_large() -> ImageRejected:
     return ImageRejected("read", "too_large", f"more than {MAX_IMAGE_BYTES} bytes")
 
 
+def _bad_url() -> ImageRejected:
+    return ImageRejected("read", "bad_url", "its URL cannot be understood")
+
+
 def _verdict(error: Exception, url: str) -> Exception:
     status = getattr(error, "status", None)
     if status in _GONE:
         return ImageRejected("read", "missing", "there is nothing at its URL")
     if status in _DENIED:
         return ImageRejected("read", "permission_denied", "its URL may not be read")
-    if isinstance(error, ValueError) and status is None:
-        return ImageRejected("read", "bad_url", "its URL cannot be understood")
+    if (isinstance(error, ValueError) and status is None) or type(error).__name__ in _NOT_EVEN_ASKED:
+        return _bad_url()
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
         return ImageRejected("read", "refused", f"its server answers {status}")
     return SourceUnavailableError(f"{url}: {type(error).__name__}: {error}")

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, MissingExtraError
 from proposals.fetch import SourceUnavailableError
 from proposals.images import ImageRejected
 from proposals.paths import filesystem, scheme_of
@@ -27,7 +27,7 @@ def read_row(location: str, row: int, column: str) -> tuple[bytes | None, str | 
     """(bytes, path) of the image in ``row``, counted from 0: one of them at least is set in a sound file.
 
     Raises ImageRejected when the file cannot be read or has no such row, SourceUnavailableError when a remote did
-    not answer.
+    not answer, MissingExtraError when the library for its scheme is not installed.
     """
     try:
         with _borrowed(location, column) as table:
@@ -36,6 +36,8 @@ def read_row(location: str, row: int, column: str) -> tuple[bytes | None, str | 
         raise ImageRejected("read", "missing", "the table that holds it is gone") from error
     except PermissionError as error:
         raise ImageRejected("read", "permission_denied", "the table that holds it may not be read") from error
+    except MissingExtraError:
+        raise  # of this machine, and so the same for every table
     except (pa.ArrowException, ValueError, KeyError, AlignDetError) as error:
         raise ImageRejected("read", "broken_container", "the table that holds it cannot be read") from error
     except OSError as error:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from proposals.errors import AlignDetError, MissingExtraError
+from proposals.errors import AlignDetError, BadUrlError, MissingExtraError
 
 # What a URL may begin with. Never file:, nor anything that runs a program or chains filesystems.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
@@ -27,7 +27,8 @@ def scheme_of(name: str) -> str | None:
 def as_path(name: str | Path) -> Path:
     """``name`` as a `Path`, or, for a URL, as an object that behaves like one (universal-pathlib).
 
-    Raises AlignDetError when the scheme is not allowed, MissingExtraError when its library is not installed.
+    Raises AlignDetError when the scheme is not allowed, BadUrlError when the rest of the URL cannot be understood,
+    MissingExtraError when its library is not installed.
     """
     text = _SQUEEZED.sub(r"\1://", str(name))
     scheme = scheme_of(text)
@@ -43,6 +44,8 @@ def as_path(name: str | Path) -> Path:
         extra = _EXTRAS.get(scheme)
         how = f"pip install 'aligndet[{extra}]'" if extra else f"pip install what it asks for: {error}"
         raise MissingExtraError(f"{text} needs a library that is not installed: {how}") from error
+    except ValueError as error:
+        raise BadUrlError(f"{text} cannot be understood as a URL: {error}. Correct it.") from error
     return cast(Path, path)
 
 

@@ -8,8 +8,9 @@ from pipeline.sources.listed import CocoSource, ListSource
 from pipeline.sources.tables import ArrowSource, ParquetSource, image_column, read_schema
 from pipeline.sources.tars import TarSource
 from pipeline.sources.walk import has_image_suffix, walk
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, MissingExtraError
 from proposals.image_roots import Kind
+from proposals.image_rows import can_hold_images
 from proposals.paths import WEB, as_path, is_remote, is_there, scheme_of
 
 _BY_SUFFIX: dict[str, Kind] = {
@@ -43,7 +44,7 @@ def open_source(
     if "{" in name:
         return _of_files(_expanded(name), kind, glob, column)
     path = as_path(name)
-    place = path if is_remote(path) else path.resolve()
+    place = path if is_remote(path) else _resolved(path)
     suffix = place.suffix.lower()
     if suffix in _BY_SUFFIX and not (not is_remote(place) and place.is_dir()):
         _require_file(place)
@@ -53,6 +54,11 @@ def open_source(
             f"{name}: a web server cannot be listed. Give a list of URLs, or tars by their names."
         )
     return _of_folder(place, kind or _guess(place), glob, column)
+
+
+def _resolved(path: Path) -> Path:
+    # Not through a link to a file: the caches of Hugging Face and DVC keep files under names without a suffix.
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
 
 
 def _of_file(place: Path, kind: Kind, glob: str | None, column: str | None, image_root: str | None) -> Source:
@@ -91,7 +97,27 @@ def _of_containers(root: str, files: list[str], kind: Kind, glob: str | None, co
     if kind == "webdataset":
         return TarSource(root, tuple(files), glob)
     cls = ArrowSource if kind == "arrow" else ParquetSource
+    if column is not None:
+        _require_column(root, files, column)
     return cls(root, tuple(files), column or _column_of(root, files))
+
+
+def _require_column(root: str, files: list[str], column: str) -> None:
+    """Raise AlignDetError when the first table that can be read has no ``column`` of images: a name mistyped."""
+    for file in files:
+        try:
+            schema = read_schema(f"{root.rstrip('/')}/{file}")
+        except MissingExtraError:
+            raise
+        except AlignDetError:
+            continue  # listed as one image, which is rejected
+        place = schema.get_field_index(column)
+        if place < 0 or not can_hold_images(schema.field(place).type):
+            raise AlignDetError(
+                f"{file} has no column {column} that can hold images. It has {', '.join(schema.names)}. "
+                "Say which: --image-column NAME"
+            )
+        return
 
 
 def _column_of(root: str, files: list[str]) -> str:

@@ -107,13 +107,30 @@ def read_plan(path: Path) -> pa.Table:
 
 def checked_plan(path: Path, plan: pa.Table) -> pa.Table:
     """``plan`` again; raises AlignDetError when a column of PLAN_SCHEMA is missing or of another type."""
-    for field in PLAN_SCHEMA:
-        place = plan.schema.get_field_index(field.name)
-        if place < 0 or plan.schema.field(place).type != field.type or plan.column(place).null_count:
+    return _checked(path, plan, list(PLAN_SCHEMA))
+
+
+def read_rejected(
+    root: Path, manifest: Manifest, columns: Sequence[str] = tuple(REJECTED_SCHEMA.names)
+) -> pa.Table:
+    """These columns of rejected.parquet (REJECTED_SCHEMA); raises AlignDetError when it is damaged."""
+    path = root / layout.REJECTED
+    table = read_parquet(path, manifest.totals.rejected, columns=columns)
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise AlignDetError(f"{path} is damaged: {error}.") from error
+    return _checked(path, table, [REJECTED_SCHEMA.field(name) for name in columns])
+
+
+def _checked(path: Path, table: pa.Table, wanted: Sequence[pa.Field]) -> pa.Table:
+    for field in wanted:
+        place = table.schema.get_field_index(field.name)
+        if place < 0 or table.schema.field(place).type != field.type or table.column(place).null_count:
             raise AlignDetError(
                 f"{path} is damaged: column {field.name} must be {field.type}, without nulls."
             )
-    return plan
+    return table
 
 
 def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord]) -> Manifest:

@@ -119,10 +119,25 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """The paths below a remote ``root`` of all its objects, in order."""
+    """The paths below a remote ``root`` of all its objects, in order, but for markers of folders."""
     with as_os_errors(root) as (store, name):
-        found = store.find(name)
-    yield from (path.removeprefix(name).lstrip("/") for path in sorted(found))
+        found = store.find(name, detail=True)
+    paths = sorted(path for path, info in found.items() if not _is_marker(info))
+    yield from (path.removeprefix(name).lstrip("/") for path in paths)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of all that lies directly in ``folder``, local or remote, but for markers of folders."""
+    if not is_remote(folder):
+        return [path.name for path in folder.iterdir()]
+    with as_os_errors(folder) as (store, name):
+        found = store.ls(name, detail=True)
+    return [info["name"].rstrip("/").rsplit("/", 1)[-1] for info in found if not _is_marker(info)]
+
+
+def _is_marker(info: dict[str, Any]) -> bool:
+    # The object of no bytes that S3's console and other tools leave for a folder.
+    return info["type"] == "file" and info["name"].endswith("/") and not info.get("size")
 
 
 def make_folder(path: Path) -> None:

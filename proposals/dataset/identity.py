@@ -29,6 +29,12 @@ class JobIdentity(BaseModel):
         """The identity of the job that ``manifest`` closed."""
         return cls(**{name: getattr(manifest, name) for name in cls.model_fields})
 
+    def as_told_by(self, other: "JobIdentity") -> "JobIdentity":
+        """This identity without a column of images when ``other``, an older one, does not tell its own."""
+        if other.source.column is not None:
+            return self
+        return self.model_copy(update={"source": self.source.model_copy(update={"column": None})})
+
     def fingerprint(self) -> str:
         """sha256, in hex, of the canonical JSON."""
         canonical = json.dumps(self.model_dump(exclude_none=True), sort_keys=True, separators=(",", ":"))

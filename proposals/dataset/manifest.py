@@ -121,13 +121,24 @@ class CommitRecord(BaseModel):
 
 
 class SourceInfo(BaseModel):
-    """Where the images came from: the kind of source, how many it lists, a hash of their names and sizes."""
+    """Where the images came from: the kind of source, how many it lists, a hash of their names and sizes.
+
+    column: that of the images, in tables; None also in datasets made before it was written down.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     kind: str
     images: int = Field(ge=0, le=bounds.MAX_IMAGES)
     fingerprint: str
+    column: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_column(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        if self.column is None:
+            content.pop("column", None)
+        return content
 
     @classmethod
     def of(cls, kind: str, listed: Iterable[tuple[str, int]]) -> "SourceInfo":

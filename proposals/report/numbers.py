@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from proposals.boxes import Boxes
 from proposals.dataset import ProposalDataset, layout
-from proposals.dataset.bounds import opened
+from proposals.dataset.assemble import read_rejected
 from proposals.dataset.manifest import CommitRecord, read_record
 from proposals.errors import AlignDetError
 from proposals.rows import Rows, iterate_rows
@@ -101,7 +99,7 @@ def collect(dataset: ProposalDataset) -> Statistics:
         recipe_fingerprint=manifest.recipe_fingerprint,
         versions=manifest.versions,
         statuses={str(name): count for name, count in totals.statuses.items()},
-        rejected=_rejections(dataset.root / layout.REJECTED),
+        rejected=_rejections(dataset),
         cost=_cost(dataset.root, [shard.name for shard in manifest.shards]),
         sampled_images=len(sample.counts),
         boxes_per_image=_percentiles(sample.counts),
@@ -171,16 +169,13 @@ def _percentiles(values: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> dic
     return {"mean": float(values.mean(dtype=np.float64)), **named}
 
 
-def _rejections(path: Path) -> dict[str, int]:
-    found: Counter[str] = Counter()
-    try:
-        with opened(path) as source, pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(65_536, columns=["stage", "reason"]):
-                columns = (batch.column(name).to_pylist() for name in ("stage", "reason"))
-                found.update(f"{stage}: {reason}" for stage, reason in zip(*columns, strict=True))
-    except (OSError, pa.ArrowException) as error:
-        raise AlignDetError(f"{path} cannot be read: {error}. The dataset is damaged.") from error
-    return dict(found.most_common())
+def _rejections(dataset: ProposalDataset) -> dict[str, int]:
+    names = ["stage", "reason"]
+    rejected = read_rejected(dataset.root, dataset.manifest, names)
+    counted = rejected.group_by(names, use_threads=False).aggregate([([], "count_all")])
+    columns = (counted.column(name).to_pylist() for name in (*names, "count_all"))
+    found = {f"{stage}: {reason}": count for stage, reason, count in zip(*columns, strict=True)}
+    return dict(Counter(found).most_common())
 
 
 def _cost(root: Path, names: list[str]) -> Cost | None:

@@ -74,6 +74,14 @@ def verified(path: Path) -> object:
     return [f"{problem.file}: {problem.what}" for problem in verify_dataset(path, deep=True).problems]
 
 
+def figures(path: Path) -> object:
+    """What `aligndet stats` and `report` say of a dataset's rejected images."""
+    from proposals.dataset import open_dataset
+    from proposals.report.numbers import collect
+
+    return collect(open_dataset(path)).rejected
+
+
 def record(path: Path) -> object:
     """A commit record."""
     from proposals.dataset.manifest import read_record
@@ -189,7 +197,7 @@ def config(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     function.__name__: function
     for function in (
-        image, fetched, tar, tar_members, table, text_list, dataset, verified, record, zarr, plan, planned, coco, soco,
-        pickled, truth, checkpoint, weights, exported, recipe, config,
+        image, fetched, tar, tar_members, table, text_list, dataset, verified, figures, record, zarr, plan, planned,
+        coco, soco, pickled, truth, checkpoint, weights, exported, recipe, config,
     )
 }  # fmt: skip

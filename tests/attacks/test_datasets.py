@@ -259,6 +259,52 @@ def test_a_plan_that_lies_is_refused_or_named(confined, copy, reseal, name):
     assert "plan.parquet" in named.text
 
 
+def _no_words(table):
+    words = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
+    return table.set_column(3, "reason", words)
+
+
+def _long(rows):
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 2**20]))
+    return lambda table: table.take(pa.array([0] * rows)).set_column(3, "reason", words)
+
+
+REJECTED = {
+    "as_it_should_be": (lambda table: table, "{'read: missing': 1}"),
+    "no_column_of_reasons": (lambda table: table.drop_columns("reason"), "column reason must be string"),
+    "reasons_that_are_numbers": (lambda table: table.set_column(3, "reason", pa.array([5])), "column reason must"),
+    "no_reason": (lambda table: table.set_column(3, "reason", pa.array([None], pa.string())), "without nulls"),
+    "reasons_that_are_no_text": (_no_words, "nvalid"),
+    "more_rows": (lambda table: table.take(pa.array([0, 0])), "rows"),
+    "one_long_reason_for_five_thousand": (_long(5000), "bytes of reason, more than the"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_rejected_images_that_lie_are_refused(confined, copy, reseal, name):
+    change, words = REJECTED[name]
+    row = {
+        "key": "k",
+        "uri": "a.jpg",
+        "stage": "read",
+        "reason": "missing",
+        "detail": "",
+        "traceback_hash": "",
+    }
+    pq.write_table(change(pa.Table.from_pylist([row])), copy / layout.REJECTED)
+
+    rows = 5000 if "five_thousand" in name else 1
+
+    def declare(content):
+        content["totals"]["rejected"] += rows
+        content["source"]["images"] += rows
+
+    reseal(copy, declare)
+    outcome = confined.read("figures", copy, megabytes=128)
+    assert outcome.kind == ("value" if name == "as_it_should_be" else "refused"), outcome
+    assert words in outcome.text
+
+
 def test_records_that_lie_are_refused(confined, copy):
     path = layout.record_path(copy, "00000")
     good = json.loads(path.read_text())

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from mmengine.config import Config
+from mmengine.registry import MODELS, Registry
 
 from aligndet_train.config import load_run_config, read_config, shipped_config
-from aligndet_train.plain_config import read_plain
+from aligndet_train.plain_config import read_plain, require_registered
 from proposals.cli import main
 from proposals.errors import AlignDetError
 from tests.cli.conftest import TINY
@@ -77,6 +79,19 @@ def test_shipped_detectors_are_accepted_as_data(name, tmp_path):
     read = read_plain(tmp_path / "config.json")
     assert read.model.type == stock.model.type
     assert json.dumps(read.train_dataloader) == json.dumps(stock.train_dataloader)
+
+
+def test_a_class_of_another_scope_is_known_where_that_has_registered_it():
+    theirs = Registry("model", parent=MODELS, scope="theirs")
+    try:
+        theirs.register_module(name="ConvNeXt", module=torch.nn.Identity)
+        theirs.register_module(name="RFSearchHook", module=torch.nn.Identity)
+        require_registered({"backbone": {"type": "theirs.ConvNeXt"}}, "the config")
+        for name in ("theirs.Other", "others.ConvNeXt", "theirs.RFSearchHook"):
+            with pytest.raises(AlignDetError, match=name):
+                require_registered({"backbone": {"type": name}}, "the config")
+    finally:
+        MODELS.children.pop("theirs")
 
 
 HOSTILE = {

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -95,6 +97,9 @@ mine PHOTOS FRESH --workers 0
 mine PHOTOS FRESH --mode nonsense
 mine pipe:ls FRESH
 mine file:///etc FRESH
+mine http://[img]/list.txt FRESH
+mine TABLE.parquet FRESH --image-column nonsense
+mine PHOTOS s3://[img]/out
 verify MISSING
 verify EMPTY
 verify GARBAGE_JSON
@@ -260,9 +265,11 @@ def _files(folder: Path) -> dict[str, Path]:
     for name, content in contents.values():
         (folder / name).write_bytes(content)
     cv2.imwrite(str(folder / "image.png"), np.zeros((30, 40, 3), np.uint8))
+    pq.write_table(pa.table({"image": [b"x"]}), folder / "table.parquet")
     torch.save({"weight": torch.zeros(3)}, folder / "tensors.pth")
     found = {key: folder / name for key, (name, _) in contents.items()}
-    return found | {"IMAGE": folder / "image.png", "TENSORS_PTH": folder / "tensors.pth"}
+    others = {"IMAGE": "image.png", "TENSORS_PTH": "tensors.pth", "TABLE.parquet": "table.parquet"}
+    return found | {key: folder / name for key, name in others.items()}
 
 
 def _filled(line: str, things: dict[str, Path], fresh: Path) -> list[str]:

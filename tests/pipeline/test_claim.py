@@ -216,7 +216,7 @@ def test_a_retry_is_refused_while_another_run_lives(images, tmp_path, beating):
     _finish(images, _begin(images, out))
     beating(out)
     with pytest.raises(AlignDetError, match="another run writes to"):
-        begin_retry(out, _RECIPE, "folder")
+        begin_retry(out, _RECIPE, FolderSource(images))
     assert not (out / layout.APPEND).exists()
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from importlib.util import find_spec
 
 import cv2
 import pyarrow.parquet as pq
@@ -144,6 +145,17 @@ def test_a_folder_inside_another_dataset_is_refused(photos, mined_dataset, mine_
         with pytest.raises(AlignDetError, match="lies inside another dataset"):
             mine_folder(photos, mined_dataset / inside)
     assert sorted(mined_dataset.rglob("*")) == before
+
+
+@pytest.mark.skipif(find_spec("gcsfs") is not None, reason="for a machine without gcsfs")
+def test_images_whose_library_is_missing_end_the_job_and_reject_nothing(tmp_path, start):
+    (tmp_path / "list.txt").write_text("gs://bucket/a.jpg\ngs://bucket/b.jpg\n")
+    out = tmp_path / "out"
+    status, output = start(tmp_path / "list.txt", out, "--images-per-shard", "1", "--workers", "1").wait()
+    assert status == 3, output
+    assert "gcsfs" in output
+    assert "Traceback" not in output
+    assert not list(out.glob("shards/*.json"))
 
 
 def test_wrong_options_are_one_sentence(photos, tmp_path, start):

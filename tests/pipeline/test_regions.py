@@ -91,6 +91,27 @@ def test_features_that_are_no_numbers_are_refused(mined_dataset, tmp_path):
         actor.write(root, open_dataset(root).manifest.shards[0])
 
 
+@pytest.mark.slow
+def test_weights_that_are_not_there_are_named_and_no_memory_is_blamed(mined_dataset, tmp_path):
+    root = shutil.copytree(mined_dataset, tmp_path / "dataset")
+    config, missing = tmp_path / "config.py", tmp_path / "missing.pth"
+    weights = f"dict(_delete_=True, type='Pretrained', checkpoint='{missing}')"
+    config.write_text(f"_base_ = {TINY!r}\nmodel = dict(backbone=dict(init_cfg={weights}))\n")
+    options = RegionOptions(str(config), (), 96, workers=1)
+    with pytest.raises(AlignDetError, match=rf"weights .*{missing}.* could not be read") as caught:
+        extract_regions(root, options, lambda done, shards: None)
+    assert "memory" not in str(caught.value)
+
+
+def test_workers_are_told_where_a_dataset_is_whatever_folder_they_are_in(tmp_path, mine_folder, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
+    root = mine_folder(tmp_path / "in", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AlignDetError, match=f"{root} holds no image"):
+        extract_regions(Path("out"), RegionOptions(TINY, ()), lambda done, shards: None)
+
+
 def test_a_dataset_without_images_is_refused(tmp_path, mine_folder):
     images = tmp_path / "in"
     images.mkdir()

@@ -7,11 +7,12 @@ import tarfile
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.image_task import Refusal
 from pipeline.sources import open_source
 from proposals.cli import build_app
 from proposals.dataset import layout
 from proposals.dataset.consolidated import consolidate
-from proposals.dataset.manifest import read_manifest
+from proposals.dataset.manifest import read_manifest, read_record
 from proposals.dataset.merge import merge_datasets
 from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
@@ -95,6 +96,34 @@ def test_a_changed_image_never_replaces_what_was_committed(copy, source, tmp_pat
     assert "an image changed or is gone" in str(result.exception)
     assert (copy / "shards" / "00000.tar").read_bytes() == damaged
     assert not list(copy.glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize(
+    "damaged", [["shards/00000.tar"], ["shards/00000.json"], ["shards/00000.tar", "rejected.parquet"]]
+)
+def test_why_an_image_was_rejected_stays_what_was_committed(source, mine_folder, tmp_path, content, damaged):
+    # A verdict that depends on the machine: mined again, the image is no image.
+    late = Refusal.without_traceback("propose", "timeout", "no result within the time limit")
+    root = mine_folder(source, tmp_path / "out", quarantine={layout.key_of("broken.jpg"): late})
+    assert [row.reason for row in read_record(layout.record_path(root, "00000")).rejected] == ["timeout"]
+    before = content(root)
+    for file in damaged:
+        flip_a_bit(root / file)
+    result = _repair(root, source)
+    assert result.exit_code == 0, result.output
+    assert content(root) == before
+
+
+def test_images_that_a_list_names_elsewhere_are_said_to_be_no_files_below_a_folder(
+    source, mine_folder, tmp_path
+):
+    lines = [str(source / name) for name in ("astronaut.jpg", "cat.jpg", "broken.jpg")]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    root = mine_folder(open_source(str(tmp_path / "list.txt")), tmp_path / "out")
+    flip_a_bit(root / "shards" / "00000.tar")
+    refusal = str(_repair(root, source).exception)
+    assert f"{lines[0]} is a URL or an absolute path" in refusal
+    assert "changed or is gone" not in refusal
 
 
 def test_it_asks_for_the_images(copy):

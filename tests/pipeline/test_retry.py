@@ -63,6 +63,14 @@ def _finish(source, opened):
     commit(opened, {**opened.done, **fresh})
 
 
+def _job(source):
+    """(plan, identity) of `aligndet mine` with what ``source`` lists now."""
+    plan = make_plan(source.entries(), 1)
+    return plan, JobIdentity(
+        recipe=_RECIPE, source=plan.source("folder"), images_per_shard=1, versions=library_versions()
+    )
+
+
 def _rejected(out):
     return {row["uri"]: row["reason"] for row in pq.read_table(out / "rejected.parquet").to_pylist()}
 
@@ -97,20 +105,16 @@ def test_those_that_pass_leave_the_rejected_and_old_files_are_not_touched(source
 
 
 def test_images_can_be_added_after_a_retry(source, out, tmp_path):
-    _finish(source, begin_retry(out, _RECIPE, "folder"))
+    _finish(source, begin_retry(out, _RECIPE, source))
     more = FolderSource(shutil.copytree(source.root, tmp_path / "more"))
     shutil.copy(more.root / "cat.jpg", more.root / "also.jpg")
-    plan = make_plan(more.entries(), 1)
-    identity = JobIdentity(
-        recipe=_RECIPE, source=plan.source("folder"), images_per_shard=1, versions=library_versions()
-    )
-    _finish(more, begin(out, plan, identity))
+    _finish(more, begin(out, *_job(more)))
     assert "also.jpg" in {record.uri for record in open_dataset(out)}
     assert not verify_dataset(out, deep=True).problems
 
 
 def test_when_none_passes_not_a_byte_changes(source, out, content):
-    _finish(source, begin_retry(out, _RECIPE, "folder"))
+    _finish(source, begin_retry(out, _RECIPE, source))
     before = content(out)
     outcome = run_job(source, out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), _Nobody())
     assert (outcome.mined.images, outcome.mined.rejected) == (0, 1)
@@ -122,7 +126,7 @@ def test_when_none_passes_not_a_byte_changes(source, out, content):
 def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
     source, out, whole, content, step, monkeypatch
 ):
-    opened = begin_retry(out, _RECIPE, "folder")
+    opened = begin_retry(out, _RECIPE, source)
     if step != "begun":
         broken = {"plan": "copy_atomically", "records": "write_model", "manifest": "assemble"}
         names = {"mined": "remove_leftovers"} | broken
@@ -134,10 +138,7 @@ def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
             patched.setattr(workspaces, names[step], stop)
             with pytest.raises(KeyboardInterrupt):
                 _finish(source, opened)
-    plan = make_plan(source.entries(), 1)
-    identity = JobIdentity(
-        recipe=_RECIPE, source=plan.source("folder"), images_per_shard=1, versions=library_versions()
-    )
+    plan, identity = _job(source)
     again = begin(out, plan, identity)
     assert len(again.pending) == (4 if step == "begun" else 0)
     _finish(source, again)
@@ -147,12 +148,56 @@ def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
 
 def test_another_recipe_and_an_unfinished_job_are_refused(source, out):
     with pytest.raises(AlignDetError, match=r"recipe\.max_side: 100 there, 64 here"):
-        begin_retry(out, Recipe(max_side=64), "folder")
+        begin_retry(out, Recipe(max_side=64), source)
     (out / layout.MANIFEST).unlink()
     with pytest.raises(AlignDetError, match="in progress"):
-        begin_retry(out, _RECIPE, "folder")
+        begin_retry(out, _RECIPE, source)
 
 
 def test_a_dataset_without_rejected_images_is_left_alone(photos, mine_folder, tmp_path):
     out = mine_folder(photos, tmp_path / "out", _RECIPE)
-    assert begin_retry(out, _RECIPE, "folder").finished is not None
+    assert begin_retry(out, _RECIPE, FolderSource(photos)).finished is not None
+
+
+@pytest.fixture
+def repaired(source, photos, tmp_path):
+    """The same source, in which the torn image was replaced by a whole one of another size."""
+    folder = shutil.copytree(source.root, tmp_path / "repaired")
+    shutil.copy(photos / "cat.jpg", folder / "torn.jpg")
+    return FolderSource(folder)
+
+
+def test_after_a_repair_of_the_source_the_dataset_is_complete_and_can_grow(repaired, out, photos):
+    with pytest.raises(AlignDetError, match=r"changed in size: torn\.jpg"):
+        begin(out, *_job(repaired))
+    _finish(repaired, begin_retry(out, _RECIPE, repaired))
+    assert not _rejected(out)
+    assert not verify_dataset(out, deep=True).problems
+    assert begin(out, *_job(repaired)).finished == read_manifest(out)
+    (out / layout.PLAN).unlink()
+    assert not repair_dataset(out, [repaired.root], 1, lambda _: None).problems
+    shutil.copy(photos / "cat.jpg", repaired.root / "also.jpg")
+    _finish(repaired, begin(out, *_job(repaired)))
+    assert read_manifest(out).source == make_plan(repaired.entries(), 1).source("folder")
+    assert len(open_dataset(out)) == 10
+    assert not verify_dataset(out, deep=True).problems
+
+
+@pytest.mark.parametrize("option", [True, False])
+def test_a_repair_between_two_runs_of_a_retry_is_seen(source, repaired, out, option):
+    begin_retry(out, _RECIPE, source)
+    again = begin_retry(out, _RECIPE, repaired) if option else begin(out, *_job(repaired))
+    _finish(repaired, again)
+    assert not _rejected(out)
+    assert begin(out, *_job(repaired)).finished is not None
+
+
+def test_a_list_in_another_order_names_the_same_images(source, out):
+    class Backwards(FolderSource):
+        def entries(self):
+            return reversed(list(super().entries()))
+
+    before = (out / layout.MANIFEST).read_bytes()
+    assert begin(out, *_job(Backwards(source.root))).finished is not None
+    assert (out / layout.MANIFEST).read_bytes() == before
+    assert not verify_dataset(out).unfinished

@@ -152,6 +152,21 @@ def test_an_object_is_read_whole_up_to_the_limit(bucket, monkeypatch, content, e
         assert fetch(url) == expected
 
 
+def test_no_bytes_of_a_tar_are_no_request(bucket):
+    url = f"{bucket}/sizes/x.tar"
+    place = as_path(url)
+    place.fs.pipe_file(place.path, bytes(10240))
+    assert fetch(url, 512, 0) == b""
+    assert fetch(f"{bucket}/never-written.tar", 512, 0) == b""
+
+
+@pytest.mark.parametrize("url", ["s3:///x.jpg", "s3://mining"])
+def test_a_url_without_bucket_or_key_is_refused_alone(bucket, url):
+    with pytest.raises(ImageRejected) as caught:
+        fetch(url)
+    assert caught.value.reason == "bad_url"
+
+
 def test_a_bucket_that_is_gone_is_no_fault_of_an_image(bucket, monkeypatch):
     monkeypatch.setattr("proposals.fetch._PAUSES", ())
     with pytest.raises(SourceUnavailableError, match="NoSuchBucket"):
@@ -182,6 +197,30 @@ def test_credentials_that_are_refused_are_no_fault_of_an_image(bucket, monkeypat
     monkeypatch.setattr(as_path(bucket).fs, "cat_file", refuse)
     with pytest.raises(expected):
         fetch(f"{bucket}/photo.jpg")
+
+
+def _empty_folder(url):
+    """What S3's console makes of "create folder": an object of no bytes, whose key ends in a slash."""
+    bucket, key = as_path(url).path.rstrip("/").split("/", 1)
+    as_path(url).fs.call_s3("put_object", Bucket=bucket, Key=f"{key}/", Body=b"")
+
+
+def test_a_folder_that_the_console_made_is_empty(bucket, photos, mine_folder):
+    out = as_path(f"{bucket}/by-hand")
+    _empty_folder(str(out))
+    mine_folder(photos, out, _RECIPE, 4)
+    _empty_folder(f"{out}/shards")
+    assert len(open_dataset(out)) == 8
+    report = verify_dataset(out, deep=True)
+    assert (report.problems, report.unfinished) == ((), ())
+
+
+def test_an_out_that_holds_something_else_is_refused_in_s3_too(bucket, photos, mine_folder):
+    out = as_path(f"{bucket}/taken")
+    _empty_folder(str(out))
+    out.fs.pipe_file((out / "deep" / "notes.txt").path, b"mine")
+    with pytest.raises(AlignDetError, match="is not empty"):
+        mine_folder(photos, out, _RECIPE, 4)
 
 
 def test_a_damaged_object_is_found(bucket, photos, mine_folder):

@@ -7,6 +7,7 @@ import json
 import pickle
 import tarfile
 import threading
+from importlib.util import find_spec
 
 import datasets
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline.sources import FolderSource, SourceEntry, SourceUnavailableError, open_source
 from pipeline.sources.runs import sorted_pairs
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, MissingExtraError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
 from proposals.paths import as_path
@@ -143,6 +144,31 @@ def test_a_list_from_a_web_server_reads_relative_names_and_urls(folder, web):
     assert [source.read(first), source.read(second)] == [b"first", b"3"]
     assert [_reason(source, uri) for uri in others] == ["missing", "permission_denied", "unreachable"]
     assert _reason(source, "http://127.0.0.1:9/x.jpg") == "unreachable"
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://[img]/a.jpg", "https://[]/a.jpg", "http://a:b/c.jpg", "http:///a.jpg"]
+)
+def test_a_url_that_is_none_is_refused_alone(folder, uri):
+    (folder / "list.txt").write_text(f"a.jpg\n{uri}\n")
+    source = open_source(str(folder / "list.txt"))
+    assert source.read("a.jpg") == b"first"
+    assert _reason(source, uri) == "bad_url"
+
+
+def test_a_source_whose_url_is_none_is_a_users_error():
+    with pytest.raises(AlignDetError, match=r"http://\[img\]/list.txt cannot be understood as a URL"):
+        open_source("http://[img]/list.txt")
+
+
+@pytest.mark.skipif(find_spec("gcsfs") is not None, reason="for a machine without gcsfs")
+@pytest.mark.parametrize(
+    ("kind", "uri"),
+    [("list", "gs://bucket/a.jpg"), ("parquet", "a.parquet/0"), ("webdataset", "a.tar/512+9/a.jpg")],
+)
+def test_a_missing_library_is_no_fault_of_an_image(kind, uri):
+    with pytest.raises(MissingExtraError, match="gcsfs"):
+        ImageRoot(kind=kind, root="gs://bucket", column="image").read(uri)
 
 
 def test_what_is_below_one_root_is_tried_again_when_its_server_is_busy(web):
@@ -278,6 +304,26 @@ def test_capitals_in_a_containers_name_change_nothing(tmp_path):
         assert _content(open_source(str(tmp_path), kind)) == found[name]
 
 
+def test_a_link_to_a_file_without_a_suffix_is_what_its_own_name_says(folder, tmp_path):
+    blobs, snapshot = (
+        tmp_path / "blobs",
+        folder / "snapshot",
+    )  # as the caches of Hugging Face and DVC have them
+    blobs.mkdir()
+    snapshot.mkdir()
+    pq.write_table(pa.table({"raw": [b"x"]}), blobs / "1f")
+    _tar(blobs / "2f", [("0.jpg", b"one")])
+    (blobs / "3f").write_text("own.jpg\n")
+    for name, blob in (("a.parquet", "1f"), ("b.tar", "2f"), ("c.txt", "3f")):
+        (snapshot / name).symlink_to(blobs / blob)
+    (snapshot / "own.jpg").write_bytes(b"its own")
+    assert _content(open_source(str(snapshot / "a.parquet"))) == [("a.parquet/0", -1, b"x")]
+    assert _content(open_source(str(snapshot / "b.tar"))) == [("b.tar/512+3/0.jpg", 3, b"one")]
+    assert open_source(str(snapshot / "c.txt")).read("own.jpg") == b"its own"
+    (tmp_path / "photos.txt").symlink_to(folder)
+    assert open_source(str(tmp_path / "photos.txt")).images.root == str(folder)
+
+
 _STRUCT = pa.struct([("bytes", pa.list_(pa.uint8())), ("path", pa.string())])
 
 
@@ -285,7 +331,7 @@ _STRUCT = pa.struct([("bytes", pa.list_(pa.uint8())), ("path", pa.string())])
 @pytest.mark.parametrize(
     "cells", [pa.array([5]), pa.array([[b"x"]]), pa.array([{"bytes": [1], "path": "a"}], _STRUCT)], ids=str
 )
-def test_a_column_that_holds_no_images_is_not_taken_and_when_named_refused(tmp_path, cells, suffix):
+def test_a_column_that_holds_no_images_is_neither_taken_nor_allowed(tmp_path, cells, suffix):
     table = pa.table({"image": cells})
     path = str(tmp_path / f"a.{suffix}")
     if suffix == "parquet":
@@ -295,6 +341,16 @@ def test_a_column_that_holds_no_images_is_not_taken_and_when_named_refused(tmp_p
             writer.write_table(table)
     with pytest.raises(AlignDetError, match=r"which column of .* holds the images"):
         open_source(path)
-    source = open_source(path, column="image")
-    assert [entry.uri for entry in source.entries()] == [f"a.{suffix}"]
-    assert _reason(source, f"a.{suffix}") == "broken_container"
+    for column in ("image", "imgae"):
+        with pytest.raises(AlignDetError, match=f"no column {column} that can hold images. It has image"):
+            open_source(path, column=column)
+
+
+def test_a_column_is_looked_for_in_the_first_table_that_can_be_read(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 broken")
+    pq.write_table(pa.table({"left": [b"x"], "right": [b"y"]}), tmp_path / "b.parquet")
+    assert [reason for *_, reason in _content(open_source(f"{tmp_path}/b.parquet", column="right"))] == [b"y"]
+    source = open_source(str(tmp_path), column="right")
+    assert [entry.uri for entry in source.entries()] == ["a.parquet", "b.parquet/0"]
+    with pytest.raises(AlignDetError, match=r"b\.parquet has no column middle"):
+        open_source(str(tmp_path), column="middle")

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from proposals.cli import build_app
@@ -85,6 +86,19 @@ def test_a_clean_dataset_is_clean(mined_dataset):
     status, output = _verify(mined_dataset, "--json")
     report = json.loads(output)
     assert (status, report["clean"], report["problems"], report["shards"]) == (0, True, [], 3)
+
+
+def test_a_tiff_that_is_stored_on_its_side_is_as_sound_as_any(photos, mine_folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    with Image.open(photos / "cat.jpg") as cat:
+        assert cat.width != cat.height
+        for orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            for suffix in ("tif", "jpg", "png"):
+                cat.save(tmp_path / "in" / f"{orientation}.{suffix}", exif=exif)
+    report = verify_dataset(mine_folder(tmp_path / "in", tmp_path / "out"), deep=True)
+    assert (report.images, report.problems) == (24, ())
 
 
 def test_fifty_flipped_bits_are_found(copy):

@@ -103,11 +103,12 @@ def _image_faults(name: str, data: bytes, row: dict[str, Any]) -> Iterator[str]:
         return
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            stored = image.size
+            # Pillow gives a TIFF's size upright, that of all others as stored.
+            on_its_side = row["orientation"] >= 5 and image.format != "TIFF"
+            upright = image.size[::-1] if on_its_side else image.size
     except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
         yield f"image {name} cannot be opened ({type(error).__name__})"
         return
-    upright = stored[::-1] if row["orientation"] >= 5 else stored
     if upright != (row["width"], row["height"]):
         yield f"image {name} is {upright[0]} x {upright[1]}, the table says {row['width']} x {row['height']}"
 

@@ -289,6 +289,20 @@ def test_broken_ids_are_a_users_error(mined_dataset, tmp_path, image):
         _convert(mined_dataset, tmp_path / "out", "--to", "detectron2", "--ids", tmp_path / "ids")
 
 
+@pytest.mark.parametrize("form", ["coco", "detectron2"])
+def test_one_id_for_two_images_is_refused(photos, mine_folder, tmp_path, form):
+    for folder in ("a", "b"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        shutil.copy(photos / "cat.jpg", tmp_path / "in" / folder / "1.jpg")
+    dataset, ids, out = mine_folder(tmp_path / "in", tmp_path / "dataset"), tmp_path / "ids", tmp_path / "out"
+    ids.write_text(json.dumps({"images": [{"id": 7, "file_name": "1.jpg"}]}))
+    with pytest.raises(AlignDetError, match=r"one id, 7, for two images: a/1\.jpg and b/1\.jpg"):
+        _convert(dataset, out, "--to", form, "--ids", ids)
+    assert not out.exists()
+    ids.write_text(json.dumps({"images": [{"id": i, "file_name": f"{'ab'[i]}/1.jpg"} for i in (0, 1)]}))
+    _convert(dataset, out, "--to", form, "--ids", ids)
+
+
 def test_pickles_need_the_flag(mined_dataset, tmp_path):
     _convert(mined_dataset, tmp_path / "file", "--to", "mmdet", "--folder", "x")
     with pytest.raises(AlignDetError, match="--allow-pickle"):
