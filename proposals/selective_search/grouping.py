@@ -124,6 +124,10 @@ def group_regions(
     for index in range(count):
         pairs[index] = initial_pairs[index]
         similarity[index] = combine(parts[index], weights)
+    # What a strategy does not weigh is not filled in below: what the memory held may be NaN, and so its product with 0.
+    for kind in (COLOUR, TEXTURE):
+        if weights[kind] == 0:
+            found[kind] = 0
     seen[:] = -1
     level[:regions] = 1
     new = regions

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proposals.selective_search.jit import helper, kernel
+from proposals.selective_search.workspace import Workspace
 
 _EMPTY = np.uint32(0xFFFFFFFF)
 _NO_PAIR = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -123,8 +124,7 @@ def _note_pair(table: npt.NDArray[np.uint64], a: np.uint32, b: np.uint32, count:
 def find_neighbours(cell_of_pixel: npt.NDArray[np.uint32], table: npt.NDArray[np.uint64]) -> int:
     """The pairs of adjacent cells, lower << 32 | higher, moved to the front of `table`; returns how many.
 
-    table: scratch, a power of two of at least 4 x cells entries. This adjacency is a planar graph (squares with one
-    diagonal), so there are fewer than 3 x cells pairs.
+    table: scratch, a power of two. -1 when it is too small, see `adjacent_cells`.
     """
     height, width = cell_of_pixel.shape
     table[:] = _NO_PAIR
@@ -135,6 +135,8 @@ def find_neighbours(cell_of_pixel: npt.NDArray[np.uint32], table: npt.NDArray[np
             here, left, up, corner = row[x], row[x - 1], above[x], above[x - 1]
             if here == left and here == up and here == corner:
                 continue
+            if count + 3 >= len(table):
+                return -1
             if here != left:
                 count = _note_pair(table, here, left, count)
             if here != up:
@@ -147,6 +149,20 @@ def find_neighbours(cell_of_pixel: npt.NDArray[np.uint32], table: npt.NDArray[np
             table[front] = pair
             front += 1
     return count
+
+
+def adjacent_cells(
+    cell_of_pixel: npt.NDArray[np.uint32], cells: int, work: Workspace
+) -> npt.NDArray[np.uint64]:
+    """The pairs of adjacent cells, lower << 32 | higher, in no order.
+
+    Of connected cells there are fewer than 3 x cells pairs: their adjacency is a planar graph (squares with one
+    diagonal). A cell may also lie in many places, as the intersection of winding regions, and then have more.
+    """
+    least = 4 * cells
+    while (count := find_neighbours(cell_of_pixel, table := work.table("pairs_table", least, np.uint64))) < 0:
+        least = 2 * len(table)
+    return table[:count].copy()
 
 
 def pairs_of_regions(

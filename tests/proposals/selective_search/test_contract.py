@@ -64,6 +64,17 @@ def test_results_survive_the_next_image(image):
     np.testing.assert_array_equal(first.boxes, kept)
 
 
+@pytest.mark.parametrize("mode", ["single", "fast", "quality"])
+def test_what_the_buffers_held_before_plays_no_part(photographs, mode):
+    """0xFF is NaN in float32, and a product of it and a weight of zero is, too."""
+    for photograph in photographs.values():
+        small = cv2.resize(photograph, (160, 120), interpolation=cv2.INTER_AREA)
+        clean = propose(small, mode).boxes
+        for buffer in workspace.current()._buffers.values():
+            buffer[:] = 0xFF
+        np.testing.assert_array_equal(propose(small, mode).boxes, clean)
+
+
 @pytest.mark.parametrize("engine", ["fast", "opencv"])
 def test_threads_do_not_disturb_each_other(image, engine):
     images = [np.ascontiguousarray(np.roll(image, 7 * shift, axis=1)) for shift in range(8)]

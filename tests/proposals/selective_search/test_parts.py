@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from proposals.selective_search import fast, gradients, ordering, planes
+from proposals.selective_search import fast, gradients, ordering, planes, regions
 from proposals.selective_search.workspace import Workspace
 
 
@@ -46,3 +46,12 @@ def test_the_cropped_warp_is_the_whole_one(shape):
     part = cv2.warpAffine(gradient, turn.back, turn.back_size)
     x, y = turn.corner
     np.testing.assert_array_equal(part[y : y + height, x : x + width], whole[y : y + height, x : x + width])
+
+
+@pytest.mark.parametrize("cells", [1, 2, 5, 16, 40])
+def test_cells_that_touch_wherever_they_lie(cells):
+    """Noise: every cell touches every other, which cells in one piece never do."""
+    of_pixel = np.random.default_rng(0).integers(0, cells, (200, 200), dtype=np.uint32)
+    pairs = regions.adjacent_cells(of_pixel, cells, Workspace())
+    expected = [low << 32 | high for high in range(cells) for low in range(high)]
+    assert sorted(pairs.tolist()) == sorted(expected)
