@@ -114,7 +114,7 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     overrides: PretrainConfig fields from the command line. options: dotted ``--cfg-options`` on the whole file.
     Raises AlignDetError for an unreadable file, an unsupported head or an unknown ``pretrain`` key.
     """
-    config = read_config(path, options)
+    config = read_config(path, options, pretraining=True)
     model = config.model.to_dict()
     # mmengine's Runner lets a config name it beside the model, too.
     model.setdefault("data_preprocessor", config.get("data_preprocessor"))
@@ -125,8 +125,11 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     return RunConfig(name=path.stem, stock_model=model, pretrain=pretrain_config(given, source=str(path)))
 
 
-def read_config(path: Path, options: Mapping[str, Any]) -> Config:
+def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = False) -> Config:
     """A mmdet config file with dotted ``--cfg-options`` applied. Python code is run; JSON and YAML are plain data.
+
+    pretraining: put what the file's ``pretrain_model`` says into its ``model``, such as samplers that are of use on
+    proposals but not on labels.
 
     Raises AlignDetError when there is no such file, it cannot be read or run, or it defines no model.
     """
@@ -136,9 +139,11 @@ def read_config(path: Path, options: Mapping[str, Any]) -> Config:
         )
     config = read_plain(path) if is_plain(path) else _run_config(path)
     try:
+        if pretraining and "pretrain_model" in config:
+            config.merge_from_dict({"model": config.pretrain_model})
         config.merge_from_dict(dict(options))
     except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
-        raise AlignDetError(f"--cfg-options do not fit {path}: {error}") from error
+        raise AlignDetError(f"--cfg-options, or its pretrain_model, do not fit {path}: {error}") from error
     if "model" not in config:
         raise AlignDetError(f"{path} defines no `model`: it is not a detector config")
     return config

@@ -42,7 +42,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move ``teacher``'s parameters towards ``student``'s by 1 - momentum; copy its buffers.
 
-    Parameters that are learned embeddings of queries (DETR) are copied, not averaged: METHOD section 3.
+    Parameters that are learned embeddings of queries (DETR) are copied, not averaged, as in AlignDet's release.
     """
     source = dict(student.named_parameters())
     averaged: list[tuple[Tensor, Tensor]] = []

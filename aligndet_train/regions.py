@@ -1,4 +1,4 @@
-"""Features of proposals from a frozen backbone: RoIAlign on its last map, averaged (METHOD section 7)."""
+"""Features of proposals from a frozen backbone: RoIAlign on its last map, averaged."""
 
 import hashlib
 import json

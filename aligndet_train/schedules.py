@@ -25,6 +25,6 @@ def warmup_multistep(
 
 
 def half_cosine(start: float, end: float, total: int) -> Schedule:
-    """[total] values from ``start`` to ``end`` along half a cosine (the teacher's momentum, METHOD section 3)."""
+    """[total] values from ``start`` to ``end`` along half a cosine (the teacher's momentum in AlignDet)."""
     progress = np.arange(total) / max(1, total - 1)
     return np.asarray(end - (end - start) * (np.cos(math.pi * progress) + 1) / 2, dtype=np.float64)

@@ -2,7 +2,7 @@
 
 Two whole detectors, each with a backbone of its own, in float32; two views of every image made on the CPU by mmdet's
 transforms, in the loader's processes; the contrastive loss as a loop over ids; the teacher moved parameter by
-parameter. It is written for this comparison after METHOD (two images a step), and is not the authors' code.
+parameter. It is written for this comparison after the paper (two images a step), and is not the authors' code.
 """
 
 import copy

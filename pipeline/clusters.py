@@ -1,4 +1,4 @@
-"""From region features to a cluster id for every box: incremental PCA, then mini-batch k-means (METHOD section 7).
+"""From region features to a cluster id for every box: incremental PCA, then mini-batch k-means.
 
 Features are read three times, a few shards at a time: for the PCA, for the sample that k-means learns from, for the
 ids. Everything random is seeded and one thread sums, so the same features give the same ids.

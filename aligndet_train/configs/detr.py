@@ -1,4 +1,4 @@
-"""DETR, ResNet-50: AlignDet's released recipe on mmdet's stock config (METHOD section 6; configs/selfsup/detr.py).
+"""DETR, ResNet-50: AlignDet's released recipe on mmdet's stock config (configs/selfsup/detr.py).
 
 Its class branch learns cluster ids: see docs/guides/detr-with-clusters.md.
 

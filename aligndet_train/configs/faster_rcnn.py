@@ -1,4 +1,4 @@
-"""Faster R-CNN, ResNet-50-FPN: AlignDet's released recipe on mmdet's stock config (METHOD section 6).
+"""Faster R-CNN, ResNet-50-FPN: AlignDet's released recipe on mmdet's stock config.
 
 As in the release the RoI head is Shared4Conv1FC: fine-tune with the same head (the exported weights of another one
 do not fit). Values: github.com/liming-ai/AlignDet, configs/selfsup/mask_rcnn.py and its base files; the release
@@ -9,8 +9,10 @@ aligndet pretrain --detector faster_rcnn --data OUT --work-dir W
 
 _base_ = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
 
-model = dict(
-    roi_head=dict(bbox_head=dict(type="Shared4Conv1FCBBoxHead")),
+model = dict(roi_head=dict(bbox_head=dict(type="Shared4Conv1FCBBoxHead")))
+
+# Of pretraining alone: labels are few, and sampled as in stock.
+pretrain_model = dict(
     train_cfg=dict(
         rpn=dict(sampler=dict(num=4096, pos_fraction=1.0)),
         # Of a proposal, only the one box that overlaps it most counts when none does by half.

@@ -1,4 +1,4 @@
-"""FCOS, ResNet-50-FPN: AlignDet's released recipe on mmdet's stock config (METHOD section 6).
+"""FCOS, ResNet-50-FPN: AlignDet's released recipe on mmdet's stock config.
 
 As in the release the backbone is torchvision's ResNet-50, which wants RGB, and gradients are not clipped. Values:
 github.com/liming-ai/AlignDet, configs/selfsup/fcos.py and its base files.

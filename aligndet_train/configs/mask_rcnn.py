@@ -1,4 +1,4 @@
-"""Mask R-CNN, ResNet-50-FPN: AlignDet's released recipe on mmdet's stock config (METHOD section 6).
+"""Mask R-CNN, ResNet-50-FPN: AlignDet's released recipe on mmdet's stock config.
 
 Proposals have no masks: the mask head stays at its initial values. The RoI head is Shared4Conv1FC, as in the release.
 Values: github.com/liming-ai/AlignDet, configs/selfsup/mask_rcnn.py and its base files.
@@ -8,8 +8,10 @@ aligndet pretrain --detector mask_rcnn --data OUT --work-dir W
 
 _base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
 
-model = dict(
-    roi_head=dict(bbox_head=dict(type="Shared4Conv1FCBBoxHead")),
+model = dict(roi_head=dict(bbox_head=dict(type="Shared4Conv1FCBBoxHead")))
+
+# Of pretraining alone: labels are few, and sampled as in stock.
+pretrain_model = dict(
     train_cfg=dict(
         rpn=dict(sampler=dict(num=4096, pos_fraction=1.0)),
         # Of a proposal, only the one box that overlaps it most counts when none does by half.

@@ -1,4 +1,4 @@
-"""RetinaNet, ResNet-50-FPN: AlignDet's released recipe on mmdet's stock config (METHOD section 6).
+"""RetinaNet, ResNet-50-FPN: AlignDet's released recipe on mmdet's stock config.
 
 Values: github.com/liming-ai/AlignDet, configs/selfsup/retinanet.py and its base files.
 

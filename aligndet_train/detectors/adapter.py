@@ -126,7 +126,7 @@ class FamilyAdapter(ABC):
     head_types: ClassVar[tuple[str, ...]]
     """mmdet class names of the final heads this adapter converts."""
     defaults: ClassVar[dict[str, Any]]
-    """PretrainConfig fields of the release for this family (METHOD section 6)."""
+    """PretrainConfig fields of the release for this family."""
     dropped_losses: ClassVar[frozenset[str]]
     """Names of stock losses and figures that mean nothing once labels are ids, without the stage ("s0."); all others
     stay."""

@@ -48,8 +48,8 @@ def repeated_regressor(value: Tensor, stock: Tensor) -> Tensor:
 class FasterRCNNAdapter(FamilyAdapter):
     """Faster R-CNN and what is built on it: fc - ReLU - fc on the RoI head's features; one box regressor for all ids.
 
-    The stock head and assigners stay; the sampler becomes the release's. The release trains a Shared4Conv1FC head
-    (METHOD section 4): the shipped configs name one. Mask, semantic and point heads are left at their initial
+    The stock head and assigners stay; the sampler becomes the release's. The release trains a Shared4Conv1FC head,
+    which the shipped configs name. Mask, semantic and point heads are left at their initial
     values: there are no masks. PISA's reweighting, a ranking by class score, is off. A proposal of TridentNet has one
     id in all branches.
     """

@@ -1,1 +1,1 @@
-"""Pretraining the backbone without labels, on the images or the proposal crops of a dataset (METHOD: image domain)."""
+"""Pretraining the backbone without labels, on the images or the proposal crops of a dataset."""

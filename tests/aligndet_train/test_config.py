@@ -1,9 +1,12 @@
 """Configs: stock files work as they are, unknown keys are errors, precedence holds."""
 
+from importlib.resources import files
+
 import pytest
+from mmengine.config import Config
 
 from aligndet_train.cli import parse_options
-from aligndet_train.config import available_detectors, load_run_config, shipped_config
+from aligndet_train.config import available_detectors, load_run_config, read_config, shipped_config
 from proposals.errors import AlignDetError
 
 STOCK_FCOS = "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"
@@ -42,6 +45,25 @@ def test_shipped_configs_have_the_released_values(name):
     assert run.stock_model["data_preprocessor"]["bgr_to_rgb"]
     assert config.optimizer["weight_decay"] == 1e-4
     assert (config.temperature, config.momentum_start, config.momentum_end) == (0.5, 0.996, 1.0)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "mask_rcnn_r18"])
+def test_samplers_of_pretraining_are_not_those_of_fine_tuning(name):
+    pretrained = load_run_config(shipped_config(name), {}, {}).stock_model["train_cfg"]
+    assert pretrained["rpn"]["sampler"]["num"] == 4096
+    assert pretrained["rcnn"]["assigner"]["match_low_quality"] is True
+    assert pretrained["rcnn"]["assigner"]["pos_iou_thr"] == 0.5
+    stock = "mask_rcnn/mask-rcnn_r50" if name.startswith("mask") else "faster_rcnn/faster-rcnn_r50"
+    usual = Config.fromfile(files("mmdet") / ".mim" / "configs" / f"{stock}_fpn_1x_coco.py").model.train_cfg
+    assert read_config(shipped_config(name), {}).model.train_cfg == usual
+
+
+def test_an_option_wins_over_what_the_file_says_of_pretraining():
+    options = {"model.train_cfg.rpn.sampler.num": 512}
+    run = load_run_config(shipped_config("faster_rcnn"), {}, options)
+    assert run.stock_model["train_cfg"]["rpn"]["sampler"] == {
+        "type": "RandomSampler", "num": 512, "pos_fraction": 1.0, "neg_pos_ub": -1, "add_gt_as_proposals": False,
+    }  # fmt: skip
 
 
 def test_a_stock_config_gets_its_familys_defaults(tmp_path):
