@@ -146,16 +146,16 @@ def _stats_table(statistics: "Statistics") -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(statistics.name), show_header=False, title_justify="left")
+    table = Table(title=escape(_printable(statistics.name)), show_header=False, title_justify="left")
     images = max(statistics.images, 1)
     table.add_row("images", f"{statistics.images:,} in {statistics.shards:,} shards")
     table.add_row("boxes", f"{statistics.proposals:,} ({statistics.proposals / images:.0f} per image)")
     table.add_row("size", f"{statistics.bytes / 1e6:,.1f} MB")
     for status, count in statistics.statuses.items():
-        table.add_row(f"  {escape(status)}", f"{count:,} images")
+        table.add_row(f"  {escape(_printable(status))}", f"{count:,} images")
     table.add_row("rejected", f"{statistics.rejected_images:,} images")
     for reason, count in statistics.rejected.items():
-        table.add_row(f"  {escape(reason)}", f"{count:,} images")
+        table.add_row(f"  {escape(_printable(reason))}", f"{count:,} images")
     spreads = {
         "boxes per image": statistics.boxes_per_image,
         "relative size": statistics.relative_size,
@@ -168,9 +168,8 @@ def _stats_table(statistics: "Statistics") -> "Table":
         parts = ", ".join(f"{key} {1000 * value:.0f}" for key, value in values.items())
         table.add_row("core ms per image", f"{parts} (over shards)")
     table.add_row("recipe", escape(", ".join(f"{key} {value}" for key, value in statistics.recipe.items())))
-    table.add_row(
-        "versions", escape(", ".join(f"{key} {value}" for key, value in statistics.versions.items()))
-    )
+    versions = (_printable(f"{key} {value}") for key, value in statistics.versions.items())
+    table.add_row("versions", escape(", ".join(versions)))
     return table
 
 
@@ -186,7 +185,7 @@ def _recall_table(name: str, quality: "Quality") -> "Table":
         f"MABO {_share(quality.mabo)} over {len(quality.abo)} classes; AR@1000 by object area: "
         + ", ".join(f"{area} {_share(value)}" for area, value in quality.area_recall.items())
     )
-    title = f"{escape(name)}: recall in %, by IoU"
+    title = f"{escape(_printable(name))}: recall in %, by IoU"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", padding=0)
     table.add_column("k", justify="right")
     table.add_column("AR", justify="right", style="bold")
@@ -226,7 +225,8 @@ def _class_table(qualities: "list[Quality]") -> "Table":
     table = Table("class", *("ABO" for _ in qualities), title_justify="left")
     names = sorted({name for quality in qualities for name in quality.abo})
     for name in names:
-        table.add_row(escape(name), *(_share(quality.abo.get(name, math.nan)) for quality in qualities))
+        shares = (_share(quality.abo.get(name, math.nan)) for quality in qualities)
+        table.add_row(escape(_printable(name)), *shares)
     return table
 
 
@@ -239,8 +239,13 @@ def _print_left_out(console: "Console", pairing: "Pairing") -> None:
     }
     for reason, names in groups.items():
         if names:
-            examples = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+            examples = ", ".join(map(_printable, names[:3])) + (" ..." if len(names) > 3 else "")
             console.print(f"left out: {len(names):,} images {reason} ({examples})", markup=False)
+
+
+def _printable(name: str) -> str:
+    # A stranger's file name may hold a terminal's escape sequences, or half a character.
+    return name if name.isprintable() else repr(name)
 
 
 def _k(k: int) -> str:

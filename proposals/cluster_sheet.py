@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from proposals.boxes import clip
 from proposals.dataset import ProposalDataset, ProposalReader
 from proposals.dataset.clusters import Clusters
 from proposals.images import Bgr, decode_bgr
@@ -70,9 +71,10 @@ def _by_image(owners: Ids, boxes: list[int]) -> Iterator[tuple[int, list[int]]]:
 def _cut(dataset: ProposalDataset, image: int, boxes: list[int]) -> Iterator[tuple[int, Image.Image]]:
     record = dataset[image]
     bgr = decode_bgr(record.image_bytes(), max_pixels=max(1, record.width * record.height)).bgr
-    first = dataset.first_box(image)
+    first, (height, width) = dataset.first_box(image), bgr.shape[:2]
     for box in boxes:
-        x1, y1, x2, y2 = record.boxes[box - first].round().astype(int).tolist()
+        x1, y1, x2, y2 = clip(record.boxes[box - first], width, height).round().astype(int).tolist()
+        x1, y1 = min(x1, width - 1), min(y1, height - 1)  # a sliver at the edge rounds to nothing beyond it
         yield box, _tile(bgr[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)])
 
 

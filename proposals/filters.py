@@ -47,7 +47,7 @@ class FilterSpec:
         if match is None:
             raise AlignDetError(f"{name!r} is no filter name. Write {GRAMMAR}.")
         aspect, low, high, iou = float(match[1]), int(match[2]) / 10, int(match[3]) / 10, float(match[4])
-        if aspect < 1 or low >= high or not 0 < iou <= 1:
+        if not 1 <= aspect < np.inf or low >= high or not 0 < iou <= 1:
             raise AlignDetError(f"filter {name!r} needs R >= 1, LL < HH and 0 < IOU <= 1. Write {GRAMMAR}.")
         return cls(aspect, low, high, iou)
 
@@ -57,7 +57,12 @@ class FilterSpec:
         if self.max_aspect is None or self.min_size is None or self.max_size is None or self.nms_iou is None:
             return "none"
         sizes = f"{round(self.min_size * 10):02d}{round(self.max_size * 10):02d}"
-        return f"ratio{self.max_aspect:.12g}size{sizes}@{self.nms_iou:.12g}"
+        return f"ratio{_decimal(self.max_aspect)}size{sizes}@{_decimal(self.nms_iou)}"
+
+
+def _decimal(value: float) -> str:
+    # The grammar has no exponents.
+    return np.format_float_positional(value, trim="-")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from proposals.boxes import Boxes
 from proposals.dataset import ProposalDataset
+from proposals.dataset.tables import SCHEMA
 from proposals.errors import AlignDetError
 from proposals.ground_truth import GroundTruth
 from proposals.rows import Rows, iterate_rows
@@ -151,13 +153,28 @@ def measure_datasets(
 
 
 def _pair(dataset: ProposalDataset, truth: GroundTruth) -> Pairing:
-    table = dataset.table(["uri", "width", "height"])
+    table = _names_and_sizes(dataset)
     uris = table.column("uri").to_pylist()
     sizes = np.stack([table.column(name).to_numpy() for name in ("width", "height")], axis=1)
     pairing = pair_images(uris, sizes.astype(np.int64), truth)
     if not pairing.paired:
         raise AlignDetError(_nothing_paired(dataset, uris, truth, pairing))
     return pairing
+
+
+def _names_and_sizes(dataset: ProposalDataset) -> pa.Table:
+    fields = [SCHEMA.field(name) for name in ("uri", "width", "height")]
+    names = [field.name for field in fields]
+    try:
+        table = dataset.table(names).select(names)
+        table.validate(full=True)
+        if not table.schema.equals(pa.schema(fields)):
+            raise ValueError(f"columns {', '.join(names)} are not as the format says")
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        for _ in iterate_rows(dataset):
+            pass  # reads all columns, so it names the damaged table and its fault
+        raise AlignDetError(f"{dataset.root} is damaged: {error}. See `aligndet verify`.") from error
+    return table
 
 
 def _only(pairing: Pairing, common: npt.NDArray[np.int64], truth: GroundTruth) -> Pairing:

@@ -13,6 +13,7 @@ from proposals.images import Bgr, decode_bgr, resize_max_side
 
 TILE_WIDTH, TILE_HEIGHT, CAPTION = 400, 300, 34
 MARGIN, HEADER = 16, 60
+_LONGEST = 400
 
 _BACKGROUND = (17, 19, 24)
 _PANEL = (27, 30, 38)
@@ -80,7 +81,8 @@ def _tile(record: Record, top: int, fonts: _Fonts) -> Image.Image:
     count = f"{min(top, len(record.rank))} of {len(record.rank)} boxes"
     room = TILE_WIDTH - 36 - draw.textlength(count, fonts.small)
     middle = TILE_HEIGHT + CAPTION // 2
-    draw.text((10, middle), _shorten(record.uri, room, draw, fonts.text), _TEXT, fonts.text, anchor="lm")
+    name = _shorten(_printable(record.uri), room, draw, fonts.text)
+    draw.text((10, middle), name, _TEXT, fonts.text, anchor="lm")
     draw.text((TILE_WIDTH - 10, middle), count, _MUTED, fonts.small, anchor="rm")
     return tile
 
@@ -116,8 +118,9 @@ def _draw_header(sheet: Image.Image, dataset: ProposalDataset, top: int, fonts: 
     draw = ImageDraw.Draw(sheet)
     totals, recipe = dataset.manifest.totals, dataset.manifest.recipe
     middle = HEADER // 2
-    draw.text((MARGIN, middle), dataset.root.resolve().name, _TEXT, fonts.title, anchor="lm")
-    title = draw.textlength(dataset.root.resolve().name, fonts.title)
+    name = _printable(dataset.root.resolve().name)
+    draw.text((MARGIN, middle), name, _TEXT, fonts.title, anchor="lm")
+    title = draw.textlength(name, fonts.title)
     how = f"{recipe.mode} at {recipe.max_side} px, {recipe.filter}"
     facts = f"{totals.images:,} images, {totals.proposals:,} boxes   {how}"
     legend = _draw_legend(draw, sheet.width - MARGIN, middle, top, fonts)
@@ -142,6 +145,11 @@ def _draw_legend(draw: ImageDraw.ImageDraw, right: float, middle: int, top: int,
         draw.rectangle((x, middle - 5, x + width / len(colors), middle + 5), fill=color)
     draw.text((end - width - 8, middle), first, _MUTED, fonts.small, anchor="rm")
     return end - width - 8 - draw.textlength(first, fonts.small)
+
+
+def _printable(name: str) -> str:
+    # Pillow measures no text of several lines, and shortening a name takes time quadratic in its length.
+    return "".join(c if c.isprintable() else "\ufffd" for c in name[:_LONGEST])
 
 
 def _shorten(text: str, room: float, draw: ImageDraw.ImageDraw, font: Font) -> str:

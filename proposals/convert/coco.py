@@ -23,6 +23,8 @@ from proposals.convert.stream import (
 from proposals.dataset.files import publish, temporary_beside
 from proposals.errors import AlignDetError
 
+_CLUSTER_NAMES = {f"cluster_{number}": number for number in range(1, CLUSTERS + 1)}
+
 Entry = dict[str, Any]
 _Columns = npt.NDArray[np.float64]  # [N, 6]: xywh, rank or nan, cluster
 
@@ -33,10 +35,11 @@ def write_coco(source: Source, path: Path, ids: ImageIds = numbered) -> int:
     bbox is xywh in px with w = x2 - x1, exact to the last bit; ``rank`` is an extra field that others ignore.
     Categories: `selective_search`, or `cluster_1` .. `cluster_256` when the source carries cluster ids.
     """
-    names = [f"cluster_{i + 1}" for i in range(CLUSTERS)] if source.clustered else [CATEGORY]
+    names = list(_CLUSTER_NAMES) if source.clustered else [CATEGORY]
     categories = [{"id": i + 1, "name": name, "supercategory": "proposal"} for i, name in enumerate(names)]
     with temporary_beside(path) as (temporary,):
-        with temporary.open("w", encoding="utf-8") as stream:
+        # Half a surrogate pair has no UTF-8; Python's escape for it is JSON's, so the name comes back.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(f'{{"categories":{_dump(categories)},\n"images":[')
             for place, image in enumerate(source.images()):
                 stream.write((",\n" if place else "\n") + _dump(_image(image, ids(place, image.uri))))
@@ -93,7 +96,7 @@ class CocoSource:
                 self._images[entry["id"]] = _brief(entry)
             if name == "categories":
                 named = [(entry["id"], str(entry["name"])) for entry in part]
-                self._clusters.update((i, int(n[8:])) for i, n in named if n.startswith("cluster_"))
+                self._clusters.update((i, _cluster(n)) for i, n in named if n.startswith("cluster_"))
             for entry in part if name == "annotations" else ():
                 hash(entry["image_id"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -161,6 +164,12 @@ def read_image_ids(path: Path) -> dict[str, int]:
     if not found:
         raise AlignDetError(f"{path} lists no image to take ids from. Name a COCO json.")
     return found
+
+
+def _cluster(name: str) -> int:
+    if name not in _CLUSTER_NAMES:
+        raise ValueError(f"{name!r:.40} is none of cluster_1 .. cluster_{CLUSTERS}")
+    return _CLUSTER_NAMES[name]
 
 
 def _brief(entry: Entry) -> Entry:

@@ -13,7 +13,7 @@ from proposals.convert.unpickle import load_arrays
 from proposals.dataset.files import publish, temporary_beside
 from proposals.errors import AlignDetError
 
-_XYXY_ABS = 0  # detectron2's BoxMode
+_XYXY_ABS, _XYWH_ABS = 0, 1  # detectron2's BoxMode
 
 
 def write_detectron2(source: Source, path: Path, ids: ImageIds = numbered) -> int:
@@ -63,7 +63,7 @@ class PickleSource:
     """The images of a detectron2 or mmdet proposal file; all of it is in memory. names: image id to file name.
 
     Only plain containers and numpy arrays are unpickled: a file that asks for any other class or function is
-    refused with AlignDetError, and so is one that is neither form.
+    refused with AlignDetError, and so is one that is neither form, or whose bbox_mode is neither XYXY_ABS nor XYWH_ABS.
     """
 
     clustered = False
@@ -75,6 +75,7 @@ class PickleSource:
             raise AlignDetError(
                 f"{path} holds a {type(self._content).__name__}, not detectron2's or mmdet's dict."
             )
+        self._mode = _box_mode(path, self._content)
 
     def images(self) -> Iterator[ImageBoxes]:
         """Every image; its uri is folder/name for mmdet, for detectron2 what ``names`` calls its id, or the id."""
@@ -84,7 +85,7 @@ class PickleSource:
                 numbers = self._content.get("ids", self._content.get("indexes"))
                 for number, boxes, scores in zip(numbers, self._content["boxes"], logits, strict=True):
                     name = _name(number)
-                    yield _sorted(self._names.get(name, name), boxes, scores)
+                    yield _sorted(self._names.get(name, name), boxes, scores, self._mode)
             else:
                 for key, found in self._content.items():
                     yield _sorted(_name(key), found["bboxes"], found["scores"])
@@ -143,11 +144,22 @@ def _mmdet_key(uri: str, folder: str | None) -> str:
     return f"{parent}/{path.name}"
 
 
-def _sorted(uri: str, boxes: Any, scores: Any) -> ImageBoxes:
+def _box_mode(path: Path, content: Mapping[Any, Any]) -> int:
+    mode = content.get("bbox_mode", _XYXY_ABS) if "boxes" in content else _XYXY_ABS
+    if isinstance(mode, (int, np.integer)) and mode in (_XYXY_ABS, _XYWH_ABS):
+        return int(mode)
+    raise AlignDetError(
+        f"{path} has boxes of a bbox_mode other than 0 (XYXY_ABS) and 1 (XYWH_ABS), plain ints. Write them as 0."
+    )
+
+
+def _sorted(uri: str, boxes: Any, scores: Any, mode: int = _XYXY_ABS) -> ImageBoxes:
     corners = _numbers(boxes).reshape(-1, 4)
     values = _numbers(scores).reshape(len(corners))
     if not (fit_float32(corners.astype(np.float64)) and fit_float32(values.astype(np.float64))):
         raise ValueError(f"a box or score of {uri!r} is not finite")
+    if mode == _XYWH_ABS:
+        corners[:, 2:] += corners[:, :2]
     order = np.argsort(-values, kind="stable")
     return ImageBoxes(uri, 0, 0, corners[order], -values[order])
 

@@ -34,6 +34,8 @@ class Picture:
 
 def choose(dataset: ProposalDataset, wanted: int) -> list[Picture]:
     """Up to ``wanted`` evenly spaced images; fewer when one no longer decodes or all would exceed 2.5 MB."""
+    if wanted < 1:
+        return []
     pictures: list[Picture] = []
     spent = 0
     for place in spread(len(dataset), wanted):

@@ -140,7 +140,7 @@ def _histograms(sample: _Sample) -> dict[str, Histogram]:
         "boxes_per_image": _histogram(counts, _round_edges(counts)),
         "relative_size": _histogram(sample.size, np.linspace(0, 1, 21)),
         "aspect": _histogram(sample.aspect, 2.0 ** np.linspace(-3, 3, 25)),
-        "rank": _histogram(rank, _round_edges(rank)),
+        "rank": _histogram(rank, _rank_edges(rank)),
     }
 
 
@@ -151,6 +151,14 @@ def _round_edges(values: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> npt
     scale = 10.0 ** np.floor(np.log10(step))
     step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= step * 0.999)
     return np.arange(int(np.ceil(top / step)) + 1 or 2) * step if top > step else np.array([0.0, step])
+
+
+def _rank_edges(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    # Imported ranks are negated scores: none of their bins need start at zero.
+    if not len(values) or values.min() >= 0:
+        return _round_edges(values)
+    low, high = np.percentile(values, (1, 99)).astype(np.float64).tolist()
+    return np.linspace(low, high if high > low else low + max(1e-3, abs(low) * 1e-6), 21)
 
 
 def _histogram(

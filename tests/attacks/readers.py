@@ -82,6 +82,21 @@ def figures(path: Path) -> object:
     return collect(open_dataset(path)).rejected
 
 
+def scored(path: Path) -> object:
+    """How many images of a dataset `aligndet recall` and `report --gt` pair with ground truth of one cat."""
+    import numpy as np
+
+    from proposals.dataset import open_dataset
+    from proposals.ground_truth import GroundTruth
+    from proposals.quality import measure_dataset
+
+    size, box, zero = np.zeros((1, 2), np.int64), np.array([[10.0, 10, 80, 60]]), np.zeros(1, np.int64)
+    truth = GroundTruth(
+        ["cat.jpg"], size, np.array([0, 1]), box, np.array([4800.0]), np.zeros(1, bool), zero, ("cat",)
+    )
+    return measure_dataset(open_dataset(path), truth)[1].paired
+
+
 def record(path: Path) -> object:
     """A commit record."""
     from proposals.dataset.manifest import read_record
@@ -197,7 +212,7 @@ def config(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     function.__name__: function
     for function in (
-        image, fetched, tar, tar_members, table, text_list, dataset, verified, figures, record, zarr, plan, planned,
-        coco, soco, pickled, truth, checkpoint, weights, exported, recipe, config,
+        image, fetched, tar, tar_members, table, text_list, dataset, verified, figures, scored, record, zarr, plan,
+        planned, coco, soco, pickled, truth, checkpoint, weights, exported, recipe, config,
     )
 }  # fmt: skip

@@ -185,6 +185,37 @@ def test_a_hostile_table_is_refused_or_read_as_it_says(confined, copy, reseal, n
     assert outcome.text != "[]" or name.startswith("an_unknown")
 
 
+def _nullable(name, value):
+    def change(table):
+        column = pa.array([value] * table.num_rows, table.schema.field(name).type)
+        return table.set_column(table.schema.get_field_index(name), name, column)
+
+    return change
+
+
+NAMES = {
+    "as_it_should_be": (lambda table: table, "1"),
+    "no_uri": (_nullable("uri", None), "column uri is"),
+    "no_width": (_nullable("width", None), "column width is"),
+    "no_column_of_uris": (lambda table: table.drop_columns("uri"), "it has no column uri"),
+    "widths_of_text": (_with("width", lambda table: pa.array(["1"] * len(table)), pa.string()), "column width is"),
+    "uris_that_are_no_text": (lambda table: _no_text(table) if len(table) == 3 else table, "nvalid"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shards", [["00000"], ["00000", "00001", "00002"]], ids=["one", "all"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_lie_are_refused_before_images_are_paired(confined, copy, reseal, name, shards):
+    change, words = NAMES[name]
+    for shard in shards:
+        path = layout.parquet_path(copy, shard)
+        pq.write_table(change(pq.read_table(path).combine_chunks()), path, compression="zstd")
+    reseal(copy)
+    outcome = confined.read("scored", copy, megabytes=256)
+    assert outcome.kind == ("value" if name == "as_it_should_be" else "refused"), outcome
+    assert words in outcome.text
+
+
 def _many_rows(root, reseal, rows, table):
     """Make shard 00000 one of ``rows`` images in a tar that takes no disk."""
     with layout.tar_path(root, "00000").open("wb") as stream:

@@ -33,6 +33,24 @@ def test_any_filter_round_trips(aspect, low, high, iou):
         assert FilterSpec.parse(spec.name) == spec
 
 
+_PLAIN = st.from_regex(r"[1-9]\d{0,17}(\.\d{0,17}[1-9])?", fullmatch=True)
+_SHARES = st.from_regex(r"0?\.\d{0,17}[1-9]", fullmatch=True)
+
+
+@given(_PLAIN, st.integers(0, 98), st.integers(1, 99), _SHARES)
+def test_the_canonical_name_of_any_filter_is_a_name_of_it(aspect, low, high, iou):
+    if low < high:
+        spec = FilterSpec.parse(f"ratio{aspect}size{low:02d}{high:02d}@{iou}")
+        assert FilterSpec.parse(spec.name) == spec
+        assert FilterSpec.parse(spec.name).name == spec.name
+
+
+@given(st.decimals(1, 10**6, places=4), st.decimals("0.0001", 1, places=6))
+def test_names_of_usual_filters_stay_as_they_were(aspect, iou):
+    spec = FilterSpec.parse(f"ratio{aspect:f}size0008@{iou:f}")
+    assert spec.name == f"ratio{spec.max_aspect:.12g}size0008@{spec.nms_iou:.12g}"
+
+
 def test_other_spellings_have_one_name():
     assert FilterSpec.parse("ratio3.0size0008@.50").name == _DEFAULT
 
@@ -47,6 +65,7 @@ def test_other_spellings_have_one_name():
         "ratio3size0800@0.5",
         "ratio3size0008@1.5",
         "None",
+        f"ratio{'9' * 400}size0008@0.5",
     ],
 )
 def test_a_wrong_name_teaches_the_grammar(name):

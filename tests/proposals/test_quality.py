@@ -301,6 +301,20 @@ def test_datasets_are_compared_over_the_images_that_both_have(
     assert "left out: 3 images that the other dataset cannot be scored on" in shown
 
 
+@pytest.mark.parametrize("name", ["\x1b[31m\x1b]0;x\x07.jpg", "a\n.jpg", "\ud800.jpg"])
+def test_names_that_a_terminal_would_obey_are_printed_spelled_out(
+    mined_dataset, truth_of_photos, tmp_path, name
+):
+    content = json.loads(truth_of_photos.read_text())
+    content["images"].append({"id": 99, "file_name": name, "width": 9, "height": 9})
+    content["categories"][0]["name"] = name
+    arguments = ["recall", str(mined_dataset), "--gt", str(_write(content, tmp_path)), "--per-class"]
+    shown = CliRunner().invoke(build_app(), arguments, env={"COLUMNS": "120"})
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.count(repr(name)) == 2
+    assert not set(shown.output) & set("\x1b\x07\ud800")
+
+
 def test_datasets_without_a_common_image_are_not_compared(photos, mine_folder, truth_of_photos, tmp_path):
     roots = []
     for name in ("cat.jpg", "coffee.jpg"):

@@ -167,6 +167,38 @@ def test_detectron2_and_mmdet_files_are_their_documented_dicts(path):
         write_mmdet(_one(uri="b.jpg"), path)
 
 
+def _detectron2(path, boxes, **more):
+    content = {"ids": [1], "boxes": [boxes], "objectness_logits": [np.arange(len(boxes), 0, -1.0)], **more}
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("number", [int, np.int64])
+def test_detectron2s_box_mode_is_heeded(path, number):
+    corners = np.array([[3, 5, 10, 25], [0, 0, 4, 4]], np.float32)
+    sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    for boxes, mode in (
+        (corners, {}),
+        (corners, {"bbox_mode": number(0)}),
+        (sides, {"bbox_mode": number(1)}),
+    ):
+        [image] = PickleSource(_detectron2(path, boxes, **mode)).images()
+        assert np.array_equal(image.boxes, corners)
+
+
+class _Mode:
+    def __reduce__(self):
+        return type, (1,)
+
+
+@pytest.mark.parametrize(
+    "mode", [2, 4, -1, pytest.param(10**5000, id="huge"), None, "0", 1.0, [0], np.zeros(2), _Mode()]
+)
+def test_any_other_box_mode_is_refused(path, mode):
+    with pytest.raises(AlignDetError, match=r"bbox_mode other than 0|only numpy arrays are allowed"):
+        PickleSource(_detectron2(path, np.ones((1, 4), np.float32), bbox_mode=mode))
+
+
 class _Attack:
     def __reduce__(self):
         return print, ("executed",)
@@ -210,6 +242,22 @@ def test_broken_coco_is_named(path, images, annotations, message):
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
     with pytest.raises(AlignDetError, match=message):
         list(CocoSource(path).images())
+
+
+@pytest.mark.parametrize("number", ["0", "257", "300", "-1", "1_0", "01", " 1", "²", ""])
+def test_a_cluster_without_a_place_in_the_form_is_refused(path, number):
+    categories = [{"id": 1, "name": "cluster_256"}, {"id": 2, "name": f"cluster_{number}"}]
+    path.write_text(json.dumps({"images": [_IMAGE], "annotations": [], "categories": categories}))
+    with pytest.raises(AlignDetError, match=r"is none of cluster_1 \.\. cluster_256"):
+        CocoSource(path)
+
+
+@given(st.text(st.characters(exclude_characters="\0"), min_size=1) | st.just("a\ud800\\.jpg"))
+@settings(deadline=None)
+def test_any_name_comes_back_from_coco_also_half_a_character(path, uri):
+    write_coco(_one(uri=uri), path)
+    [image] = CocoSource(path).images()
+    assert image.uri == json.loads(json.dumps(uri))  # two halves in a row are one character to every reader
 
 
 @given(sources(empty=False), st.randoms(use_true_random=False))

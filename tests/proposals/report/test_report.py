@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from proposals.cli import build_app
@@ -17,6 +19,7 @@ from proposals.ground_truth import read_ground_truth
 from proposals.quality import measure_boxes
 from proposals.report import collect, render
 from proposals.report import gallery as gallery_module
+from proposals.report import numbers as numbers_module
 from proposals.report.numbers import spread
 from tests.proposals.chromium import BINARY, Browser
 
@@ -72,6 +75,23 @@ def test_rejections_are_counted_by_reason(hostile):
     found = collect(open_dataset(hostile))
     assert found.rejected == {"decode: not_an_image": 1}
     assert found.rejected_images == 1
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1.0, 1e5]), st.sampled_from([-20.0, -1.0, -0.3]))
+def test_negated_scores_spread_over_the_bins(seed, scale, shift):
+    rank = ((np.random.default_rng(seed).random(5000) + shift) * scale).astype(np.float32)
+    counts, _ = np.histogram(rank, edges := numbers_module._rank_edges(rank))
+    low, high = np.percentile(rank, (1, 99))
+    assert (len(edges), edges[0], edges[-1]) == (21, low, high)
+    assert counts.min() > 0.02 * len(rank)
+
+
+@pytest.mark.parametrize("value", [-1.0, -0.0, -1e-30, -1e30])
+def test_equal_ranks_fill_one_bin(value):
+    rank = np.full(9, value, np.float32)
+    found = numbers_module._histogram(rank, numbers_module._rank_edges(rank))
+    assert max(found.counts) == sum(found.counts) == 9
+    assert (np.diff(found.edges) > 0).all()
 
 
 def test_a_large_dataset_is_sampled_evenly(mined_dataset, monkeypatch):
@@ -132,6 +152,7 @@ def test_the_gallery_is_bounded(photos, mine_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_module, "MAX_BYTES", int(2.5 * one))
     assert len(gallery_module.choose(dataset, 5)) == 2
     assert len(render(dataset, collect(dataset))) < 2.5 * one + 100_000
+    assert gallery_module.choose(dataset, 0) == []
 
 
 def test_verbs_write_the_page_and_the_figures(mined_dataset, tmp_path):
