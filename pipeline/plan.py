@@ -211,7 +211,9 @@ class RetryPlan(Plan):
             places, there = find(key_hashes(rows))
             sizes = rows.column("size").to_numpy().copy()
             sizes[there] = listed.sizes[places[there]]
-            return rows.set_column(3, PLAN_SCHEMA.field("size"), pa.array(sizes, pa.int64()))
+            return rows.set_column(
+                rows.schema.get_field_index("size"), PLAN_SCHEMA.field("size"), pa.array(sizes, pa.int64())
+            )
 
         return resized
 

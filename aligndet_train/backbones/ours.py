@@ -1,7 +1,6 @@
 """The backbone file that `aligndet pretrain-backbone` leaves, and backbones inside its checkpoints."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aligndet_train.checkpoint import decoded, encoded
+from proposals.dataset.files import publish, temporary_beside
 
 STAGE = "image-domain"
 BACKBONE_FILE = "backbone.pth"
@@ -26,9 +26,9 @@ def write_backbone(checkpoint: Mapping[str, Any], out: Path) -> None:
     identity = checkpoint["identity"]
     meta = {name: identity[name] for name in ("method", "backbone", "inputs")} | {"step": checkpoint["step"]}
     content = {_MARK: FORMAT, "state_dict": _inside(checkpoint["model"]), "meta": encoded(meta)}
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    temporary.replace(out)
+    with temporary_beside(out) as (temporary,):
+        torch.save(content, temporary)
+        publish(temporary, out)
 
 
 def is_ours(content: Mapping[str, Any]) -> bool:

@@ -69,8 +69,11 @@ def matched(labels: Labels, classes: tuple[str, ...], scratch: Path) -> Labels:
     )
 
 
-def require_boxes(labels: Labels, purpose: str) -> None:
-    """Raise AlignDetError, with the reasons, when mmdet keeps no box of ``labels`` to ``purpose`` ("learn from")."""
+def require_boxes(labels: Labels, purpose: str) -> int:
+    """How many images ``labels`` has.
+
+    Raises AlignDetError, with the reasons, when mmdet keeps no box of them to ``purpose`` ("learn from").
+    """
     content = json.loads(labels.annotations.read_bytes())
     images = {image["id"]: image for image in content["images"]}
     boxes = [box for box in content["annotations"] if box["image_id"] in images]
@@ -81,6 +84,7 @@ def require_boxes(labels: Labels, purpose: str) -> None:
             f"{labels.source} has no box to {purpose}: "
             + (f"of {len(boxes)} boxes {counted}" if boxes else "it has none at all")
         )
+    return len(content["images"])
 
 
 def _why_dropped(box: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:

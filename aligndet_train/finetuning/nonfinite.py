@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from aligndet_train.distributed import any_rank
-from aligndet_train.monitoring.nonfinite import NonFiniteLossError, not_finite
+from aligndet_train.monitoring.nonfinite import NonFiniteLossError, all_finite, not_finite
 
 
 class StopAtNonFiniteHook(Hook):
@@ -36,9 +36,7 @@ class StopAtNonFiniteHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights, which mmengine saves next. Raises NonFiniteLossError."""
-        with torch.no_grad():
-            finite = torch.stack([parameter.isfinite().all() for parameter in runner.model.parameters()])
-        if not bool(finite.all()):
+        if not all_finite(runner.model.parameters()):
             self._stop(runner.iter, "the update made weights that are not finite")
 
     def _stop(self, step: int, what: str) -> None:

@@ -5,7 +5,6 @@ usual ones (AlignDet's fine-tuning). The rate is also scaled linearly from the b
 (see `base_batch`).
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -313,9 +312,7 @@ def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, batch
 
 def _steps(train: Labels, repeats: int, batch: int) -> int:
     """Of an epoch, about."""
-    require_boxes(train, "learn from")
-    images = json.loads(train.annotations.read_bytes())["images"]
-    return max(1, len(images) * repeats // batch)
+    return max(1, require_boxes(train, "learn from") * repeats // batch)
 
 
 def _has_time(scheduler: ConfigDict, steps: int) -> bool:

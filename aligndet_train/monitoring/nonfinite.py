@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from aligndet_train.monitoring.metrics import gradient_norm
 from aligndet_train.stream import Sample
@@ -61,12 +61,17 @@ class NonFiniteHook(Hook):
 
 def require_finite(model: nn.Module, advice: str) -> None:
     """Raises NonFiniteLossError when a trained weight is NaN or infinite. A finite loss may have such a gradient."""
-    with torch.no_grad():
-        trained = [p.isfinite().all() for p in model.parameters() if p.requires_grad]
-    if trained and not bool(torch.stack(trained).all()):
+    if not all_finite(p for p in model.parameters() if p.requires_grad):
         raise NonFiniteLossError(
             f"an update made weights that are not finite: they are not saved, a checkpoint of before stays. {advice}"
         )
+
+
+@torch.no_grad()
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no element of any is NaN or infinite; one wait for the device."""
+    finite = [tensor.isfinite().all() for tensor in tensors]
+    return not finite or bool(torch.stack(finite).all())
 
 
 def not_finite(figures: Mapping[str, float]) -> str:

@@ -4,15 +4,12 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
-from torch import multiprocessing
 
 from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
@@ -23,6 +20,7 @@ from aligndet_train.stream import ProposalStream, StepSampler, StreamState
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from tests.aligndet_train.conftest import TINY
+from tests.aligndet_train.ranks import free_port, said_by_ranks
 
 CONFIGS = TINY["fcos"].parent
 STEPS = 20
@@ -76,12 +74,6 @@ def start(data: Path, work_dir: Path, detector: str, ranks: int, *extra: str, st
     port = str(free_port())
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port]
     return launched([*torchrun, *arguments, "--launcher", "pytorch"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def finish(process, expect: int = 0) -> str:
@@ -182,22 +174,17 @@ def test_ranks_do_not_wait_for_each_other_over_a_picture(detector, mined_dataset
     ]
 
 
-def say_start(rank: int, port: int, starts: list[int], folder: str) -> None:
-    """What rank ``rank`` hears when it would go on from ``starts[rank]``, into a file of its number."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(starts))
-    said = "agreed"
-    try:
-        require_one_start(Path("W"), starts[rank])
-    except AlignDetError as error:
-        said = str(error)
-    Path(folder, str(rank)).write_text(said)
-    dist.destroy_process_group()
+def go_on(rank: int, start: int) -> None:
+    require_one_start(Path("W"), start)
 
 
-@pytest.mark.parametrize(("starts", "said"), [([5, 5], "agreed"), ([5, 0], "the ranks do not see the same")])
-def test_ranks_that_see_other_checkpoints_refuse_to_go_on(starts, said, tmp_path):
-    multiprocessing.spawn(say_start, (free_port(), starts, str(tmp_path)), nprocs=2)
-    assert all((tmp_path / str(rank)).read_text().startswith(said) for rank in range(2))
+def test_ranks_that_see_other_checkpoints_refuse_to_go_on(tmp_path):
+    said = said_by_ranks(go_on, [5, 0], tmp_path)
+    assert all(error.startswith("the ranks do not see the same checkpoint") for error in said)
+
+
+def test_ranks_that_see_one_checkpoint_go_on(tmp_path):
+    assert said_by_ranks(go_on, [5, 5], tmp_path) == [None, None]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from proposals.dataset.manifest import library_versions, read_manifest
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
+from tests.pipeline.nobody import Nobody
 
 _RECIPE = Recipe(max_side=64)
 
@@ -30,19 +31,8 @@ def table(photos, tmp_path):
     return str(tmp_path / "a.parquet")
 
 
-class _Nobody:
-    def start(self, images, resumed):
-        pass
-
-    def update(self, count):
-        pass
-
-    def say(self, sentence):
-        pass
-
-
 def _run(table, column, out, **options):
-    return run_job(open_source(table, column=column), out, _RECIPE, JobOptions(1, **options), _Nobody())
+    return run_job(open_source(table, column=column), out, _RECIPE, JobOptions(1, **options), Nobody())
 
 
 def _begin(table, column, out):

@@ -19,6 +19,7 @@ from proposals.dataset.manifest import library_versions, read_manifest
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
+from tests.pipeline.nobody import Nobody
 
 _RECIPE = Recipe(max_side=100)
 _WRONGED = ("astronaut.jpg", "cat.jpg", "more/rocket.jpg")
@@ -44,17 +45,6 @@ def made(source, mine_folder, tmp_path_factory):
 @pytest.fixture
 def out(made, tmp_path):
     return shutil.copytree(made, tmp_path / "out")
-
-
-class _Nobody:
-    def start(self, images, resumed):
-        pass
-
-    def update(self, count):
-        pass
-
-    def say(self, sentence):
-        pass
 
 
 def _finish(source, opened):
@@ -92,7 +82,7 @@ def test_those_that_pass_leave_the_rejected_and_old_files_are_not_touched(source
     data = [path for path in out.glob("shards/*") if path.suffix != ".json"]
     before = {path: path.stat().st_mtime_ns for path in data}
     assert len(_rejected(out)) == 4
-    outcome = run_job(source, out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), _Nobody())
+    outcome = run_job(source, out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), Nobody())
     assert (outcome.mined.images, outcome.mined.rejected) == (3, 1)
     assert len(outcome.manifest.shards) == 13
     assert {path: path.stat().st_mtime_ns for path in data} == before
@@ -116,7 +106,7 @@ def test_images_can_be_added_after_a_retry(source, out, tmp_path):
 def test_when_none_passes_not_a_byte_changes(source, out, content):
     _finish(source, begin_retry(out, _RECIPE, source))
     before = content(out)
-    outcome = run_job(source, out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), _Nobody())
+    outcome = run_job(source, out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), Nobody())
     assert (outcome.mined.images, outcome.mined.rejected) == (0, 1)
     assert content(out) == before
     assert not verify_dataset(out, deep=True).problems

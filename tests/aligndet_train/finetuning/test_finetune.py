@@ -23,7 +23,8 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from tests.aligndet_train.cuda_refusals import RefusalsOfCuda
-from tests.aligndet_train.test_distributed import finish, free_port, launched, wait_for
+from tests.aligndet_train.ranks import free_port
+from tests.aligndet_train.test_distributed import finish, launched, wait_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
