@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import batched_nms
-from transfer import RECIPES
+from transfer_jobs import RECIPES
 from transfer_report import NAMES, between_markers
 
 from aligndet_train import ops
@@ -59,7 +59,9 @@ def detect(config: Config, labels: Labels, checkpoint: Path, folder: Path, size:
 
 
 def figures(truth: COCO, found: list[dict[str, Any]], *, with_classes: bool) -> dict[str, float]:
-    """COCO's figures in per cent."""
+    """COCO's figures in per cent; of a detector that found nothing, zeros."""
+    if not found:
+        return dict.fromkeys(FIGURES, 0.0)
     evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
     evaluation.params.useCats = int(with_classes)
     evaluation.evaluate()

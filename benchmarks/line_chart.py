@@ -6,6 +6,8 @@ from html import escape
 Points = Sequence[tuple[float, float]]
 COLOURS = ("#3366cc", "#dc3912", "#ff9900", "#109618", "#990099", "#0099c6")
 _LEFT, _TOP, _BOTTOM, _LEGEND = 50, 24, 44, 190
+# Px of a character of the widest common sans-serif, at the picture's 12 px.
+_CHARACTER = 7.2
 _Y_TICKS = 5
 
 
@@ -19,13 +21,15 @@ def line_chart(
     width: int = 760,
     height: int = 360,
 ) -> str:
-    """An SVG of ``lines``, name to (x, y) points; both axes begin at 0, y ends at ``top``.
+    """An SVG of ``lines``, name to (x, y) points; both axes begin at 0, y ends at ``top``. Long names make it wider.
 
     families: of some lines by name; those of one share a colour, and the first of several is dashed.
     """
     family_of = [(families or {}).get(name, name) for name in lines]
     known = list(dict.fromkeys(family_of))
     right, floor = width - _LEGEND, height - _BOTTOM
+    longest = max(map(len, lines), default=0)
+    width = max(width, round(right + 14 + _CHARACTER * longest))
     end = max((x for points in lines.values() for x, _ in points), default=1.0) or 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """Does pretraining learn? A few hundred iterations of several detectors, and what each says of its embeddings.
 
     python benchmarks/retrieval_curves.py OUT --work-dir W --iterations 300 --parallel 3
-    python benchmarks/retrieval_curves.py OUT --work-dir W --small --batch-size 4        # on a CPU
+    python benchmarks/retrieval_curves.py OUT --work-dir W --small --batch-size 16 --workers 0 \\
+        --detectors benchmarks/transfer_configs/cascade_rcnn.py --cfg-options pretrain.momentum_start=0.95  # on a CPU
     python benchmarks/retrieval_curves.py --render W/curves.json --svg docs/images/retrieval.svg
 
 OUT is a proposal dataset. Every detector is one `aligndet pretrain` process: with the same W one that was ended goes on
@@ -40,8 +41,9 @@ SMALL = (
 
 def train(detector: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run one detector to the end, or find it done; its figures per logged step."""
-    folder = arguments.work_dir / detector
-    command = [sys.executable, "-m", "proposals", "pretrain", "--detector", detector, "--data", arguments.data,
+    source = "--config" if detector.endswith(".py") else "--detector"
+    folder = arguments.work_dir / Path(detector).stem
+    command = [sys.executable, "-m", "proposals", "pretrain", source, detector, "--data", arguments.data,
                "--work-dir", folder, "--iterations", arguments.iterations, "--batch-size", arguments.batch_size,
                "--workers", arguments.workers, "--log-interval", 1, "--checkpoint-interval", 50,
                *(SMALL if arguments.small else ()), *(["--amp"] if arguments.amp else [])]  # fmt: skip
@@ -52,7 +54,7 @@ def train(detector: str, arguments: argparse.Namespace) -> dict[str, Any]:
         code = subprocess.run([str(part) for part in command], stdout=log, stderr=log, check=False).returncode
     curves = read_curves(folder)
     print(f"{detector}: exit {code}, {len(curves)} steps, {time.perf_counter() - start:.0f} s", flush=True)
-    return {"detector": detector, "exit": code, "curves": curves}
+    return {"detector": folder.name, "exit": code, "curves": curves}
 
 
 def read_curves(folder: Path) -> list[dict[str, float]]:
@@ -122,7 +124,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, nargs="?", help="proposal dataset")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/retrieval"))
-    parser.add_argument("--detectors", nargs="+", default=DETECTORS)
+    parser.add_argument("--detectors", nargs="+", default=DETECTORS, help="names, or config files (.py)")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--small", action="store_true", help="views of 128 to 160 px, 1,024 boxes: for a CPU")
     parser.add_argument(
-        "--render", type=Path, help="a curves.json: print its table, write --svg, train nothing"
+        "--render", type=Path, nargs="+", help="curves.json files: print their table, write --svg, train nothing"
     )
     parser.add_argument("--svg", type=Path)
     arguments = parser.parse_args()
@@ -142,7 +144,7 @@ def main() -> None:
             runs = list(pool.map(lambda name: train(name, arguments), arguments.detectors))
         (arguments.work_dir / "curves.json").write_text(json.dumps(runs))
     else:
-        runs = json.loads(arguments.render.read_text())
+        runs = [run for path in arguments.render for run in json.loads(path.read_text())]
     print(table(runs))
     if arguments.svg is not None:
         lines = {

@@ -15,16 +15,14 @@ Key = tuple[str, str, int, str]
 
 
 def report(args: argparse.Namespace) -> None:
-    """The table of everything that was run; an arm with a seed missing or unfinished says so."""
-    runs = [run for source in args.results for run in read_runs(source)]
+    """The table of everything that was run; what is missing, unfinished or has failed is named."""
+    found = [run for source in args.results for run in read_runs(source)]
+    runs = [run for run in found if "failed" not in run]
     precision = precision_of(runs)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
-    finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
-    for run in runs:
-        key = (run["detector"], run["schedule"], run["fraction"], run["source"])
-        finals.setdefault(key, {}).setdefault(run["arm"], {})[run["seed"]] = run
+        args.json.write_text("[\n" + ",\n".join(json.dumps(run) for run in found) + "\n]\n")
+    finals = by_cell(runs)
     lines = ["| detector | schedule | labels | pretraining | lr | AP | AP50 | AP75 | gain | p (paired) | seeds |",
              "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     seeds = max((len(runs) for arms in finals.values() for runs in arms.values()), default=0)
@@ -33,7 +31,9 @@ def report(args: argparse.Namespace) -> None:
         baseline = finals.get(own, {}).get("backbone", {})
         lines += [table_row(key, arm, runs, baseline, seeds) for arm, runs in arms.items()]
     lines += [f"\nComputed in {precision}."] if precision else []
-    lines += ablations(finals)
+    failures = [f"`{run['failed']}` (exit {run['exit']})" for run in found if "failed" in run]
+    lines += ["", f"Failed, and with it what needs it: {'; '.join(failures)}."] if failures else []
+    lines += changes(finals)
     lines += ["", "AP while fine-tuning (mean over seeds):", "", *learning_curves(finals)]
     text = "\n".join(lines) + "\n"
     print(text)
@@ -58,9 +58,28 @@ def read_runs(source: Path) -> list[dict[str, Any]]:
         if weights := results.get("run", {}).get("weights"):
             weights["file"] = "/".join(Path(weights["file"]).parts[-2:])
         runs.append({**json.loads(path.read_text()), **results})
+    runs += [
+        json.loads(path.read_text())
+        for path in sorted([*source.glob("*/*/failed"), *source.glob("pretrain/*/*.failed")])
+    ]
     if not runs:
         sys.exit(f"{source}: no fine-tuning in it; it should be the --work-dir of `transfer.py run`")
     return runs
+
+
+def by_cell(runs: list[dict[str, Any]]) -> dict[Key, dict[str, dict[int, dict[str, Any]]]]:
+    """The runs by what a row of the table is, arm and seed. Ends the process where a mean would mix what is unlike."""
+    finals: dict[Key, dict[str, dict[int, dict[str, Any]]]] = {}
+    for run in runs:
+        key = (run["detector"], run["schedule"], run["fraction"], run["source"])
+        cell = finals.setdefault(key, {}).setdefault(run["arm"], {})
+        name = f"{run['detector']}, {run['schedule']}, {run['fraction']} %, {run['source']}, {run['arm']}"
+        if run["seed"] in cell:
+            sys.exit(f"two runs of {name}, seed {run['seed']}: give each study a report of its own")
+        if any(other["lr"] != run["lr"] for other in cell.values()):
+            sys.exit(f"the seeds of {name} have different learning rates: they are of different studies")
+        cell[run["seed"]] = run
+    return finals
 
 
 def precision_of(runs: list[dict[str, Any]]) -> str | None:
@@ -74,10 +93,16 @@ def precision_of(runs: list[dict[str, Any]]) -> str | None:
 
 
 def between_markers(page: str, table: str, section: str) -> str:
-    """``page`` with the table between the two markers of ``section``, or the markers and the table alone."""
+    """``page`` with the table between the two markers of ``section``; without markers, with both at its end.
+
+    Ends the process where only one of them is there: what to replace cannot be told.
+    """
     begin, end = f"<!-- {section}: begin -->\n", f"<!-- {section}: end -->\n"
-    before, _, rest = page.partition(begin)
-    return f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+    before, begun, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if bool(begun) != bool(ended) or (not begun and f"<!-- {section}: " in page):
+        sys.exit(f"the page needs a line {begin.strip()!r} and, below, a line {end.strip()!r}, or neither")
+    return f"{before}{begin}{table}{end}{after}"
 
 
 def chart(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> str:
@@ -121,17 +146,21 @@ def table_row(
     return f"| {' | '.join(cells)} |"
 
 
-def ablations(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> list[str]:
-    """What each change to pretraining costs, against pretraining unchanged; nothing without such a run."""
+def changes(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> list[str]:
+    """What each change is worth, against box-domain pretraining as it is; nothing without such a run."""
     rows = []
     for (detector, schedule, fraction, source), arms in finals.items():
         full = finals.get((detector, schedule, fraction, detector), {}).get("box", {})
-        if source != detector and full:
-            loss, p = paired(arms["box"], full)
-            change = source.removeprefix(f"{detector}-").replace("-", " ")
-            rows.append(f"| {detector} | {schedule} | {fraction} % | {change} | {loss} | {p} |")
-    head = ["", "Each ablation against the whole of box-domain pretraining:", "",
-            "| detector | schedule | labels | changed | AP | p (paired) |", "|---|---|---|---|---|---|"]  # fmt: skip
+        changed = source.removeprefix(f"{detector}-").replace("-", " ")
+        of_it = {"predictors kept": arms.get("keep", {})} if source == detector else {changed: arms["box"]}
+        for change, runs in of_it.items():
+            gain, p = paired(runs, full)
+            if gain:
+                seeds = len(seeds_of_both(runs, full))
+                rows.append(f"| {detector} | {schedule} | {fraction} % | {change} | {gain} | {p} | {seeds} |")
+    head = ["", "Each change against box-domain pretraining as it is:", "",
+            "| detector | schedule | labels | changed | AP | p (paired) | seeds |",
+            "|---|---|---|---|---|---|---|"]  # fmt: skip
     return head + rows if rows else []
 
 
@@ -146,14 +175,19 @@ def paired(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]])
     """Mean gain in AP over seeds that both have, and the p value of a two-sided paired t-test."""
     from scipy.stats import ttest_rel
 
-    both = [
-        seed for seed in runs if "AP" in runs[seed]["last"] and "AP" in baseline.get(seed, {}).get("last", {})
-    ]
+    both = seeds_of_both(runs, baseline)
     if not both:
         return "", ""
     ours, theirs = ([group[seed]["last"]["AP"] for seed in both] for group in (runs, baseline))
     gain = f"{statistics.mean(ours) - statistics.mean(theirs):+.1f}"
     return gain, f"{ttest_rel(ours, theirs).pvalue:.3f}" if len(both) > 1 else ""
+
+
+def seeds_of_both(runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[int]:
+    """The seeds that ended in both arms."""
+    return [
+        seed for seed in runs if "AP" in runs[seed]["last"] and "AP" in others.get(seed, {}).get("last", {})
+    ]
 
 
 def mean_by_epoch(runs: dict[int, dict[str, Any]]) -> dict[int, float]:

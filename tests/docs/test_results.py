@@ -57,16 +57,16 @@ def retrieval_rows(printed: str) -> dict[str, list[str]]:
     return {detector: figures for detector, *figures in rows}
 
 
-def test_faster_rcnns_longer_curve_is_that_of_its_file() -> None:
-    command = [
-        sys.executable,
-        "benchmarks/retrieval_curves.py",
-        "--render",
-        "docs/retrieval/faster_rcnn_cpu.json",
-    ]
+def test_the_curves_of_the_cpu_are_those_of_their_files(tmp_path: Path) -> None:
+    files = [f"docs/retrieval/{name}_rcnn_cpu.json" for name in ("faster", "cascade")]
+    svg = tmp_path / "retrieval.svg"
+    command = [sys.executable, "benchmarks/retrieval_curves.py", "--render", *files, "--svg", svg]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    ((detector, figures),) = retrieval_rows(printed).items()
-    assert f"| {detector} | {' | '.join(figures)} |" in PAGE.read_text().replace("*", "")
+    assert svg.read_text() == (ROOT / "docs" / "images" / "retrieval_cpu.svg").read_text()
+    rows = retrieval_rows(printed)
+    assert len(rows) == 2
+    for detector, figures in rows.items():
+        assert f"| {detector} | {' | '.join(figures)} |" in PAGE.read_text().replace("*", "")
 
 
 def test_the_retrieval_curves_are_those_of_their_file(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""`benchmarks/transfer.py pack`: all that the machine which trains needs, shrunk, mined and split, in one folder."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+from transfer_jobs import LONG_SIDE, aligndet
+
+from pipeline.sources import SUFFIXES
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Shrink, mine, split. Ends the process, naming the picture, where one cannot be read."""
+    pool = args.out / "pool"
+    print(f"{args.pool}: {pack_pool(args.pool, pool, args.quality)} photographs")
+    for name, path in (("train", args.train), ("val", args.val)):
+        pack_labelled(path, args.images, args.out, name, args.quality)
+    percents = [part for percent in args.percent for part in ("--percent", percent)]
+    subprocess.run(
+        aligndet("split", args.out / "train.json", args.out, *percents, "--seeds", args.seeds), check=True
+    )
+    hold_out(args.out)
+    subprocess.run(aligndet("mine", pool, args.out / "mined"), check=True)
+    if args.clusters:
+        cluster(args.out / "mined", args.clusters)
+    if args.ablate:
+        filtered = ("--filter", "ratio3size0308@0.5")
+        subprocess.run(aligndet("mine", pool, args.out / "mined_0308", *filtered), check=True)
+        randomise(args.out / "mined", pool, args.out / "mined_random")
+    shutil.rmtree(pool)  # every picture is in the datasets' tars
+    size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{args.out}: {size / 1e6:.1f} MB")
+
+
+def pack_pool(photographs: Path, pool: Path, quality: int) -> int:
+    """Shrink every picture below ``photographs`` into ``pool``, under its own path; returns how many."""
+    found = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in SUFFIXES)
+    for source in found:
+        shrink(source, pool / f"{source.relative_to(photographs)}.jpg", quality)
+    return len(found)
+
+
+def shrink(source: Path, target: Path, quality: int) -> float:
+    """Write ``source`` with a long side of 320 px at most; returns the factor."""
+    image = cv2.imread(str(source))
+    if image is None:
+        sys.exit(f"{source} cannot be read as a picture: repair it or take it out")
+    factor = min(1.0, LONG_SIDE / max(image.shape[:2]))
+    small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(target), small, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return factor
+
+
+def pack_labelled(labels: Path, images: Path, out: Path, name: str, quality: int) -> None:
+    """The labelled pictures, shrunk, and OUT/NAME.json, whose boxes fit them."""
+    content = json.loads(labels.read_text())
+    factors = {}
+    for image in content["images"]:
+        factor = shrink(images / image["file_name"], out / "labelled" / image["file_name"], quality)
+        factors[image["id"]] = factor
+        image["width"], image["height"] = (round(image[side] * factor) for side in ("width", "height"))
+    for box in content["annotations"]:
+        factor = factors[box["image_id"]]
+        box["area"] = box.get("area", box["bbox"][2] * box["bbox"][3]) * factor**2
+        box["bbox"] = [value * factor for value in box["bbox"]]
+    (out / f"{name}.json").write_text(json.dumps(content))
+
+
+def cluster(mined: Path, count: int) -> None:
+    """Give every box a cluster, the classes of DETR's pretraining; its features, five times the pictures, go."""
+    subprocess.run(aligndet("regions", mined, "--backbone", "fcos_lite0"), check=True)
+    subprocess.run(aligndet("cluster", mined, "--k", count), check=True)
+    shutil.rmtree(mined / "regions.zarr")
+
+
+def hold_out(folder: Path) -> None:
+    """A fifth of the training pictures, on which learning rates are chosen and nothing is reported."""
+    content = json.loads((folder / "train.json").read_text())
+    held = {image["id"] for image in content["images"][::5]}
+    for name, inside in (("tune_train", False), ("tune_val", True)):
+        part = {
+            **content,
+            "images": [image for image in content["images"] if (image["id"] in held) is inside],
+            "annotations": [box for box in content["annotations"] if (box["image_id"] in held) is inside],
+        }
+        (folder / f"{name}.json").write_text(json.dumps(part))
+
+
+def randomise(mined: Path, pool: Path, out: Path) -> None:
+    """The same pictures with as many boxes of the same sizes, put anywhere: what selective search has to beat."""
+    import numpy as np
+
+    listed = out.with_suffix(".json")
+    subprocess.run(aligndet("convert", mined, listed, "--to", "coco"), check=True)
+    content, rng = json.loads(listed.read_text()), np.random.default_rng(0)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    for box in content["annotations"]:
+        (width, height), (_, _, w, h) = sizes[box["image_id"]], box["bbox"]
+        box["bbox"] = [float(rng.uniform(0, width - w)), float(rng.uniform(0, height - h)), w, h]
+    listed.write_text(json.dumps(content))
+    subprocess.run(aligndet("convert", listed, out, "--to", "dataset", "--images", pool), check=True)
+    listed.unlink()

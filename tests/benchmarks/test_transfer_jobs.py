@@ -1,0 +1,112 @@
+"""What `benchmarks/transfer.py run` plans: equal arms, rates chosen on pictures that nothing is reported of."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transfer import command_line
+from transfer_jobs import Job, every_job
+from transfer_pack import hold_out, pack_pool
+
+from tests.benchmarks.packs import labelled, small_pack
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Path:
+    return small_pack(tmp_path / "PACK")
+
+
+def planned(pack: Path, *options: str) -> list[Job]:
+    words = ["run", str(pack), "--work-dir", str(pack.parent / "W"), "--no-amp", *options]
+    return every_job(command_line().parse_args(words))
+
+
+def finals(jobs: list[Job]) -> list[Job]:
+    return [job for job in jobs if job.labels.get("stage") == "final"]
+
+
+ONE = ("--detectors", "fcos_lite0", "--schedules", "short", "--fractions", "100")
+
+
+def test_the_arms_differ_in_their_weights_alone(pack):
+    by_arm = {}
+    for job in finals(planned(pack, *ONE, "--rates", "0.006", "--seeds", "1")):
+        lines = job.settings()
+        weights = [line for line in lines if line.startswith("--weights")]
+        own = [line for line in lines if line.startswith("--work-dir")]
+        by_arm[job.labels["arm"]] = ([line for line in lines if line not in weights + own], weights)
+    assert {arm: weights for arm, (_, weights) in by_arm.items()} == {
+        "backbone": [],
+        "box": ["--weights box.safetensors"],
+        "keep": ["--weights keep.safetensors"],
+    }
+    assert by_arm["backbone"][0] == by_arm["box"][0] == by_arm["keep"][0]
+
+
+def test_rates_are_chosen_on_pictures_that_are_not_reported(pack):
+    tuning = [job for job in planned(pack, *ONE) if job.labels.get("stage") == "tune"]
+    assert len(tuning) == 3 * 3
+    assert {tuple(path.name for path in job.inputs) for job in tuning} == {
+        ("tune_train.json", "tune_val.json")
+    }
+    assert not finals(planned(pack, *ONE)), "before a rate is chosen"
+
+
+def test_held_out_pictures_are_training_pictures_each_in_one_part(pack):
+    content = labelled(23)
+    (pack / "train.json").write_text(json.dumps(content))
+    hold_out(pack)
+    train, val = (json.loads((pack / f"tune_{part}.json").read_text()) for part in ("train", "val"))
+    ids = [[image["id"] for image in part["images"]] for part in (train, val)]
+    assert sorted(ids[0] + ids[1]) == [image["id"] for image in content["images"]]
+    assert len(ids[1]) == 5
+    for part, inside in zip((train, val), ids, strict=True):
+        assert {box["image_id"] for box in part["annotations"]} == set(inside)
+
+
+def test_a_tenth_of_the_labels_gets_as_many_steps(pack):
+    (pack / "train.10@0.json").write_text(json.dumps(labelled(2)))
+    words = ("--detectors", "fcos_lite0", "--schedules", "short", "--arms", "box", "--rates", "0.006")
+    jobs = finals(planned(pack, *words, "--seeds", "1"))
+    epochs = {job.labels["fraction"]: job.command[job.command.index("--epochs") + 1] for job in jobs}
+    assert epochs == {10: "120", 100: "12"}
+
+
+def test_labels_that_the_pack_lacks_are_named(pack):
+    with pytest.raises(SystemExit, match=r"train\.5@0\.json"):
+        planned(pack, *ONE[:4], "--fractions", "5", "--rates", "0.006")
+
+
+def test_an_ablation_whose_pictures_the_pack_lacks_is_refused(pack):
+    with pytest.raises(SystemExit, match=r"mined_random.*--ablate"):
+        planned(pack, *ONE, "--rates", "0.006", "--ablate", "random boxes")
+
+
+def test_an_ablation_changes_pretraining_and_nothing_else(pack):
+    words = (*ONE, "--rates", "0.006", "--arms", "box", "--seeds", "1")
+    before, after = planned(pack, *words)[0], planned(pack, *words, "--ablate", "50 proposals")[-4]
+    extra = set(after.settings()) - set(before.settings())
+    assert extra == {
+        "--cfg-options pretrain.proposals_per_image=50",
+        "--work-dir fcos_lite0-50-proposals",
+    }
+
+
+def test_a_pool_keeps_every_picture(tmp_path, photos):
+    names = ("a/one.jpg", "b/one.jpg", "b/one.JPEG", "b/two.png")
+    for name, photo in zip(names, sorted(photos.iterdir())[:4], strict=True):
+        target = tmp_path / "POOL" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(photo.read_bytes())
+    (tmp_path / "POOL" / "notes.txt").write_text("no picture")
+    assert pack_pool(tmp_path / "POOL", tmp_path / "pool", 85) == 4
+    found = sorted(
+        path.relative_to(tmp_path / "pool").as_posix() for path in (tmp_path / "pool").rglob("*.jpg")
+    )
+    assert found == ["a/one.jpg.jpg", "b/one.JPEG.jpg", "b/one.jpg.jpg", "b/two.png.jpg"]
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    with pytest.raises(SystemExit, match=r"broken\.jpg"):
+        pack_pool(tmp_path, tmp_path / "pool", 85)

@@ -1,0 +1,97 @@
+"""The report of the transfer study: what it refuses to average, what it says of failures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transfer_report import between_markers, by_cell, read_runs
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "transfer.py"
+
+
+def run_of(arm: str, seed: int, ap: float, lr: float = 0.01) -> dict[str, Any]:
+    return {
+        "stage": "final", "detector": "fcos_lite0", "arm": arm, "source": "fcos_lite0", "schedule": "short",
+        "fraction": 100, "seed": seed, "lr": lr, "epochs": [{"epoch": 12, "AP": ap}],
+        "last": {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2}, "run": {"options": {"amp": False}},
+    }  # fmt: skip
+
+
+def reported(*sources: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "report", *map(str, sources)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def write(path: Path, runs: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps(runs))
+    return path
+
+
+def test_kept_predictors_are_compared_with_dropped_ones_over_the_seeds_of_both(tmp_path):
+    aps = {"backbone": (2.0, 2.5, 3.0), "box": (5.0, 6.0), "keep": (7.0, 9.0, 30.0)}
+    runs = [run_of(arm, seed, ap) for arm, given in aps.items() for seed, ap in enumerate(given)]
+    printed = reported(write(tmp_path / "runs.json", runs)).stdout
+    # 7 - 5 and 9 - 6: t = 2.5 / 0.5 with one degree of freedom.
+    assert "| fcos_lite0 | short | 100 % | predictors kept | +2.5 | 0.126 | 2 |" in printed
+
+
+def test_the_same_run_in_two_files_is_refused(tmp_path):
+    one, two = (
+        write(tmp_path / f"{name}.json", [run_of("box", 0, ap)]) for name, ap in (("a", 2.6), ("b", 5.6))
+    )
+    done = reported(one, two)
+    assert done.returncode == 1
+    assert "two runs of fcos_lite0, short, 100 %, fcos_lite0, box, seed 0" in done.stderr
+
+
+def test_seeds_of_different_rates_are_no_mean():
+    with pytest.raises(SystemExit, match="different learning rates"):
+        by_cell([run_of("box", 0, 5.0, lr=0.006), run_of("box", 1, 5.0, lr=0.012)])
+
+
+def test_failed_jobs_are_named_by_the_folder_and_by_its_json(tmp_path):
+    work = tmp_path / "W"
+    ended = work / "finetune" / "final+box+0"
+    ended.mkdir(parents=True)
+    run = run_of("box", 0, 5.0)
+    figures = {name: run.pop(name) for name in ("epochs", "last", "run")}
+    (ended / "labels.json").write_text(json.dumps(run))
+    (ended / "results.json").write_text(json.dumps(figures))
+    (ended / "finished").touch()
+    for name, job in (
+        ("finetune/tune+box+0.04/failed", "tune box 0.04"),
+        ("pretrain/fcos_lite0/keep.safetensors.failed", "export keep"),
+    ):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(json.dumps({"failed": job, "exit": 3}))
+    line = "Failed, and with it what needs it: `tune box 0.04` (exit 3); `export keep` (exit 3)."
+    first = reported(work)
+    assert line in first.stdout
+    again = reported(write(tmp_path / "runs.json", read_runs(work)))
+    assert again.stdout == first.stdout
+
+
+PAGE = "# A page\n<!-- t: begin -->\nold\n<!-- t: end -->\nafter\n"
+
+
+def test_a_table_takes_the_place_of_the_one_between_its_markers():
+    assert between_markers(PAGE, "new\n", "t") == PAGE.replace("old", "new")
+    added = between_markers("# A page\n", "new\n", "t")
+    assert added == "# A page\n<!-- t: begin -->\nnew\n<!-- t: end -->\n"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        PAGE.replace("t: end -->", "t: end --> "),
+        PAGE.replace("<!-- t: begin -->\n", ""),
+        PAGE.replace("\n", "\r\n"),
+    ],
+    ids=["end not found", "no begin", "windows lines"],
+)
+def test_a_page_with_half_its_markers_is_left_alone(page):
+    with pytest.raises(SystemExit, match="t: begin"):
+        between_markers(page, "new\n", "t")

@@ -1,0 +1,110 @@
+"""How `benchmarks/transfer.py run` goes through its jobs; every job here is a real process."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from transfer import Runner
+from transfer_jobs import Job, best_rate, refuse_other_settings, run_job
+
+
+def job(folder: Path, name: str, code: str = "pass", needs: tuple[Path, ...] = (), **more) -> Job:
+    """A process that runs ``code``; done when its folder says so."""
+    command = (sys.executable, "-c", code, *more.pop("options", ()))
+    return Job(name, command, folder / name / "finished", needs, **more)
+
+
+def go(jobs: list[Job], folder: Path, parallel: int = 2, budget: float = 60) -> None:
+    Runner(lambda: jobs, folder / "logs", parallel, budget).run()
+
+
+def test_a_job_waits_for_what_it_needs(tmp_path):
+    first = job(tmp_path, "first", "import time; time.sleep(0.3)")
+    second = job(
+        tmp_path, "second", f"import os; assert os.path.exists({str(first.product)!r})", (first.product,)
+    )
+    go([second, first], tmp_path)
+    assert second.product.exists()
+
+
+def test_a_failed_job_is_written_down_and_not_repeated(tmp_path):
+    count = tmp_path / "count"
+    failing = job(tmp_path, "failing", f"open({str(count)!r}, 'a').write('x'); raise SystemExit(3)")
+    for _ in range(2):
+        go([failing], tmp_path)
+    assert json.loads(failing.failure.read_text()) == {"failed": "failing", "exit": 3}
+    assert not failing.product.exists()
+    assert count.read_text() == "x"
+
+
+def test_a_process_that_was_killed_is_started_again_by_the_next_run(tmp_path):
+    flag = tmp_path / "flag"
+    code = f"""
+import os, pathlib, signal
+flag = pathlib.Path({str(flag)!r})
+if not flag.exists():
+    flag.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = job(tmp_path, "killed", code)
+    go([killed], tmp_path)
+    assert not killed.product.exists()
+    assert not killed.failure.exists()
+    go([killed], tmp_path)
+    assert killed.product.exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_fault_of_the_runner_itself_ends_the_run_and_is_seen(tmp_path, parallel):
+    (tmp_path / "logs").write_text("where a folder should be")
+    with pytest.raises(FileExistsError):
+        go([job(tmp_path, "one"), job(tmp_path, "two")], tmp_path, parallel)
+
+
+def test_a_spent_budget_starts_nothing(tmp_path):
+    go([job(tmp_path, "late")], tmp_path, budget=0)
+    assert not (tmp_path / "late").exists()
+
+
+def tuned(folder: Path, rate: float, ap: float | None) -> Job:
+    """A learning rate's fine-tuning that ended with ``ap``, or with an error."""
+    code = "raise SystemExit(1)"
+    if ap is not None:
+        text = f'{{"last": {{"AP": {ap}}}}}'
+        code = f"open({str(folder / str(rate) / 'results.json')!r}, 'w').write({text!r})"
+    return job(folder, str(rate), code, labels={"lr": rate})
+
+
+def test_the_best_rate_is_that_of_those_that_did_not_diverge(tmp_path):
+    grid = [tuned(tmp_path, 0.01, 8.0), tuned(tmp_path, 0.02, 9.0), tuned(tmp_path, 0.04, None)]
+    assert best_rate(grid) is None
+    go(grid[:2], tmp_path)
+    assert best_rate(grid) is None, "one of them was not tried yet"
+    go(grid, tmp_path)
+    assert best_rate(grid) == 0.02
+
+
+def test_no_rate_is_best_where_all_diverge(tmp_path):
+    grid = [tuned(tmp_path, 0.02, None)]
+    go(grid, tmp_path)
+    assert best_rate(grid) is None
+
+
+def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
+    labels = tmp_path / "train.json"
+    labels.write_text("{}")
+
+    def fine_tuning(*options: str) -> Job:
+        return job(tmp_path, "tuned", options=("finetune", *options), inputs=(labels,))
+
+    run_job(fine_tuning("--lr", "0.01", "--workers", "2", "--train", "/one/train.json"), tmp_path / "logs")
+    refuse_other_settings(
+        fine_tuning("--lr", "0.01", "--workers", "0", "--train", "/another/place/train.json")
+    )
+    with pytest.raises(SystemExit, match=r"(?s)- --lr 0\.01.*\+ --lr 0\.02"):
+        refuse_other_settings(fine_tuning("--lr", "0.02", "--workers", "2", "--train", "/one/train.json"))
+    labels.write_text('{"images": []}')
+    with pytest.raises(SystemExit, match=r"train\.json"):
+        refuse_other_settings(fine_tuning("--lr", "0.01", "--workers", "2", "--train", "/one/train.json"))
