@@ -25,6 +25,8 @@ CfgOptions = Annotated[
     list[str] | None, typer.Option(help="key=value changes to the config. Repeat for more.")
 ]
 
+_LABELS = "COCO json, Pascal VOC folder, or a list in its ImageSets/Main"
+
 
 def register(app: typer.Typer) -> None:
     """Add `finetune`, `evaluate` and `split` to the one command."""
@@ -34,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
-    train: Annotated[Path, typer.Option(help="COCO json, or a Pascal VOC folder.")],
+    train: Annotated[Path, typer.Option(help=f"{_LABELS}.")],
     work_dir: Annotated[
         Path, typer.Option(help="Where checkpoints and results.json go; a run there is resumed.")
     ],
@@ -43,7 +45,7 @@ def finetune(
     weights: Annotated[
         Path | None, typer.Option(help="What `aligndet export` wrote. Without: the config's own start.")
     ] = None,
-    val: Annotated[Path | None, typer.Option(help="COCO json or VOC folder to measure AP on.")] = None,
+    val: Annotated[Path | None, typer.Option(help=f"To measure AP on: {_LABELS}.")] = None,
     train_images: Annotated[Path | None, typer.Option(help="Folder of the training images.")] = None,
     val_images: Annotated[Path | None, typer.Option(help="Folder of the validation images.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length; the schedule moves with it.")] = None,
@@ -105,7 +107,7 @@ def finetune(
 
 
 def evaluate(
-    val: Annotated[Path, typer.Option(help="COCO json, or a Pascal VOC folder.")],
+    val: Annotated[Path, typer.Option(help=f"{_LABELS}.")],
     weights: Annotated[Path, typer.Option(help="A checkpoint of `aligndet finetune`.")],
     work_dir: Annotated[Path, typer.Option(help="Where results.json goes.")],
     config: ConfigOption = None,
@@ -142,20 +144,23 @@ def evaluate(
 
 
 def split(
-    annotations: Annotated[Path, typer.Argument(help="COCO json of the whole set.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the subsets.")],
-    percent: Annotated[list[float] | None, typer.Option(help="Share of the images. Repeat for more.")] = None,
+    annotations: Annotated[Path, typer.Argument(help=f"The whole set: {_LABELS}.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the subsets, COCO jsons.")],
+    percent: Annotated[
+        list[str] | None,
+        typer.Option(help="Shares of the images, e.g. 1,5,10, which is the default. May be repeated."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Subsets of each size, seeded 0, 1, 2...")] = 5,
 ) -> None:
     """Write subsets of a labelled set, for semi-supervised comparisons. A smaller one lies in a larger of its seed.
 
-    Example: `aligndet split train.json subsets/ --percent 1 --percent 5 --percent 10 --seeds 5`
+    Example: `aligndet split train.json subsets/ --percent 1,5,10 --seeds 5`
     """
     from aligndet_train.finetuning.split import split as run_split
     from proposals.outputs import require_outside_datasets
 
     require_outside_datasets(out)
-    for subset in run_split(annotations, out, percent or [1, 5, 10], range(seeds)):
+    for subset in run_split(annotations, out, _percents(percent or ["1,5,10"]), range(seeds)):
         lost = f", no box of {', '.join(subset.missing)}" if subset.missing else ""
         typer.echo(f"{subset.path}: {subset.images} images, {subset.boxes} boxes{lost}")
 
@@ -202,3 +207,15 @@ def _size(text: str | None) -> tuple[int, int] | None:
         raise AlignDetError(f"--image-size takes LONGxSHORT such as 1333x800, not {text!r}")
     longer, shorter = sorted((int(side) for side in sides), reverse=True)
     return longer, shorter
+
+
+def _percents(texts: list[str]) -> list[float]:
+    found = []
+    for part in (part for text in texts for part in text.split(",")):
+        try:
+            found.append(float(part))
+        except ValueError as error:
+            raise AlignDetError(
+                f"--percent takes numbers such as 5 or 1,5,10, and {part!r} is none: correct it"
+            ) from error
+    return found

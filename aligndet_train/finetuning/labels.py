@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aligndet_train.finetuning.voc_lists import is_voc_list, read_truth, voc_root
 from proposals.dataset.files import write_atomically
 from proposals.errors import AlignDetError
 from proposals.ground_truth import GroundTruth, read_ground_truth
@@ -22,32 +24,62 @@ _OF_ANNOTATIONS = {"id", "area", "iscrowd"}
 class Labels:
     """annotations: a COCO json. images: the folder its file names are relative to. classes: in category order.
 
-    source: what the user named; ``annotations`` is another file where mmdet could not read that one.
+    source: what the user named; ``annotations`` is another file where mmdet could not read that one. names: the file
+    names of all images.
     """
 
     annotations: Path
     images: Path
     classes: tuple[str, ...]
     source: Path
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many of ``images`` mmdet's dataset keeps for training, and why it leaves out the others.
+
+    small: those with a side below ``min_size`` px. empty: others that have no annotation.
+    """
+
+    images: int
+    small: int
+    empty: int
+    min_size: float
+
+    @property
+    def number(self) -> int:
+        """Of the images that are kept."""
+        return self.images - self.small - self.empty
+
+    @property
+    def left_out(self) -> str | None:
+        """A sentence about the others; None where all are kept."""
+        reasons = {
+            "without a box": self.empty,
+            f"with a side below {self.min_size:g} px (the config's filter_cfg.min_size)": self.small,
+        }
+        counted = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
+        left = self.images - self.number
+        return f"training leaves out {left} of {self.images} images: {counted}" if counted else None
 
 
 def read_labels(path: Path, images: Path | None, scratch: Path) -> Labels:
-    """Labels from a COCO json or a Pascal VOC folder, checked against the images on disk.
+    """Labels from a COCO json, a Pascal VOC folder or one of its lists, checked against the images on disk.
 
     images: default beside the json (``images/``, the split's name, or the json's own folder), or ``JPEGImages`` of a
-    VOC folder. scratch: where a COCO form of VOC folders, and of json files that mmdet misreads, is written. Raises
+    VOC folder. scratch: where a COCO form of VOC labels, and of json files that mmdet misreads, is written. Raises
     AlignDetError when there is no label or no image where they should be, an image's file is empty, or a box is of a
     category that the json does not list.
     """
-    truth = read_ground_truth(path)
+    truth = read_truth(path)
     if not truth.names or not truth.classes:
         raise AlignDetError(f"{path} names no image or no category: nothing to train on")
     folder = _image_folder(path, truth.names[0], images)
     _require_images(truth.names, folder, path)
-    annotations = (
-        path if path.is_file() and _fit_file(path) else _write_coco(truth, truth.classes, scratch, path)
-    )
-    return Labels(annotations.resolve(), folder.resolve(), truth.classes, path)
+    as_it_is = path.is_file() and not is_voc_list(path) and _fit_file(path)
+    annotations = path if as_it_is else _write_coco(truth, truth.classes, scratch, path)
+    return Labels(annotations.resolve(), folder.resolve(), truth.classes, path, tuple(truth.names))
 
 
 def matched(labels: Labels, classes: tuple[str, ...], scratch: Path) -> Labels:
@@ -69,41 +101,64 @@ def matched(labels: Labels, classes: tuple[str, ...], scratch: Path) -> Labels:
     )
 
 
-def require_boxes(labels: Labels, purpose: str) -> int:
-    """How many images ``labels`` has.
+def shared_images(train: Labels, val: Labels) -> list[str]:
+    """The images of ``val``, by their names there, that are ``train``'s as well: one name in one folder."""
+    learned = {os.path.normpath(train.images / name) for name in train.names}
+    return [name for name in val.names if os.path.normpath(val.images / name) in learned]
 
-    Raises AlignDetError, with the reasons, when mmdet keeps no box of them to ``purpose`` ("learn from").
+
+def require_boxes(labels: Labels, purpose: str, filter_cfg: Mapping[str, Any] | None) -> Kept:
+    """Which images of ``labels`` mmdet keeps; filter_cfg: of its dataset, None where it keeps all.
+
+    Raises AlignDetError, with the reasons, when it keeps no box of them to ``purpose`` ("learn from").
     """
     content = json.loads(labels.annotations.read_bytes())
     images = {image["id"]: image for image in content["images"]}
     boxes = [box for box in content["annotations"] if box["image_id"] in images]
-    reasons = Counter(_why_dropped(box, images[box["image_id"]]) for box in boxes)
+    rule = filter_cfg or {}
+    min_size = rule.get("min_size", 0)
+    reasons = Counter(_why_dropped(box, images[box["image_id"]], min_size) for box in boxes)
     if reasons[None] == 0:
         counted = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
         raise AlignDetError(
             f"{labels.source} has no box to {purpose}: "
             + (f"of {len(boxes)} boxes {counted}" if boxes else "it has none at all")
         )
-    return len(content["images"])
+    small = {number for number, image in images.items() if _is_small(image, min_size)}
+    # mmdet asks for an annotation of any kind here, also for one that it passes over.
+    empty = images.keys() - {box["image_id"] for box in boxes} if rule.get("filter_empty_gt") else set()
+    return Kept(len(images), len(small), len(empty - small), min_size)
 
 
-def _why_dropped(box: Mapping[str, Any], image: Mapping[str, Any]) -> str | None:
+def _is_small(image: Mapping[str, Any], min_size: float) -> bool:
+    return bool(min(image["width"], image["height"]) < min_size)
+
+
+def _why_dropped(box: Mapping[str, Any], image: Mapping[str, Any], min_size: float) -> str | None:
     """Of the reasons for which mmdet's CocoDataset passes a box over, the one that this box gives."""
     x, y, width, height = box["bbox"]
     if box.get("iscrowd") or box.get("ignore"):
         return "are crowds or difficult ones"
     if width < 1 or height < 1:
         return "are narrower or lower than 1 px (a bbox is x, y, width, height in px: are they normalised to 0..1?)"
-    inside = x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0
-    return None if inside else "lie outside of their image"
+    if not (x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0):
+        return "lie outside of their image"
+    if _is_small(image, min_size):
+        return (
+            f"are in images with a side below {min_size:g} px, which the config leaves out (enlarge them, or lower "
+            "min_size in the filter_cfg of its dataset)"
+        )
+    return None
 
 
 def _image_folder(path: Path, first: str, given: Path | None) -> Path:
     if given is not None:
         return given
-    home = path.parent if path.is_file() else path
-    candidates = [home / "images", home / path.stem, home / "JPEGImages", home, home.parent / "JPEGImages"]
-    return next((folder for folder in candidates if (folder / first).is_file()), home)
+    home = voc_root(path) if is_voc_list(path) else path.parent if path.is_file() else path
+    of_voc = home / "JPEGImages"
+    candidates = [home / "images", home / path.stem, of_voc, home, home.parent / "JPEGImages"]
+    likely = of_voc if of_voc.is_dir() else home
+    return next((folder for folder in candidates if (folder / first).is_file()), likely)
 
 
 def _require_images(names: Sequence[str], folder: Path, path: Path) -> None:
@@ -175,8 +230,11 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
-def _write_coco(truth: GroundTruth, classes: tuple[str, ...], scratch: Path, source: Path) -> Path:
-    """``truth`` as a COCO json of ``classes``, under a name of its own: folders of two sets are often called alike."""
+def coco_form(truth: GroundTruth, classes: tuple[str, ...], source: Path) -> dict[str, Any]:
+    """``truth`` as the content of a COCO json of ``classes``; ``source`` is named in errors.
+
+    Raises AlignDetError when an image's size is not known, or two classes have one name.
+    """
     if (truth.sizes <= 0).any():
         bad = truth.names[int((truth.sizes <= 0).any(axis=1).argmax())]
         raise AlignDetError(f"{source} does not say how large {bad} is (its width and height in px)")
@@ -204,9 +262,14 @@ def _write_coco(truth: GroundTruth, classes: tuple[str, ...], scratch: Path, sou
         for i, (name, size) in enumerate(zip(truth.names, truth.sizes, strict=True))
     ]
     categories = [{"id": i, "name": name} for name, i in number.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _write_coco(truth: GroundTruth, classes: tuple[str, ...], scratch: Path, source: Path) -> Path:
+    """`coco_form` in a file, under a name of its own: folders of two sets are often called alike."""
+    content = coco_form(truth, classes, source)
     digest = hashlib.sha256(json.dumps([str(source.resolve()), classes]).encode()).hexdigest()[:8]
     target = scratch / f"{source.resolve().stem}-{digest}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    content = {"images": images, "annotations": annotations, "categories": categories}
     write_atomically(target, json.dumps(content).encode())
     return target

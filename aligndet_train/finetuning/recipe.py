@@ -8,7 +8,7 @@ usual ones (AlignDet's fine-tuning). The rate is also scaled linearly from the b
 import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,16 @@ class FinetuneOptions:
 
 @dataclass(frozen=True)
 class Rates:
-    """The optimiser's numbers and where they come from, a line for the log. batch: images a step, of all ranks."""
+    """The optimiser's numbers and where they come from, a line for the log. batch: images a step, of all ranks.
+
+    left_out: which images training passes over, a line as well; None where it has them all.
+    """
 
     lr: float
     weight_decay: float
     reason: str
     batch: int
+    left_out: str | None = None
 
 
 def rates(config: Config, options: FinetuneOptions, *, pretrained: bool, world_size: int) -> Rates:
@@ -109,6 +113,7 @@ def finetune_config(
     _require(config, (*_TO_TRAIN, *(_TO_MEASURE if val is not None else ())))
     _set_classes(config, train)
     _set_loader(config.train_dataloader, train, options, config)
+    kept = require_boxes(train, "learn from", _filter_of(config.train_dataloader.dataset))
     if options.batch_size is not None:
         config.train_dataloader.batch_size = options.batch_size
     _set_evaluation(config, val, options)
@@ -119,7 +124,7 @@ def finetune_config(
         for name in ("loss_scale", "dtype"):  # of mmengine's AmpOptimWrapper
             config.optim_wrapper.pop(name, None)
         config.optim_wrapper.type = Bfloat16OptimWrapper.__name__  # the config is also printed, as Python
-    _set_schedule(config, train, options, chosen.batch)
+    _set_schedule(config, kept.number, options, chosen.batch)
     for scheduler in config.param_scheduler:
         _scale(scheduler, chosen.lr / usual if usual else 1.0)
     config.work_dir = str(work_dir)
@@ -129,7 +134,7 @@ def finetune_config(
     config.auto_scale_lr = {"enable": False, "base_batch_size": chosen.batch}
     checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
     config.default_hooks = {**(config.get("default_hooks") or {}), "checkpoint": checkpoint}
-    return config, chosen
+    return config, replace(chosen, left_out=kept.left_out)
 
 
 def evaluation_config(stock: Config, val: Labels, work_dir: Path, options: FinetuneOptions) -> Config:
@@ -171,7 +176,7 @@ def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions
             for part in ("dataloader", "evaluator", "cfg"):
                 config[f"{name}_{part}"] = None
         return
-    require_boxes(val, "measure AP on")
+    require_boxes(val, "measure AP on", _filter_of(config.val_dataloader.dataset))
     _set_loader(config.val_dataloader, val, options, config)
     config.val_evaluator = {
         "type": "CocoMetric",
@@ -262,6 +267,12 @@ def _innermost(dataset: ConfigDict) -> ConfigDict:
     return dataset
 
 
+def _filter_of(dataset: ConfigDict) -> Any:
+    """By which mmdet leaves images out; a dataset to measure on keeps all."""
+    inner = _innermost(dataset)
+    return None if inner.get("test_mode") else inner.get("filter_cfg")
+
+
 def _repeats(dataset: ConfigDict) -> int:
     """How often an epoch has an image. Rare classes, which may come oftener, are not looked for."""
     times = dataset.get("times", 1) if _kind(dataset) == "RepeatDataset" else 1
@@ -288,7 +299,8 @@ def _steps_of(pipeline: Any) -> Iterator[Any]:
         yield from _steps_of(step.get("transforms", ()) if isinstance(step, dict) else step)
 
 
-def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, batch: int) -> None:
+def _set_schedule(config: Config, images: int, options: FinetuneOptions, batch: int) -> None:
+    """Move the schedule to the run's length. images: those of an epoch that are not repetitions."""
     usual = config.train_cfg.get("max_epochs")
     if usual is None:
         raise AlignDetError("the config counts iterations, not epochs: use an epoch-based schedule of it")
@@ -296,7 +308,8 @@ def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, batch
     config.train_cfg.update(max_epochs=epochs, val_interval=options.eval_interval)
     for name in ("val_begin", "dynamic_intervals"):
         config.train_cfg.pop(name, None)
-    steps = _steps(train, _repeats(config.train_dataloader.dataset), batch)
+    # Of an epoch, about.
+    steps = max(1, images * _repeats(config.train_dataloader.dataset) // batch)
     schedulers = config.get("param_scheduler") or []
     schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
     for scheduler in schedulers:
@@ -308,11 +321,6 @@ def _set_schedule(config: Config, train: Labels, options: FinetuneOptions, batch
                 hook[name] = max(1, round(hook[name] * epochs / usual))
         if "switch_pipeline" in hook:
             hook.switch_pipeline = _resized(hook.switch_pipeline, options.image_size)
-
-
-def _steps(train: Labels, repeats: int, batch: int) -> int:
-    """Of an epoch, about."""
-    return max(1, require_boxes(train, "learn from") * repeats // batch)
 
 
 def _has_time(scheduler: ConfigDict, steps: int) -> bool:

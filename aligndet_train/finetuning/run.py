@@ -21,12 +21,13 @@ from torch import Tensor
 
 from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.checkpoint import identity_difference
+from aligndet_train.console import say
 from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.detectors.two_stage import repeated_regressor
 from aligndet_train.distributed import any_rank, joined_processes, lost_ranks_explained
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
-from aligndet_train.finetuning.labels import Labels, matched
+from aligndet_train.finetuning.labels import Labels, matched, shared_images
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from aligndet_train.finetuning.unreadable import unreadable_image_named
@@ -184,11 +185,34 @@ def _finetune(
             if last is None
             else f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
         )
+        _tell(runner, chosen.left_out, _shared_warning(train, val))
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
         with unreadable_image_named():
             runner.train()
     figures = results.epochs[-1] if results.epochs else {}
     return FinetuneResult(figures, loader.report if loader else None, work_dir / RESULTS)
+
+
+def _tell(runner: Runner, left_out: str | None, warning: str | None) -> None:
+    """Both in the log, and where a person looks."""
+    if left_out is not None:
+        runner.logger.info(left_out)
+        say(left_out)
+    if warning is not None:
+        runner.logger.warning(warning)
+        say(f"warning: {warning}")
+
+
+def _shared_warning(train: Labels, val: Labels | None) -> str | None:
+    shared = shared_images(train, val) if val is not None else []
+    if val is None or not shared:
+        return None
+    folder = train.source.is_dir() or val.source.is_dir()
+    lists = ": of a VOC folder, its lists (ImageSets/Main/train.txt and val.txt)" if folder else ""
+    return (
+        f"{len(shared)} of {len(val.names)} images of {val.source} are in {train.source} too, {shared[0]} first: AP on "
+        f"images that were learned says little about others. Give --train and --val images of their own{lists}"
+    )
 
 
 def _advice(lr: float, options: FinetuneOptions) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from aligndet_train.finetuning.labels import coco_form
+from aligndet_train.finetuning.voc_lists import is_voc_list, read_truth
 from proposals.errors import AlignDetError
 
 
@@ -33,24 +35,29 @@ def choose(image_ids: Sequence[Any], percent: float, seed: int) -> list[Any]:
 def split(annotations: Path, out: Path, percents: Sequence[float], seeds: Sequence[int]) -> list[Subset]:
     """Write ``STEM.PERCENT@SEED.json`` in ``out`` for every pair; everything but images and boxes stays as it was.
 
-    Raises AlignDetError for a file that is no COCO json, or a percentage outside (0, 100].
+    annotations: a COCO json, a VOC folder or a list of one, whose subsets are COCO jsons, too. Raises AlignDetError
+    for a file that is none of these, or a percentage outside (0, 100].
     """
     wrong = [percent for percent in percents if not 0 < percent <= 100]
     if wrong:
         raise AlignDetError(f"{wrong[0]:g} % of a set cannot be taken: give percentages above 0, up to 100")
     try:
-        whole = json.loads(annotations.read_bytes())
+        whole = _read(annotations)
         ids = [image["id"] for image in whole["images"]]
         names = {category["id"]: category["name"] for category in whole["categories"]}
         owners = [(box["image_id"], box["category_id"]) for box in whole["annotations"]]
     except OSError as error:
-        raise AlignDetError(f"{annotations} cannot be read: {error.strerror}. Name a COCO json.") from error
+        raise AlignDetError(
+            f"{annotations} cannot be read: {error.strerror}. Name a COCO json or a VOC folder"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise AlignDetError(
             f"{annotations} is not a COCO annotation file ({type(error).__name__}: {error})"
         ) from error
     if not ids:
         raise AlignDetError(f"{annotations} lists no image")
+    # A VOC folder may be called "." or "VOC.2012".
+    stem = annotations.resolve().name if annotations.is_dir() else annotations.stem
     out.mkdir(parents=True, exist_ok=True)
     used = {category for _, category in owners}
     subsets = []
@@ -58,12 +65,19 @@ def split(annotations: Path, out: Path, percents: Sequence[float], seeds: Sequen
         for seed in seeds:
             chosen = set(choose(ids, percent, seed))
             part = _part(whole, chosen)
-            path = out / f"{annotations.stem}.{percent:g}@{seed}.json"
+            path = out / f"{stem}.{percent:g}@{seed}.json"
             path.write_text(json.dumps(part))
             missing = used - {box["category_id"] for box in part["annotations"]}
             lost = tuple(sorted(str(names.get(category, category)) for category in missing))
             subsets.append(Subset(path, len(part["images"]), len(part["annotations"]), lost))
     return subsets
+
+
+def _read(annotations: Path) -> Any:
+    if not annotations.is_dir() and not is_voc_list(annotations):
+        return json.loads(annotations.read_bytes())
+    truth = read_truth(annotations)
+    return coco_form(truth, truth.classes, annotations)
 
 
 def _part(whole: dict[str, Any], chosen: set[Any]) -> dict[str, Any]:

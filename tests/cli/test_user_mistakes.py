@@ -180,6 +180,7 @@ finetune --config TINY --train MISSING --work-dir FRESH
 finetune --config TINY --train EMPTY --work-dir FRESH
 finetune --config TINY --train GARBAGE_JSON --work-dir FRESH
 finetune --config TINY --train LIST_JSON --work-dir FRESH
+finetune --config TINY --train MISSING.txt --work-dir FRESH
 finetune --config TINY --train ANNOTATIONS --work-dir BELOW_A_FILE/w
 finetune --config TINY --train ANNOTATIONS --work-dir GARBAGE_JSON
 finetune --config TINY --train ANNOTATIONS --train-images EMPTY --work-dir FRESH
@@ -207,6 +208,9 @@ split ANNOTATIONS GARBAGE_JSON
 split ANNOTATIONS FRESH --percent 0
 split ANNOTATIONS FRESH --percent 200
 split ANNOTATIONS FRESH --percent nan
+split ANNOTATIONS FRESH --percent five
+split ANNOTATIONS FRESH --percent 1,,5
+split MISSING.txt FRESH
 nonsense
 show
 """.strip().splitlines()

@@ -1,6 +1,8 @@
 """Labels as people really have them, against what mmdet and pycocotools read out of the files we hand to them."""
 
 import json
+import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from mmdet.evaluation.metrics import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.structures import InstanceData
 
-from aligndet_train.finetuning.labels import Labels, matched, read_labels, require_boxes
+from aligndet_train.finetuning.labels import Labels, matched, read_labels, require_boxes, shared_images
 from proposals.errors import AlignDetError
 
 BOXES = {"a": [10.0, 20.0, 60.0, 50.0], "b": [80.0, 10.0, 40.0, 90.0]}
@@ -154,9 +156,57 @@ def test_a_set_of_which_mmdet_keeps_no_box_is_refused_with_the_reason(change, re
     if "iscrowd" not in change:
         assert learned(labels) == {}
     with pytest.raises(AlignDetError, match=f"no box to learn from: of 2 boxes {reason}"):
-        require_boxes(labels, "learn from")
+        require_boxes(labels, "learn from", None)
     content["annotations"][0] = coco([(1, "a"), (2, "b")])["annotations"][0]
-    require_boxes(read_labels(written(tmp_path / "u.json", content), photos, tmp_path), "learn from")
+    require_boxes(read_labels(written(tmp_path / "u.json", content), photos, tmp_path), "learn from", None)
+
+
+FILTERS = [
+    None,
+    {"filter_empty_gt": True},
+    {"min_size": 32},
+    {"filter_empty_gt": True, "min_size": 32},
+    {"filter_empty_gt": False, "min_size": 161},
+]
+
+
+@pytest.mark.parametrize("filter_cfg", FILTERS)
+def test_images_are_counted_as_mmdet_keeps_them(filter_cfg, photos, tmp_path):
+    whole = coco([(1, "a"), (2, "b")])
+    content = {**whole, "images": [], "annotations": []}
+    sides = [(160, 160), (31, 160), (160, 32), (200, 200)]
+    changes: list[dict[str, Any] | None] = [None, {}, {"iscrowd": 1}, {"bbox": [0.1, 0.1, 0.5, 0.5]}]
+    for number, ((width, height), change) in enumerate(product(sides, changes)):
+        content["images"].append(
+            {"id": number, "file_name": "astronaut.jpg", "width": width, "height": height}
+        )
+        if change is not None:
+            box = {"id": number + 1, "image_id": number, "bbox": [1, 1, 20, 20], "area": 400}
+            content["annotations"].append({**whole["annotations"][0], **box, **change})
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    kept = require_boxes(labels, "learn from", filter_cfg)
+    dataset = DATASETS.build(
+        {"type": "mmdet.CocoDataset", "ann_file": str(labels.annotations), "pipeline": [], "filter_cfg": filter_cfg,
+         "data_prefix": {"img": f"{labels.images}/"}, "metainfo": {"classes": labels.classes}}
+    )  # fmt: skip
+    assert kept.number == len(dataset)
+    assert (kept.left_out is None) == (len(dataset) == 16)
+    if kept.left_out is not None:
+        assert kept.left_out.startswith(f"training leaves out {16 - len(dataset)} of 16 images: ")
+
+
+def test_images_of_one_name_in_one_folder_are_shared(photos, tmp_path):
+    def read(name: str, image: str, folder: Path) -> Labels:
+        content = coco([(1, "a"), (2, "b")], image={"file_name": image})
+        return read_labels(written(tmp_path / name, content), folder, tmp_path)
+
+    astronaut = read("train.json", "astronaut.jpg", photos)
+    assert shared_images(astronaut, read("same.json", "astronaut.jpg", photos)) == ["astronaut.jpg"]
+    above = f"{photos.name}/astronaut.jpg"
+    assert shared_images(astronaut, read("above.json", above, photos.parent)) == [above]
+    assert shared_images(astronaut, read("cat.json", "cat.jpg", photos)) == []
+    shutil.copytree(photos, tmp_path / "others")
+    assert shared_images(astronaut, read("others.json", "astronaut.jpg", tmp_path / "others")) == []
 
 
 def test_a_missing_image_size_is_named(photos, tmp_path):

@@ -125,6 +125,51 @@ def test_a_short_run_reaches_its_rate(epochs, labels):
     assert last_rate(made, epochs) == pytest.approx(1.0)
 
 
+def many(labels: Labels, path: Path, *changes: dict[str, Any] | None) -> Labels:
+    """The photograph as one image for each change of it, with boxes, and for each None, without."""
+    content = json.loads(labels.annotations.read_text())
+    image, boxes = content["images"][0], content["annotations"]
+    content["images"] = [{**image, "id": i, **(change or {})} for i, change in enumerate(changes)]
+    content["annotations"] = [
+        {**box, "id": 2 * i + place + 1, "image_id": i}
+        for i, change in enumerate(changes)
+        if change is not None
+        for place, box in enumerate(boxes)
+    ]
+    path.write_text(json.dumps(content))
+    return read_labels(path, labels.images, path.parent)
+
+
+def test_a_warm_up_counts_no_image_that_is_left_out(labels, tmp_path):
+    few = many(labels, tmp_path / "few.json", *[None] * 294, *[{"width": 31}] * 10, *[{}] * 16)
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    made, rates = finetune_config(
+        config, few, None, Path("F"), FinetuneOptions(epochs=12, batch_size=16), pretrained=False
+    )
+    assert last_rate(made, 12) == pytest.approx(1.0)
+    assert rates.left_out is not None
+    assert "304 of 320 images: 294 without a box, 10 with a side below 32 px" in rates.left_out
+    config.train_dataloader.dataset.filter_cfg = None
+    whole, rates = finetune_config(
+        config, few, None, Path("F"), FinetuneOptions(epochs=12, batch_size=16), pretrained=False
+    )
+    assert whole.param_scheduler[0].end == 24, "of 240 steps"
+    assert rates.left_out is None
+
+
+def test_images_below_the_configs_min_size_are_the_reason(labels, tmp_path):
+    small = many(labels, tmp_path / "small.json", {"height": 31}, {"height": 31}, None)
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    with pytest.raises(
+        AlignDetError, match=r"of 4 boxes 4 are in images with a side below 32 px.*min_size"
+    ) as said:
+        recipe(config, small)
+    assert "small.json" in str(said.value)
+    assert recipe(config, labels, small).val_dataloader.dataset.test_mode, "all images are measured"
+    config.train_dataloader.dataset.filter_cfg.min_size = 31
+    assert recipe(config, small).train_dataloader.dataset.filter_cfg.min_size == 31
+
+
 def test_a_warm_up_of_epochs_that_would_not_end_is_left_out(labels):
     config = stock("retinanet/retinanet_r50_fpn_1x_coco")
     warm_up = {"type": "LinearLR", "start_factor": 0.1, "by_epoch": True, "begin": 0, "end": 5}
