@@ -1,6 +1,7 @@
 """The backbone's verbs: pretrain it without labels, and say what a weights file is. Light to import."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="backbone")
 
 
+# Settings of a backbone that name its weights.
+_WEIGHTS = ("model.backbone.init_cfg", "model.backbone.weights")
 _WorkDir = Annotated[Path, typer.Option(help="Where logs, last.pth and backbone.pth go; resumed if found.")]
 _Backbone = Annotated[
     str,
@@ -135,19 +138,59 @@ def inspect(
 
 
 def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dict[str, Any]:
-    """The user's ``options`` over those that put ``weights`` into the backbone of ``config``; says what it does."""
-    from aligndet_train.backbones.plug import plugged
+    """The user's ``options`` and those that put ``weights`` into the backbone of ``config``; says what it does.
+
+    A user's setting goes before what the weights were trained with. Raises AlignDetError when one names other weights,
+    or the file does not fill the backbone.
+    """
+    from aligndet_train.backbones.plug import kept_settings, plugged
     from aligndet_train.config import read_config
 
-    changes, converted, fitted = plugged(weights, read_config(config, options))
+    options = _without_other_weights(options, weights)
+    stock = read_config(config, options)
+    changes, converted, fitted = plugged(weights, stock)
     typer.echo(
         f"backbone: {weights}, {converted.project}, {converted.family.name}: {len(fitted.loaded)} tensors loaded, "
         f"{len(fitted.left_at_init)} left at init, {len(fitted.unexpected)} unexpected, "
         f"{len(converted.left)} keys of the file are no part of it"
     )
+    if (warning := kept_settings(converted, stock)) is not None:
+        typer.echo(f"warning: {warning}")
+    applied = {name: value for name, value in changes.items() if not _says(options, name)}
     for name, value in changes.items():
-        if not name.endswith(("init_cfg", "weights")):
+        if name not in applied:
+            typer.echo(f"your --cfg-options go before {name}={value!r}, which the weights were trained with")
+        elif name not in _WEIGHTS:
             typer.echo(
                 f"as the weights were trained: --cfg-options {name}={value!r} (fine-tuning needs it too)"
             )
-    return changes | options
+    # Options of whole dictionaries first: a dotted one reaches inside.
+    return deepcopy(options) | applied
+
+
+def _without_other_weights(options: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """``options`` but for those that take the config's own weights away, which ``weights`` does anyway."""
+    kept = {
+        name: value for name, value in options.items() if not (name in _WEIGHTS and value in (None, "None"))
+    }
+    for name in _WEIGHTS:
+        if _says(kept, name):
+            raise AlignDetError(
+                f"--backbone-weights {weights} and --cfg-options {name} both name the backbone's weights: drop one"
+            )
+    return kept
+
+
+def _says(options: dict[str, Any], name: str) -> bool:
+    """Whether ``options`` set ``name``, something inside it, or a dictionary around it that has it."""
+    return any(
+        f"{option}.".startswith(f"{name}.")
+        or (name.startswith(f"{option}.") and _has(value, name.removeprefix(f"{option}.").split(".")))
+        for option, value in options.items()
+    )
+
+
+def _has(value: Any, path: list[str]) -> bool:
+    if not path or not isinstance(value, dict):
+        return True
+    return path[0] in value and _has(value[path[0]], path[1:])

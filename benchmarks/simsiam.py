@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from aligndet_train import ops
 from aligndet_train.backbones.registry import find_backbone
+from aligndet_train.cli import parse_options
 from aligndet_train.config import read_config
 from aligndet_train.image_domain.config import ImageDomainConfig, image_domain_config
 from aligndet_train.image_domain.hooks import KNN_LOG
@@ -54,7 +55,11 @@ def pack(images: Path, labels: Path, out: Path, limit: int | None) -> None:
             if factor >= 1
             else cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         )
-        cv2.imwrite(str(small / f"{path.stem}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        # Photographs of two folders may have one name, as may a .png and a .jpg.
+        target = small / path.relative_to(images)
+        target = target if path.suffix == ".jpg" else target.with_name(f"{path.name}.jpg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     mine(small, out / "dataset")
     shutil.rmtree(small)
     content = json.loads(labels.read_text())
@@ -105,6 +110,7 @@ def settings(arguments: argparse.Namespace, steps: int) -> ImageDomainConfig:
             "views.size": arguments.size,
             "stop_gradient": not arguments.without_stop_gradient,
         }
+        | parse_options(arguments.cfg_options)
     )
 
 
@@ -226,6 +232,9 @@ def main() -> None:
     running.add_argument("--crops", choices=("images", "proposals"), default="images")
     running.add_argument("--measurements", type=int, default=10, help="of k-NN accuracy, over the run")
     running.add_argument("--workers", type=int, default=8)
+    running.add_argument(
+        "--cfg-options", nargs="*", default=[], help="fields of ImageDomainConfig: lr=0.12 min_crop=64"
+    )
     running.add_argument("--without-stop-gradient", action="store_true", help="the broken form: collapses")
     measuring = verbs.add_parser("measure")
     measuring.add_argument("--labels", type=Path, required=True)

@@ -6,6 +6,7 @@ Two steps. A *project* says where in a file the backbone is and what the other k
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Project:
-    """A published layout. prefix: of the backbone's keys. needs: one key must begin with each of these.
+    """A published layout. prefix: of the backbone's keys. needs: one key must begin with each of these, * for anything.
 
     left: {how a key begins: what it is} of keys that are no part of the backbone, the longest beginning first.
     """
@@ -33,9 +34,10 @@ class Project:
 
     def describes(self, names: Collection[str]) -> bool:
         """Whether every need is met."""
-        return all(any(name.startswith(need) for name in names) for need in self.needs)
+        return all(any(fnmatchcase(name, f"{need}*") for name in names) for need in self.needs)
 
 
+ALONE = "a backbone alone (torchvision, timm, DINO)"
 # In this order: the first whose needs are met. ``module.`` of DataParallel is stripped before.
 _HEAD, _TEACHER, _CLASSIFIER = "projection head", "momentum encoder", "classifier"
 PROJECTS = (
@@ -58,7 +60,7 @@ PROJECTS = (
         ),
     ),
     Project(
-        "SimMIM", "encoder.", ("encoder.", "decoder."),
+        "SimMIM", "encoder.", ("encoder.mask_token", "decoder."),
         (("encoder.mask_token", "mask token"), ("decoder.", "decoder")),
     ),
     Project(
@@ -79,9 +81,17 @@ PROJECTS = (
         "SwAV", "", ("projection_head.", "prototypes."),
         (("projection_head.", _HEAD), ("prototypes.", "prototypes")),
     ),
-    Project("DINOv2", "", ("mask_token", "blocks."), (("mask_token", "mask token"),)),
     Project(
-        "a backbone alone (torchvision, timm, DINO)", "", (),
+        "MAE", "", ("mask_token", "blocks.", "decoder_blocks."),
+        (("mask_token", "mask token"), ("decoder_", "decoder")),
+    ),
+    Project("DINOv2", "", ("mask_token", "blocks.*.ls1.gamma"), (("mask_token", "mask token"),)),
+    Project(
+        "a ViT with a mask token (BEiT)", "", ("mask_token", "blocks."),
+        (("mask_token", "mask token"), ("lm_head.", "head for the masked patches")),
+    ),
+    Project(
+        ALONE, "", (),
         (("fc.", _CLASSIFIER), ("classifier.", _CLASSIFIER), ("head.", _CLASSIFIER)),
     ),
 )  # fmt: skip
@@ -135,6 +145,8 @@ def _taken_apart(path: Path, file: WeightsFile) -> Converted:
     else:
         project = next(project for project in PROJECTS if project.describes(plain.values()))
     inside, left = _split(project, plain)
+    if len(set(inside.values())) < len(inside):
+        raise ValueError("it has a key with and without a prefix")
     family, state, renamed = canonical({name: file.state[key] for key, name in inside.items()})
     used = {key: new for key, name in inside.items() if (new := renamed[name][0]) is not None}
     left |= {key: renamed[name][1] for key, name in inside.items() if renamed[name][0] is None}

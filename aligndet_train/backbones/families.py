@@ -5,6 +5,7 @@ share them), mmdet's for Swin and MobileNetV2, timm's for ViT; others stay as th
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ _MERGE = re.compile(r"\.downsample\.(norm|reduction)\.")
 class Family:
     """mark: a pattern that one key matches. types: mmdet's classes for it. rename: {key: Renamed} of all keys.
 
+    unless: a pattern that no key matches.
     finish: from the file's tensors and the renamed ones, those with the family's values. to_timm: to timm's names.
     """
 
@@ -31,18 +33,30 @@ class Family:
     rename: Callable[[State], dict[str, Renamed]]
     finish: Callable[[State, State], State] = lambda original, renamed: renamed
     to_timm: Callable[[State], State] = lambda state: state
+    unless: str = r"(?!)"
+
+    def describes(self, names: Iterable[str]) -> bool:
+        """Whether both patterns say so."""
+        listed = list(names)
+        marked = any(re.match(self.mark, name) for name in listed)
+        return marked and not any(re.match(self.unless, name) for name in listed)
 
 
 def family_of(names: Iterable[str]) -> Family:
     """The first family one of whose keys is there; the last takes anything."""
     listed = list(names)
-    return next(family for family in FAMILIES if any(re.match(family.mark, name) for name in listed))
+    return next((family for family in FAMILIES if family.describes(listed)), FAMILIES[-1])
 
 
 def canonical(state: State) -> tuple[Family, State, dict[str, Renamed]]:
-    """(family, tensors by the family's names, what became of each key)."""
+    """(family, tensors by the family's names, what became of each key). Raises ValueError when two get one name."""
     family = family_of(state)
     renamed = family.rename(state)
+    twice = [
+        name for name, count in Counter(new for new, _ in renamed.values()).items() if name and count > 1
+    ]
+    if twice:
+        raise ValueError(f"several of its tensors would be {twice[0]}")
     moved = {new: value for key, value in state.items() if (new := renamed[key][0]) is not None}
     return family, family.finish(state, moved), renamed
 
@@ -66,7 +80,7 @@ def _swin(state: State) -> dict[str, Renamed]:
         int(found[1]) for new, _ in renamed.values() if (found := re.match(r"stages\.(\d+)", new or ""))
     )
     for name, (new, _) in renamed.items():
-        if name.endswith(("relative_position_index", "attn_mask", "relative_coords_table")):
+        if name.endswith(("relative_position_index", "attn_mask")):
             renamed[name] = (None, _RECOMPUTED)
         elif new in ("norm.weight", "norm.bias"):
             renamed[name] = (new.replace("norm", f"norm{last}"), "")
@@ -210,8 +224,16 @@ FAMILIES = (
         _swin,
         _swin_merges,
         _swin_to_timm,
+        unless=r".*\.logit_scale$",  # Swin v2
     ),
-    Family("ViT", r"blocks\.(0\.)?0\.attn\.qkv\.weight", (), _vit, _vit_registers),
+    Family(
+        "ViT",
+        r"blocks\.(0\.)?0\.attn\.qkv\.weight",
+        (),
+        _vit,
+        _vit_registers,
+        unless=r"blocks\.[1-9]\d*\.0\.",  # DINOv2 counts on through its chunks, stages begin anew
+    ),
     Family("ResNet", r"layer1\.0\.conv2\.weight", ("ResNet", "ResNeXt", "ResNetV1d"), _unchanged),
     Family(
         "MobileNetV2",

@@ -34,15 +34,15 @@ class WeightsFile:
 def read_file(path: Path) -> WeightsFile:
     """The tensors of a ``.safetensors`` or a ``torch.save`` file.
 
-    Raises AlignDetError when it is missing, is none of them, has no tensors, or holds pickled code: that is refused, as
-    unpickling it would run it.
+    Raises AlignDetError when it is missing, is none of them, has no tensors, holds itself, or holds pickled code: that
+    is refused, as unpickling it would run it.
     """
     if not path.is_file():
         raise AlignDetError(f"no weights at {str(path)!r}: give a .safetensors or .pth file")
     content = _load(path)
     if not isinstance(content, Mapping):
         raise AlignDetError(f"{path} holds a {type(content).__name__}, not named tensors")
-    inside, beside, state = _tensors(content)
+    inside, beside, state = _tensors(path, content)
     if not state:
         raise AlignDetError(f"{path} holds no tensors; its entries: {', '.join(map(str, content)) or 'none'}")
     return WeightsFile(path, state, inside, beside, content)
@@ -69,13 +69,21 @@ def _code_in(message: str) -> str:
     return found[1].rstrip(".,") if found else ""
 
 
-def _tensors(content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Tensor]]:
+def _tensors(
+    path: Path, content: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Tensor]]:
     inside: list[str] = []
     beside: list[str] = []
+    entered = {id(content)}
     while (name := _container(content)) is not None:
         beside += ["/".join([*inside, str(other)]) for other in content if other != name]
         inside.append(name)
         content = content[name]
+        if id(content) in entered:
+            raise AlignDetError(
+                f"{path} holds itself in its entry {'/'.join(inside)}, so it has no tensors: it is no weights file"
+            )
+        entered.add(id(content))
     beside += [
         "/".join([*inside, str(key)]) for key, value in content.items() if not isinstance(value, Tensor)
     ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from aligndet_train.backbones.convert import Converted, convert
 from aligndet_train.backbones.plug import Fit, fit
@@ -31,14 +32,19 @@ _NO_ARCHITECTURE = (
 def inspection(path: Path) -> Iterator[RenderableType]:
     """The parts of the report, one after another. Raises AlignDetError for a file that cannot be read."""
     converted = convert(path)
-    yield headline(converted)
+    yield _as_it_is(headline(converted))
     yield key_table(converted)
     names = fitting_backbones(converted)
     yield f"fits these backbones: {', '.join(names) or 'none of the registry'}"
     if converted.family.name in ("ViT", "other"):
         yield "for a config with type='TimmBackbone', weights=FILE: timm's names are matched"
     yield f"fits these detectors: {', '.join(fitting_detectors(converted)) or 'none that ship with us'}"
-    yield f"use: aligndet pretrain --detector NAME --backbone-weights {path} ..."
+    yield _as_it_is(f"use: aligndet pretrain --detector NAME --backbone-weights {path} ...")
+
+
+def _as_it_is(*names: str) -> Text:
+    """A line each, without markup: a stranger's names may look like it, or hold a terminal's escape sequences."""
+    return Text("\n".join(name if name.isprintable() else repr(name) for name in names))
 
 
 def inspection_json(path: Path) -> dict[str, Any]:
@@ -75,15 +81,15 @@ def key_table(converted: Converted) -> Table:
         table.add_column(column, justify="right" if column == "keys" else "left")
     used = list(converted.used.items())
     renames = [f"{old} -> {new}" if old != new else old for old, new in used[:_EXAMPLES]]
-    table.add_row("backbone", str(len(used)), "\n".join(renames))
+    table.add_row("backbone", str(len(used)), _as_it_is(*renames))
     for reason, count in Counter(converted.left.values()).items():
         examples = [key for key, why in converted.left.items() if why == reason]
-        table.add_row(f"left: {reason}", str(count), "\n".join(examples[:_EXAMPLES]))
+        table.add_row(f"left: {reason}", str(count), _as_it_is(*examples[:_EXAMPLES]))
     if converted.file.beside:
         table.add_row(
             "left: no tensors, or another copy",
             str(len(converted.file.beside)),
-            ", ".join(converted.file.beside[:6]),
+            _as_it_is(", ".join(converted.file.beside[:6])),
         )
     return table
 

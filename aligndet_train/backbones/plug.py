@@ -1,10 +1,12 @@
 """Putting a weights file into a detector's backbone: names, normalisation and style that go with it, all or nothing."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
@@ -12,14 +14,19 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from aligndet_train.backbones.convert import Converted, convert
-from aligndet_train.backbones.registry import IMAGENET
 from aligndet_train.backbones.scheme import SCHEME
+from aligndet_train.backbones.trained_with import Training, trained_with
 from aligndet_train.backbones.weights import flat_name
+from aligndet_train.preprocess import InputSpec
 from proposals.errors import AlignDetError
 
 # Not in every file, and filled without it: counters, buffers of known content, norms that detection adds to Swin.
 _OPTIONAL = ("num_batches_tracked", "relative_position_index")
 _DETECTION_NORMS = ("norm0.", "norm1.", "norm2.")
+# A row of blocks, and the number of one in it: ResNet's, Swin's, ViT's, and what timm's wrapping makes of the last two.
+_BLOCK = re.compile(r"((?:layer\d+|(?:stages|layers)[._]\d+[._]blocks|blocks(?:[._]\d+)?)[._])(\d+)(?=[._])")
+# px: no model was made for it, so it is taken only where sizes are free.
+_ANY_SIZE = (256, 320)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Fit:
     """How a file's tensors meet a backbone's: every key of the backbone is in one of the first three.
 
     loaded, missing, left_at_init (which may be missing), mismatched ("name: shape in the file, shape wanted"),
-    unexpected: names of the backbone's class.
+    unexpected, and of these surplus (of blocks beyond the backbone's last): names of the backbone's class.
     """
 
     loaded: tuple[str, ...]
@@ -35,21 +42,25 @@ class Fit:
     left_at_init: tuple[str, ...]
     mismatched: tuple[str, ...]
     unexpected: tuple[str, ...]
+    surplus: tuple[str, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether nothing that has to be there is missing or of another shape."""
-        return bool(self.loaded) and not self.missing and not self.mismatched
+        """Whether nothing that has to be there is missing or of another shape, and the file's network is no deeper."""
+        return bool(self.loaded) and not self.missing and not self.mismatched and not self.surplus
 
 
 def fit(converted: Converted, backbone: Mapping[str, Any]) -> Fit:
     """Compare with the mmdet ``backbone`` config. Raises AlignDetError when that cannot be built."""
     given = converted.for_backbone(backbone["type"])
     wanted = _wanted(backbone)
+    # TimmBackbone leaves out what comes after its last map: depth is that of the whole model.
+    whole = set(wanted)
     if backbone["type"] == "TimmBackbone":  # whose modules are renamed when timm wraps them
         given, wanted = (
             {flat_name(name): value for name, value in state.items()} for state in (given, wanted)
         )
+        whole = {flat_name(name) for name in _timm_names(backbone["model_name"])}.union(wanted)
     loaded: list[str] = []
     missing: list[str] = []
     optional: list[str] = []
@@ -58,12 +69,29 @@ def fit(converted: Converted, backbone: Mapping[str, Any]) -> Fit:
         if name not in given:
             may = name.endswith(_OPTIONAL) or name.startswith(_DETECTION_NORMS)
             (optional if may else missing).append(name)
-        elif given[name].shape != value.shape and not _resizable(name, given[name], value):
+        elif given[name].shape != value.shape and not _resizable(backbone, name, given[name], value):
             mismatched.append(f"{name}: {tuple(given[name].shape)}, wanted {tuple(value.shape)}")
         else:
             loaded.append(name)
     unexpected = [name for name in given if name not in wanted and not name.endswith(_OPTIONAL)]
-    return Fit(*(tuple(names) for names in (loaded, missing, optional, mismatched, unexpected)))
+    surplus = _surplus(unexpected, whole)
+    return Fit(*(tuple(names) for names in (loaded, missing, optional, mismatched, unexpected, surplus)))
+
+
+def _surplus(unexpected: Collection[str], whole: Collection[str]) -> list[str]:
+    """Those of ``unexpected`` in a row of blocks that ``whole`` has too, with fewer blocks."""
+    blocks = {found[0] for name in whole if (found := _BLOCK.match(name))}
+    rows = {found[1] for name in whole if (found := _BLOCK.match(name))}
+    return [
+        name
+        for name in unexpected
+        if (found := _BLOCK.match(name)) and found[1] in rows and found[0] not in blocks
+    ]
+
+
+def _timm_names(model_name: str) -> list[str]:
+    with torch.device("meta"):
+        return list(timm.create_model(model_name, pretrained=False).state_dict())
 
 
 def plugged(path: Path, config: Config) -> tuple[dict[str, Any], Converted, Fit]:
@@ -77,14 +105,35 @@ def plugged(path: Path, config: Config) -> tuple[dict[str, Any], Converted, Fit]
     fitted = fit(converted, backbone)
     if not fitted.complete:
         wrong = [f"{name} is missing" for name in fitted.missing] + list(fitted.mismatched)
+        wrong += [f"{name} is of a block that it does not have" for name in fitted.surplus]
         raise AlignDetError(
             f"{path} ({converted.project}, {converted.family.name}) does not fill the detector's {backbone['type']}: "
             f"{len(fitted.loaded)} tensors fit, {len(wrong)} do not, first {'; '.join(wrong[:3]) or 'none'}. "
             f"`aligndet backbone inspect {path}` says what it fits"
         )
+    if backbone["type"] == "TimmBackbone":
+        _require_free_size(backbone)
     options: dict[str, Any] = _weights_option(path, backbone)
-    options |= _style_option(converted, backbone)
-    return options | _input_options(converted, config), converted, fitted
+    trained = trained_with(converted, backbone)
+    if trained is not None:
+        options |= _style_option(trained, converted, backbone) | _input_options(trained, config)
+    return options, converted, fitted
+
+
+def kept_settings(converted: Converted, config: Config) -> str | None:
+    """A warning that names the settings of ``config`` which stay as the file does not say its own; None if it does."""
+    backbone = config.model.backbone.to_dict()
+    if trained_with(converted, backbone) is not None:
+        return None
+    spec = InputSpec.from_stock(_preprocessor(config)[1])
+    style = (
+        f", style {backbone['style']}" if backbone.get("style") and converted.family.name == "ResNet" else ""
+    )
+    return (
+        "the file does not say how it was trained, so the detector's settings stay: "
+        f"{'RGB' if spec.bgr_to_rgb else 'BGR'}, mean {spec.mean}, std {spec.std}{style}. If it was trained with "
+        "others, give them as --cfg-options"
+    )
 
 
 def _weights_option(path: Path, backbone: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,26 +149,28 @@ def _weights_option(path: Path, backbone: Mapping[str, Any]) -> dict[str, Any]:
     return {"model.backbone.init_cfg": init | replaced}
 
 
-def _style_option(converted: Converted, backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a bottleneck has its stride: all published checkpoints but Caffe's have it in the 3x3 convolution."""
+def _style_option(trained: Training, converted: Converted, backbone: Mapping[str, Any]) -> dict[str, Any]:
     if converted.family.name != "ResNet" or backbone["type"] == "TimmBackbone":
         return {}
-    trained = (converted.meta or {}).get("backbone", {}).get("style", "pytorch")
-    return {} if backbone.get("style", "pytorch") == trained else {"model.backbone.style": trained}
+    same = backbone.get("style", "pytorch") == trained.style
+    return {} if same else {"model.backbone.style": trained.style}
 
 
-def _input_options(converted: Converted, config: Config) -> dict[str, Any]:
-    place = "model.data_preprocessor" if config.model.get("data_preprocessor") else "data_preprocessor"
-    spec = converted.meta["inputs"] if converted.meta else vars(IMAGENET)
-    if converted.meta is None and converted.family.name == "other":
-        return {}
-    wanted = {name: spec[name] for name in ("mean", "std", "bgr_to_rgb")}
-    present = config.model.get("data_preprocessor") or config.get("data_preprocessor") or {}
+def _input_options(trained: Training, config: Config) -> dict[str, Any]:
+    place, present = _preprocessor(config)
+    has = InputSpec.from_stock(present)
     return {
         f"{place}.{name}": list(value) if isinstance(value, tuple) else value
-        for name, value in wanted.items()
-        if _plain(present.get(name)) != _plain(value)
+        for name in ("mean", "std", "bgr_to_rgb")
+        if _plain(value := getattr(trained.inputs, name)) != _plain(getattr(has, name))
     }
+
+
+def _preprocessor(config: Config) -> tuple[str, dict[str, Any]]:
+    """(its dotted name, its settings)."""
+    if config.model.get("data_preprocessor"):
+        return "model.data_preprocessor", config.model.data_preprocessor
+    return "data_preprocessor", config.get("data_preprocessor") or {}
 
 
 def _plain(value: Any) -> Any:
@@ -127,15 +178,32 @@ def _plain(value: Any) -> Any:
 
 
 def _wanted(backbone: Mapping[str, Any]) -> dict[str, Tensor]:
-    config = {key: value for key, value in backbone.items() if key != "init_cfg"}
-    # Without memory where it can be: mmdet's Swin asks tensors for their values while it is built.
-    device = "cpu" if backbone["type"] == "SwinTransformer" else "meta"
-    with DefaultScope.overwrite_default_scope("mmdet"), torch.device(device):
-        module: Any = MODELS.build(ConfigDict(config))
-    state: dict[str, Tensor] = module.state_dict()
+    state: dict[str, Tensor] = _without_memory(backbone).state_dict()
     return {name.removeprefix("timm_model."): value for name, value in state.items()}
 
 
-def _resizable(name: str, given: Tensor, wanted: Tensor) -> bool:
-    """mmdet interpolates Swin's position tables of another window."""
-    return name.endswith("relative_position_bias_table") and given.shape[1] == wanted.shape[1]
+def _without_memory(backbone: Mapping[str, Any]) -> Any:
+    """The module, where it can be without values: mmdet's Swin asks tensors for theirs while it is built."""
+    config = {key: value for key, value in backbone.items() if key != "init_cfg"}
+    device = "cpu" if backbone["type"] == "SwinTransformer" else "meta"
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.device(device):
+        return MODELS.build(ConfigDict(config))
+
+
+@torch.no_grad()
+def _require_free_size(backbone: Mapping[str, Any]) -> None:
+    """Raise AlignDetError when a TimmBackbone takes images of one size alone."""
+    module = _without_memory(backbone).eval()
+    try:
+        module(torch.zeros(1, 3, *_ANY_SIZE, device="meta"))
+    except AssertionError as error:
+        raise AlignDetError(
+            f"timm's {backbone['model_name']} takes images of one size alone ({error}), and a detector's differ: take "
+            "another model, a ViT, Swin or convolutional one"
+        ) from error
+
+
+def _resizable(backbone: Mapping[str, Any], name: str, given: Tensor, wanted: Tensor) -> bool:
+    """mmdet's own loader interpolates Swin's position tables of another window; TimmBackbone's does not."""
+    table = backbone["type"] == "SwinTransformer" and name.endswith("relative_position_bias_table")
+    return table and given.shape[1] == wanted.shape[1]

@@ -2,7 +2,7 @@
 
 resnet50                  a name of MMDET_BACKBONES: mmdet's class, whose result any mmdet config can load
 timm:NAME                 any timm model that hands out feature maps (see TimmBackbone)
-torchvision:resnet50      the same network and names as mmdet's ResNet of style pytorch, which stands in for it
+torchvision:resnet50      the same network as mmdet's, which stands in for it: ResNets, ResNeXts, Swins, mobilenet_v2
 FILE.py, .json, .yaml     the ``model.backbone`` of a mmdet config, with the normalisation its detector expects
 """
 
@@ -42,6 +42,8 @@ MMDET_BACKBONES: dict[str, dict[str, Any]] = {
         for name, (width, depths, heads) in _SWIN.items()
     },
 }
+# Where torchvision's names are others.
+_OF_TORCHVISION = {"swin_t": "swin_tiny", "swin_s": "swin_small", "swin_b": "swin_base"}
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def find_backbone(name: str) -> BackboneChoice:
     if provider == "timm" and colon:
         return BackboneChoice(name, _timm_config(model), IMAGENET)
     known = model if provider in ("torchvision", "mmdet") and colon else name
-    if known not in MMDET_BACKBONES or (provider == "torchvision" and not known.startswith("resn")):
+    if provider == "torchvision" and colon:
+        known = _OF_TORCHVISION.get(model, model)
+    if known not in MMDET_BACKBONES or (provider == "torchvision" and known == "swin_large"):
         raise AlignDetError(
-            f"no backbone {name!r}: give one of {', '.join(MMDET_BACKBONES)}, timm:NAME, torchvision:resnet50 and its "
-            "sisters, or a mmdet config file"
+            f"no backbone {name!r}: give one of {', '.join(MMDET_BACKBONES)}, timm:NAME, torchvision:NAME of these, or "
+            "a mmdet config file"
         )
     return BackboneChoice(name, _trainable(MMDET_BACKBONES[known]), IMAGENET)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -28,6 +29,8 @@ class TimmBackbone(BaseModule):
 
     ``frozen_stages``: no gradient, and evaluation mode, up to and including timm's feature map of this
     number; -1 freezes nothing. ``norm_eval``: batch statistics stay fixed in training, as in mmdet's ResNet.
+
+    Images may have any size where timm has an option for it: ViTs resample their positions, Swins pad.
 
     Raises AlignDetError when timm has no such model or feature maps, or ``feature_scale`` does not fit.
     """
@@ -88,14 +91,41 @@ def feature_maps(model_name: str) -> int:
     return len(_create(model_name).feature_info.info)
 
 
+# timm makes ViTs and Swins for one size of image; detectors have many.
+_FREE_SIZE: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"strict_img_size": False},
+    {},
+)
+
+
 def _create(model_name: str, out_indices: tuple[int, ...] | None = None) -> Any:
+    if ":" in model_name:
+        raise AlignDetError(
+            f"timm model {model_name!r} is not one of timm's own, and nothing is downloaded: give the architecture's "
+            "name, and its weights as a file"
+        )
     maps: dict[str, Any] = {} if out_indices is None else {"out_indices": out_indices}
     try:
-        return timm.create_model(model_name, pretrained=False, features_only=True, **maps)
+        return _of_free_size(model_name, {"pretrained": False, "features_only": True, **maps})
     except (RuntimeError, AssertionError, IndexError) as error:
         raise AlignDetError(
             f"timm {timm.__version__} gives no feature maps {out_indices} of {model_name!r}: {error}"
         ) from error
+
+
+def _of_free_size(model_name: str, settings: dict[str, Any]) -> Any:
+    """The model with the first of the options that its class takes."""
+    before = torch.get_rng_state()
+    for option in _FREE_SIZE:
+        try:
+            return timm.create_model(model_name, **settings, **option)
+        except TypeError as error:
+            if not any(name in str(error) for name in option):
+                raise
+            # What was drawn before the refusal must not change the weights of who is built next.
+            torch.set_rng_state(before)
+    raise AssertionError("the last option asks for nothing")
 
 
 def _scales(scale: float | Sequence[float], maps: int) -> tuple[float, ...]:

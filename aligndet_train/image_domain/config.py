@@ -58,12 +58,17 @@ def image_domain_config(given: Mapping[str, Any]) -> ImageDomainConfig:
     Raises AlignDetError naming every wrong key or value.
     """
     nested: dict[str, Any] = {}
-    for name, value in given.items():
+    # What is whole first, so that a dotted name reaches inside it in whatever order they come.
+    for name, value in sorted(given.items(), key=lambda item: item[0].count(".")):
         *outer, last = name.split(".")
-        place = nested
+        place: Any = nested
         for part in outer:
             place = place.setdefault(part, {})
-        place[last] = value
+            if not isinstance(place, dict):
+                raise AlignDetError(
+                    f"{name}={value!r} reaches inside {part}, which is given as {place!r}: drop one"
+                )
+        place[last] = dict(value) if isinstance(value, Mapping) else value
     try:
         return TypeAdapter(ImageDomainConfig).validate_python(nested)
     except ValidationError as error:

@@ -44,7 +44,10 @@ class ScheduleHook(Hook):
 
 
 class CollapseHook(Hook):
-    """Warn in the log when the output has collapsed, once for each time it does. interval: steps between looks."""
+    """Warn in the log when the output has collapsed, once for each time it does. interval: steps between looks.
+
+    A run that goes on is watched anew: nothing is said before it has done a window of steps.
+    """
 
     def __init__(self, monitor: CollapseMonitor, interval: int) -> None:
         self.monitor, self.interval = monitor, interval
@@ -55,8 +58,14 @@ class CollapseHook(Hook):
     ) -> None:
         """Take in the step; look when it is time."""
         self.monitor.watch((outputs or {})["output_std"])
-        if (runner.iter + 1) % self.interval:
-            return
+        if (runner.iter + 1) % self.interval == 0:
+            self._look(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Look once more: the end may come before it is time."""
+        self._look(runner)
+
+    def _look(self, runner: Runner) -> None:
         mean = self.monitor.verdict()
         if mean is not None and not self._warned:
             runner.logger.warning(

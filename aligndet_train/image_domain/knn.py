@@ -133,6 +133,11 @@ class LabelledCrops:
                 path, image = piece.path, _decoded(piece.path)
             left, top, right, bottom = piece.box or (0, 0, image.shape[1], image.shape[0])
             cut = np.ascontiguousarray(image[top:bottom, left:right, ::-1])
+            if min(cut.shape[:2]) == 0:
+                raise AlignDetError(
+                    f"a box of {piece.path}, {piece.box}, lies beyond its {image.shape[1]} x {image.shape[0]} px: "
+                    "repair it or take it out"
+                )
             rgb = torch.from_numpy(cut).permute(2, 0, 1)
             yield F.resize(rgb, [self.size, self.size], antialias=True)
 
@@ -149,8 +154,9 @@ def _decoded(path: Path) -> Bgr:
 def read_labelled(source: Path, images: Path | None, size: int) -> LabelledCrops:
     """A folder with a folder of pictures for every class, or a COCO json, whose boxes become the pictures.
 
-    images: the json's folder of images; None takes the ``images`` folder beside it, or its own folder. Boxes that are
-    crowds or shorter than 8 px are left out. Raises AlignDetError when there is nothing to measure on.
+    images: the json's folder of images; None takes the ``images`` folder beside it, or its own folder. Boxes are
+    clipped to their image; crowds, and what is then shorter than 8 px, are left out. Raises AlignDetError when there is
+    nothing to measure on.
     """
     if source.is_dir():
         pieces, classes = _from_folder(source)
@@ -160,9 +166,10 @@ def read_labelled(source: Path, images: Path | None, size: int) -> LabelledCrops
         raise AlignDetError(
             f"no labelled pictures at {source}: give a folder of class folders, or a COCO json"
         )
-    if len(classes) < 2 or len(pieces) < 2:
+    present = len({piece.label for piece in pieces})
+    if present < 2:
         raise AlignDetError(
-            f"{source} has {len(pieces)} pictures of {len(classes)} classes: k-NN accuracy needs two of each at least"
+            f"{source} has {len(pieces)} pictures of {present} classes: k-NN accuracy needs two of each at least"
         )
     missing = [piece.path for piece in pieces if not piece.path.is_file()]
     if missing:
@@ -184,22 +191,51 @@ def _from_folder(folder: Path) -> tuple[list[Piece], list[str]]:
 
 
 def _from_coco(path: Path, images: Path | None) -> tuple[list[Piece], list[str]]:
-    try:
-        content = json.loads(path.read_bytes())
-        names = {entry["id"]: entry["name"] for entry in content["categories"]}
-        files = {entry["id"]: entry["file_name"] for entry in content["images"]}
-        annotations = sorted(content["annotations"], key=lambda entry: (entry["image_id"], entry["id"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise AlignDetError(f"{path} is not a COCO json of boxes: {type(error).__name__}: {error}") from error
     beside = path.parent / "images"
     folder = images or (beside if beside.is_dir() else path.parent)
-    used = sorted({entry["category_id"] for entry in annotations})
-    pieces = []
-    for entry in annotations:
-        x, y, width, height = entry["bbox"]
-        if entry.get("iscrowd") or min(width, height) < _MIN_SIDE:
-            continue
-        box = (max(0, int(x)), max(0, int(y)), round(x + width), round(y + height))
-        image = folder / files[entry["image_id"]]
-        pieces.append(Piece(image, box, used.index(entry["category_id"]), int(entry["image_id"])))
+    try:
+        content = json.loads(path.read_bytes())
+        names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+        listed = {entry["id"]: entry for entry in content["images"]}
+        annotations = sorted(content["annotations"], key=lambda entry: (entry["image_id"], entry["id"]))
+        boxes = [(entry, box) for entry in annotations if (box := _box(entry, listed, names)) is not None]
+        used = sorted({entry["category_id"] for entry, _ in boxes})
+        groups = {image: number for number, image in enumerate(listed)}
+        pieces = [
+            Piece(
+                folder / listed[entry["image_id"]]["file_name"],
+                box,
+                used.index(entry["category_id"]),
+                groups[entry["image_id"]],
+            )
+            for entry, box in boxes
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise AlignDetError(
+            f"{path} is not a COCO json of boxes: {type(error).__name__}: {error}. Repair it, or give class folders"
+        ) from error
     return pieces, [names[category] for category in used]
+
+
+def _box(
+    entry: dict[str, Any], listed: dict[Any, dict[str, Any]], names: dict[Any, str]
+) -> tuple[int, int, int, int] | None:
+    """The annotation's box, xyxy px inside its image; None for a crowd, and when less than 8 px of a side is there.
+
+    Raises ValueError when it has no box, or its image or category is not listed.
+    """
+    if entry["image_id"] not in listed or entry["category_id"] not in names:
+        raise ValueError(
+            f"annotation {entry['id']} is of image {entry['image_id']!r} and category {entry['category_id']!r}, "
+            "of which one is not listed"
+        )
+    if len(entry.get("bbox") or ()) != 4:
+        raise ValueError(f"annotation {entry['id']} has no box [x, y, width, height]")
+    x, y, width, height = map(float, entry["bbox"])
+    image = listed[entry["image_id"]]
+    # Sizes are COCO's, but some writers leave them out: then what is cut ends where the picture does.
+    right, bottom = round(x + width), round(y + height)
+    right, bottom = min(right, image.get("width") or right), min(bottom, image.get("height") or bottom)
+    box = (max(0, int(x)), max(0, int(y)), right, bottom)
+    sides = (width, height, box[2] - box[0], box[3] - box[1])
+    return None if entry.get("iscrowd") or min(sides) < _MIN_SIDE else box

@@ -169,6 +169,14 @@ LAYOUTS = {
 }
 
 
+def test_a_dictionary_that_holds_itself_is_refused(confined, tmp_path):
+    content: dict = {}
+    content["model"] = {"state_dict": content}
+    torch.save(content, tmp_path / "a.pth")
+    outcome = confined.read("weights", tmp_path / "a.pth", megabytes=128)
+    assert outcome.kind == "refused", outcome
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_file_with_the_names_of_a_backbone_alone_is_no_crash(confined, tmp_path, name):
     torch.save(LAYOUTS[name], tmp_path / "a.pth")

@@ -151,6 +151,64 @@ def test_dinov2_becomes_timms_vit(registers, chunked, tmp_path):
     assert torch.equal(converted.state["pos_embed"], positions[:, 1:] if registers else positions)
 
 
+MAE_DECODER = {"decoder_pos_embed": (1, 17, 8), "decoder_norm.weight": (8,)} | {
+    f"decoder_{name}": shape
+    for name, shape in layouts.vit(width=8, depth=1).items()
+    if name.startswith("blocks.")
+}
+
+
+@pytest.mark.parametrize(
+    ("project", "more", "reasons"),
+    [
+        ("MAE", MAE_DECODER | {"mask_token": (1, 1, 8)}, {"mask token", "decoder"}),
+        (
+            "a ViT with a mask token (BEiT)",
+            {"mask_token": (1, 1, 16), "blocks.0.gamma_1": (16,)} | layouts.linear("lm_head", 16, 32),
+            {"mask token", "head for the masked patches"},
+        ),
+    ],
+)
+def test_other_masked_vits_are_no_dinov2(project, more, reasons, tmp_path):
+    state = tensors(layouts.vit() | more)
+    converted = convert(saved(tmp_path, {"model": state}))
+    assert (converted.project, converted.family.name) == (project, "ViT")
+    accounted(converted, state)
+    assert set(converted.left.values()) == reasons
+    assert not any("decoder" in name or "mask" in name for name in converted.state)
+
+
+def test_a_unet_is_no_simmim(tmp_path):
+    state = tensors(layouts.prefixed("encoder.", layouts.resnet50()) | layouts.linear("decoder.0", 8, 8))
+    assert convert(saved(tmp_path, state)).project == "a backbone alone (torchvision, timm, DINO)"
+
+
+def test_a_swin_v2_is_no_swin(tmp_path):
+    with torch.device("meta"):
+        state = torchvision.models.swin_v2_t().state_dict()
+    path = saved(tmp_path, {name: torch.zeros(()).expand(value.shape) for name, value in state.items()})
+    assert convert(path).family.name == "other"
+
+
+def test_blocks_that_begin_anew_in_every_stage_keep_their_names(tmp_path):
+    state = timm.create_model("twins_svt_small").state_dict()
+    converted = convert(saved(tmp_path, state))
+    assert {name for name in state if name.startswith("blocks.")} <= converted.state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in converted.state.items())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"module.conv1.weight": (8, 3, 7, 7)},
+        {"blocks.0.0.attn.qkv.weight": (48, 16), "blocks.0.1.x": (1,), "blocks.1.1.x": (1,)},
+    ],
+)
+def test_keys_that_would_get_one_name_are_refused(more, tmp_path):
+    with pytest.raises(AlignDetError, match="it is damaged, or of a layout this does not know"):
+        convert(saved(tmp_path, tensors(layouts.resnet50() | more)))
+
+
 def test_dinos_vit_is_timms(tmp_path):
     state = tensors(
         layouts.prefixed("backbone.", layouts.vit()) | layouts.prefixed("head.", layouts.dino_head(16))

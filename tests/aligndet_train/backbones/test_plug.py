@@ -1,12 +1,16 @@
 """Weights of other projects inside a detector: all or nothing, with the normalisation and style that go with them."""
 
 import pytest
+import timm
 import torch
+import torchvision
+from mmengine.config import Config
 from typer.testing import CliRunner
 
 from aligndet_train.backbones.convert import convert
 from aligndet_train.backbones.inspect import architecture, fitting_backbones
-from aligndet_train.backbones.plug import plugged
+from aligndet_train.backbones.plug import fit, plugged
+from aligndet_train.backbones.registry import MMDET_BACKBONES
 from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.config import load_run_config, read_config
 from proposals.cli import build_app
@@ -50,8 +54,6 @@ def test_weights_that_do_not_fill_the_backbone_are_refused_with_the_first_that_f
 
 
 def test_timm_backbones_are_plugged_by_name(tmp_path):
-    import timm
-
     state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     torch.save(state, tmp_path / "lite0.pth")
     from aligndet_train.config import shipped_config
@@ -69,6 +71,93 @@ def test_architectures_are_read_from_the_shapes(tmp_path):
     ):
         torch.save(tensors(shapes), tmp_path / f"{name}.pth")
         assert architecture(convert(tmp_path / f"{name}.pth")) == wanted
+
+
+def expanded(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As many zeros as ``state`` has numbers, in a file of a few kilobytes."""
+    return {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "into"),
+    [("resnet101", "resnet101"), ("resnet34", "resnet34"), ("swin_s", "swin_small"), ("swin_t", "swin_tiny")],
+)
+def test_a_deeper_networks_file_fits_none_that_is_shallower(name, into, tmp_path):
+    with torch.device("meta"):
+        state = getattr(torchvision.models, name)().state_dict()
+    torch.save(expanded(state), tmp_path / "w.pth")
+    assert fitting_backbones(convert(tmp_path / "w.pth")) == [into]
+
+
+def test_the_refusal_of_a_deeper_network_names_a_block_too_many(tmp_path):
+    torch.save(tensors(layouts.resnet50()), tmp_path / "w.pth")
+    shallow = {"type": "ResNet", "depth": 50, "stem_channels": 8, "base_channels": 8, "num_stages": 3}
+    fewer = shallow | {"out_indices": (0, 1, 2), "strides": (1, 2, 2), "dilations": (1, 1, 1)}
+    assert fit(convert(tmp_path / "w.pth"), fewer).complete, "a whole stage may be left out"
+    state = tensors(layouts.resnet50() | {"layer3.6.conv1.weight": (32, 128, 1, 1)})
+    torch.save(state, tmp_path / "w.pth")
+    fifty = {"model.backbone.depth": 50, "model.neck.in_channels": [32, 64, 128, 256]}
+    with pytest.raises(AlignDetError, match=r"layer3\.6\.conv1\.weight is of a block that it does not have"):
+        plugged(tmp_path / "w.pth", read_config(TINY["fcos"], fifty))
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "fits"),
+    [
+        ("vit_tiny_patch16_224", "vit_tiny_patch16_224", True),
+        ("vit_medium_patch16_gap_240", "vit_tiny_patch16_224", False),
+        ("swin_tiny_patch4_window7_224", "swin_tiny_patch4_window7_224", True),
+        ("swin_small_patch4_window7_224", "swin_tiny_patch4_window7_224", False),
+        ("convnext_small", "convnext_tiny", False),
+    ],
+)
+def test_timms_layers_beyond_the_last_map_may_be_left_and_blocks_in_a_row_may_not(
+    file, model, fits, tmp_path
+):
+    with torch.device("meta"):
+        state = timm.create_model(file).state_dict()
+    torch.save(expanded(state), tmp_path / "w.pth")
+    backbone = {"type": "TimmBackbone", "model_name": model, "out_indices": (0, 1)}
+    assert fit(convert(tmp_path / "w.pth"), backbone).complete == fits
+
+
+def test_a_swins_other_window_fits_mmdets_which_resamples_and_not_timms_which_does_not(tmp_path):
+    with torch.device("meta"):
+        state = timm.create_model("swin_base_patch4_window12_384").state_dict()
+    torch.save(expanded(state), tmp_path / "w.pth")
+    converted = convert(tmp_path / "w.pth")
+    timms = {"type": "TimmBackbone", "model_name": "swin_base_patch4_window7_224", "out_indices": (0, 3)}
+    assert fit(converted, MMDET_BACKBONES["swin_base"]).complete
+    assert not fit(converted, timms).complete
+    assert fit(converted, timms | {"model_name": "swin_base_patch4_window12_384"}).complete
+
+
+def test_a_timm_model_of_one_image_size_is_refused_and_one_of_any_is_not(tmp_path):
+    for name, taken in (("beit_base_patch16_224", False), ("test_vit", True)):
+        with torch.device("meta"):
+            state = timm.create_model(name).state_dict()
+        torch.save(expanded(state), tmp_path / "w.pth")
+        config = Config(
+            {"model": {"backbone": {"type": "TimmBackbone", "model_name": name, "out_indices": (1,)}}}
+        )
+        if taken:
+            assert plugged(tmp_path / "w.pth", config)[2].complete
+            continue
+        with pytest.raises(AlignDetError, match="beit_base_patch16_224 takes images of one size alone"):
+            plugged(tmp_path / "w.pth", config)
+
+
+def test_inspect_prints_names_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    (tmp_path / "run[v2]").mkdir()
+    path = tmp_path / "run[v2]" / "w.pth"
+    state = {"weird[/red]key": torch.zeros(1), "\x1b[2Jkey": torch.zeros(1)}
+    torch.save({"model": state, "[bold]beside": 1}, path)
+    result = CliRunner().invoke(build_app(), ["backbone", "inspect", str(path)])
+    assert result.exit_code == 0, result.exception
+    for words in (str(path), "weird[/red]key", r"\x1b[2Jkey", "[bold]beside"):
+        assert words in result.output.replace("\n", "")
+    assert "\x1b" not in result.output
 
 
 def test_inspect_names_the_file_its_keys_and_what_it_fits(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 
 import aligndet_train.configs
 from aligndet_train.backbones.registry import build_backbone, find_backbone, output_channels
+from proposals.errors import AlignDetError
 
 FOLDER = Path(next(iter(aligndet_train.configs.__path__)))
 # One of each kind of backbone; Lite0 hands out other maps to every detector.
@@ -23,6 +24,24 @@ def test_a_shipped_detectors_backbone_is_found_and_trains(config):
     assert features.shape[:2] == (2, output_channels(backbone))
     features.square().mean().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("swin_t", "swin_tiny"),
+        ("swin_b", "swin_base"),
+        ("mobilenet_v2", "mobilenet_v2"),
+        ("resnet18", "resnet18"),
+    ],
+)
+def test_torchvisions_names_are_mmdets_networks(name, same):
+    assert find_backbone(f"torchvision:{name}").config == find_backbone(same).config
+
+
+def test_a_name_that_torchvision_has_not_is_refused():
+    with pytest.raises(AlignDetError, match="no backbone 'torchvision:swin_large'"):
+        find_backbone("torchvision:swin_large")
 
 
 def test_a_detectors_scale_of_the_last_map_stays():

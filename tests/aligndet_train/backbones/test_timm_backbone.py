@@ -80,6 +80,33 @@ def test_channels_last_models_give_channels_first():
     assert features.shape == (1, 96, 56, 56)
 
 
+@pytest.mark.parametrize(
+    ("name", "stride"), [("vit_tiny_patch16_224", 16), ("swin_tiny_patch4_window7_224", 8)]
+)
+def test_images_may_have_another_size_than_the_model_was_made_for(name, stride):
+    backbone = TimmBackbone(name, (1,)).eval()
+    for height, width in ((224, 224), (256, 320)):
+        with torch.no_grad():
+            (features,) = backbone(torch.rand(1, 3, height, width))
+        assert features.shape[2:] == (height // stride, width // stride)
+
+
+def test_a_model_without_the_option_is_drawn_as_timm_draws_it():
+    torch.manual_seed(5)
+    ours = TimmBackbone(SMALL, (1, 2)).timm_model.state_dict()
+    torch.manual_seed(5)
+    timms = timm.create_model(SMALL, features_only=True, out_indices=(1, 2)).state_dict()
+    assert all(torch.equal(value, timms[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:timm/resnet18.a1_in1k", "hf_hub:timm/resnet18", "local-dir:nowhere"]
+)
+def test_names_that_reach_beyond_timm_are_refused(name):
+    with pytest.raises(AlignDetError, match=f"{name}' is not one of timm's own, and nothing is downloaded"):
+        TimmBackbone(name, (1,))
+
+
 def test_feature_scale_divides_each_map():
     torch.manual_seed(0)
     plain = TimmBackbone(SMALL, (1, 2))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -92,6 +93,77 @@ def test_colours_are_told_apart_by_a_random_network(colours, source, pieces):
     assert knn_figures(features, labelled.labels, labelled.groups, k=3).accuracy == 1
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def labels_of(colours, change) -> tuple[Path, dict]:
+    """The COCO json after ``change``."""
+    path = colours / "coco" / "set.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path, content
+
+
+ODD = {
+    "image 77": lambda content: content["annotations"][3].update(image_id=77),
+    "category 77": lambda content: content["annotations"][3].update(category_id=77),
+    "annotation 3 has no box": lambda content: content["annotations"][3].pop("bbox"),
+    "annotation 3 has no": lambda content: content["annotations"][3].update(bbox=[]),
+    "annotation 3 has": lambda content: content["annotations"][3].update(bbox=[1, 2]),
+    "float": lambda content: content["annotations"][3].update(bbox=["a", 0, 40, 40]),
+    "cannot convert float": lambda content: content["annotations"][3].update(bbox=[0, 0, float("inf"), 40]),
+    "TypeError": lambda content: content["images"][1].update(file_name=5),
+}
+
+
+@pytest.mark.parametrize("message", ODD)
+def test_odd_labels_are_named(message, colours):
+    path, _ = labels_of(colours, ODD[message])
+    with pytest.raises(AlignDetError, match=f"set.json is not a COCO json of boxes: .*{message}"):
+        read_labelled(path, None, 24)
+
+
+def test_image_ids_may_be_words(colours):
+    def words(content):
+        for entry in content["images"]:
+            entry["id"] = f"image {entry['id']}"
+        for entry in content["annotations"]:
+            entry["image_id"] = f"image {entry['image_id']}"
+
+    labelled = read_labelled(labels_of(colours, words)[0], None, 24)
+    assert labelled.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_boxes_are_cut_at_the_images_edges_and_left_out_when_little_is_there(sized, colours):
+    boxes = [[-40, 0, 20, 40], [200, 0, 20, 40], [76, 0, 40, 40], [-20, -20, 40, 40], [60, 10, 40, 80]]
+
+    def odd(content):
+        for annotation, box in zip(content["annotations"], boxes, strict=False):
+            annotation["bbox"] = box
+        for entry in content["images"]:
+            if not sized:
+                del entry["width"], entry["height"]
+
+    labelled = read_labelled(labels_of(colours, odd)[0], None, 24)
+    if sized:
+        assert [piece.box for piece in labelled.pieces[:2]] == [(0, 0, 20, 20), (60, 10, 80, 40)]
+        assert len(labelled) == 5
+        labelled.features(small_simsiam()[0])
+    else:
+        with pytest.raises(
+            AlignDetError, match=r"a box of .*png, \(200, 0, 220, 40\), lies beyond its 80 x 40 px"
+        ):
+            labelled.features(small_simsiam()[0])
+
+
+def test_a_class_none_of_whose_boxes_is_large_enough_is_none(colours):
+    def small(content):
+        for annotation in content["annotations"][1::2]:
+            annotation["bbox"] = [0, 0, 5, 5]
+
+    with pytest.raises(AlignDetError, match="has 4 pictures of 1 classes"):
+        read_labelled(labels_of(colours, small)[0], None, 24)
 
 
 def test_what_cannot_be_measured_says_why(colours, tmp_path):

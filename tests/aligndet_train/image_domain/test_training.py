@@ -224,6 +224,17 @@ def test_layers_that_normalise_and_activate_keep_doing_both_over_ranks():
     assert torch.equal(several(image)[-1], before)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("interval", ["1", "500"])
+def test_the_log_of_a_run_warns_of_a_collapse_and_of_nothing_else(mined_dataset, tmp_path, kept, interval):
+    changes = ("lr=20", f"stop_gradient={kept}", "collapse_window=10", "max_side=32")
+    words = [word for change in changes for word in ("--cfg-options", change)]
+    words += ["--batch-size", "48", "--log-interval", interval]
+    code, output = invoke(*arguments(mined_dataset, tmp_path, *words, steps=30))
+    assert code == 0, output
+    assert ("collapse: the output's deviation is" in read_log(tmp_path)) != kept
+
+
 @pytest.mark.slow
 def test_two_ranks_train_and_agree(mined_dataset, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -248,7 +259,8 @@ def test_two_ranks_train_and_agree(mined_dataset, tmp_path):
         (["--method", "byol"], "no method 'byol': simsiam"),
         (["--backbone", "resnet51"], "no backbone 'resnet51': give one of resnet18, "),
         (["--backbone", "timm:nothing"], "'nothing'"),
-        (["--backbone", "timm:vit_tiny_patch16_224"], "takes no image of 24 px"),
+        (["--backbone", "timm:maxvit_tiny_tf_224"], "takes no image of 24 px"),
+        (["--cfg-options", "views=3"], "views.size=24 reaches inside views, which is given as 3"),
         (["--backbone", "gone.py"], "no config file at gone.py"),
         (["--cfg-options", "stride=2"], "stride: Unexpected keyword argument"),
         (["--crops", "boxes"], "crops: Input should be 'images' or 'proposals'"),

@@ -1,0 +1,98 @@
+"""How a file's backbone saw its images: from what the file says, else from what its project published, else unknown."""
+
+import ast
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aligndet_train.backbones.convert import ALONE, Converted
+from aligndet_train.backbones.registry import IMAGENET
+from aligndet_train.checkpoint import decoded
+from aligndet_train.preprocess import InputSpec
+
+# Trained on RGB with ImageNet's mean and deviation, the stride in the 3x3 convolution, by their papers' code.
+_PUBLISHED = ("MoCo v1/v2", "MoCo v3", "PixPro", "SimMIM", "SimSiam", "DINOv2", "DINO", "SwAV", "MAE")
+_LONGEST_CONFIG = 10**6
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, RecursionError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Training:
+    """inputs: normalisation and channel order. style: which convolution of a ResNet's bottleneck has the stride."""
+
+    inputs: InputSpec
+    style: str
+
+
+def trained_with(converted: Converted, backbone: Mapping[str, Any]) -> Training | None:
+    """How the backbone of ``converted`` was trained; None when nothing tells. backbone: the detector's config."""
+    try:
+        stated = _stated(converted)
+    except _UNREADABLE:
+        stated = None
+    if stated is None and (converted.project in _PUBLISHED or _is_torchvisions(converted, backbone)):
+        return Training(IMAGENET, "pytorch")
+    return stated
+
+
+def _stated(converted: Converted) -> Training | None:
+    """What the file says: a backbone.pth, a checkpoint of our box-domain stage, or mmengine's with its config."""
+    content = converted.file.content
+    if converted.meta is not None:
+        return _training(converted.meta["backbone"], converted.meta["inputs"])
+    meta = content.get("meta")
+    if isinstance(content.get("identity"), str):
+        model = decoded(content["identity"])["stock_model"]
+        return _training(model["backbone"], model["data_preprocessor"])
+    text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, Mapping) else None
+    if not isinstance(text, str) or len(text) > _LONGEST_CONFIG:
+        return None
+    config = _assigned(text)
+    inputs = config["model"].get("data_preprocessor") or config.get("data_preprocessor")
+    return _training(config["model"]["backbone"], inputs or config["img_norm_cfg"])
+
+
+def _training(backbone: Mapping[str, Any], inputs: Mapping[str, Any]) -> Training | None:
+    # mmpretrain, and mmdet before its third version, write to_rgb.
+    swaps = any(inputs.get(name, False) for name in ("bgr_to_rgb", "rgb_to_bgr", "to_rgb"))
+    spec = InputSpec.from_stock({**inputs, "bgr_to_rgb": swaps, "pad_size_divisor": 1})
+    numbers = [float(value) for value in (*spec.mean, *spec.std)]
+    style = backbone.get("style", "pytorch")
+    if len(numbers) != 6 or not all(map(math.isfinite, numbers)) or style not in ("pytorch", "caffe"):
+        return None
+    return Training(spec, style)
+
+
+def _assigned(text: str) -> dict[str, Any]:
+    """The literal settings of a config's text; what is computed in it is left out, and nothing of it is run."""
+    return {
+        target.id: _literal(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id in ("model", "data_preprocessor", "img_norm_cfg")
+    }
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(item) for item in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _is_torchvisions(converted: Converted, backbone: Mapping[str, Any]) -> bool:
+    """Whether a backbone without wrapping has the names of published ImageNet models, and no other reading is near.
+
+    Caffe's converted ResNets have the same names, and ViTs are published with several normalisations.
+    """
+    if converted.project != ALONE or backbone.get("style") == "caffe":
+        return False
+    if converted.family.name == "Swin":
+        return not any(".attn.w_msa." in key for key in converted.used)
+    return converted.family.name in ("ResNet", "MobileNetV2") and "classifier" in converted.left.values()
