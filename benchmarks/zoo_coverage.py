@@ -8,8 +8,8 @@ Of every folder of configs that mmdet installs, the config with the shortest nam
 its family, plus what ALSO names. It runs as it is, but for what a CPU cannot afford: no pretrained weights are
 fetched, backbones are cut to 50 layers and queries to 300, SyncBN is BN, images are small and proposals few. Each
 config is a forked process with a time limit, so a crash is a row. Two steps of two photographs from --data (mined
-here from scikit-image's when not given) must give finite losses and positives; the export must load into the stock
-model with no key unexpected.
+here from scikit-image's when not given) must give finite losses and positives, and a picture of the last must be
+drawn; the export must load into the stock model with no key unexpected.
 """
 
 import argparse
@@ -197,10 +197,12 @@ def _is_pretrained(value: Any) -> bool:
 
 
 def train(model: Any, run: Any, data: Path) -> dict[str, float]:
-    """The losses of the last of STEPS steps; raises when one is not finite, or none of the boxes has a proposal."""
+    """The losses of the last of STEPS steps; raises when one is not finite, none of the boxes has a proposal, or the
+    step cannot be drawn."""
     from mmengine.optim import OptimWrapper
 
     from aligndet_train.loader import build_loader
+    from aligndet_train.monitoring.pictures import step_picture
     from aligndet_train.optimizer import build_optimizer
     from proposals.dataset import open_dataset
 
@@ -215,6 +217,7 @@ def train(model: Any, run: Any, data: Path) -> dict[str, float]:
             raise AlignDetError(f"a loss is not finite: {figures}")
         if not figures["positives"] or not figures["loss_contrastive"]:
             raise AlignDetError("no predicted box was assigned a proposal")
+    step_picture(model, batch[0], most=8)
     still = [n for n, p in model.student.named_parameters() if n in before and torch.equal(before[n], p)]
     if len(still) == len(before):
         raise AlignDetError("no parameter moved")

@@ -7,8 +7,10 @@ from typing import IO, Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from aligndet_train.detectors.query import QueryAdapter
 from proposals.dataset.files import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -18,9 +20,9 @@ TENSORBOARD = "tensorboard"
 class MetricsHook(Hook):
     """Write ``metrics.jsonl``, one object a step, and the same figures into the folder ``tensorboard``.
 
-    Beside what the log shows: ``positives_per_image``, and ``data_wait_share``, the part of a step that was spent
-    waiting for images. A resumed run goes on after the lines of the steps before it. Where tensorboard is not
-    installed, only the lines are written.
+    Beside what the log shows: ``positives_per_image``, of one decoder layer, and ``data_wait_share``, the part of a
+    step that was spent waiting for images. A resumed run goes on after the lines of the steps before it. Where
+    tensorboard is not installed, only the lines are written.
     """
 
     # After all that set figures.
@@ -78,10 +80,16 @@ def step_figures(runner: Runner, images: int) -> dict[str, float]:
     if norm is not None:
         figures["grad_norm"] = norm
     if images and "positives" in figures:
-        figures["positives_per_image"] = figures["positives"] / images
+        figures["positives_per_image"] = figures["positives"] / images / layers_counted(runner)
     if figures.get("time"):
         figures["data_wait_share"] = min(1.0, figures.get("data_time", 0.0) / figures["time"])
     return figures
+
+
+def layers_counted(runner: Runner) -> int:
+    """The decoder layers whose boxes ``positives`` counts together; 1 unless the detector has queries."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return len(model.student.decoder.layers) if isinstance(model.adapter, QueryAdapter) else 1
 
 
 def gradient_norm(runner: Runner) -> float | None:

@@ -10,19 +10,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.config import load_run_config
-from aligndet_train.detectors import BACKGROUND
 from aligndet_train.monitoring import NonFiniteLossError
-from aligndet_train.monitoring.pictures import step_picture
-from aligndet_train.monitoring.predicted import ids_of, watched_boxes
 from aligndet_train.run_options import RunOptions
 from aligndet_train.training import pretrain
 from proposals.dataset import open_dataset
 from tests.aligndet_train.conftest import TINY
 
 CONFIGS = TINY["fcos"].parent
-FAMILIES = ("fcos", "faster_rcnn", "retinanet", "detr", "deformable_detr")
 
 
 @pytest.fixture(scope="module")
@@ -79,36 +74,16 @@ def test_pictures_are_drawn_every_so_many_steps(trained):
     assert Image.open(work / "pictures" / "step_000002.jpg").width > 200
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_predicted_boxes_are_those_of_the_assigned_proposals(name, samples):
-    run = load_run_config(CONFIGS / f"tiny_{name}.py", {}, {})
-    model = build_pretrainer(run.stock_model, run.pretrain).train()
-    (inputs, targets), _ = model.data_preprocessor(samples(0), True)["views"]
-    proposals = targets[0].gt_instances
-    with watched_boxes(model.student) as pairs:
-        model.student.loss(inputs, model.adapter.targets(targets))
-    (reading, *_) = model.adapter.read(model.student)
-    found = torch.cat([ids_of(target, proposals.bboxes, proposals.labels) for _, target in pairs])
-    assigned = set(reading.ids[reading.ids != BACKGROUND].tolist())
-    assert assigned
-    # The target of a box loss is a proposal, and which one is what the assigner says.
-    assert set(found.tolist()) == assigned
-    assert all(predicted.shape == target.shape for predicted, target in pairs)
-
-
-def test_a_picture_changes_neither_weights_nor_random_numbers(samples):
-    run = load_run_config(TINY["faster_rcnn"], {}, {})
-    model = build_pretrainer(run.stock_model, run.pretrain).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    torch.manual_seed(5)
-    picture = step_picture(model, samples(2)[0], most=6)
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    step_picture(model, samples(2)[0], most=6)
-    assert torch.equal(torch.rand(1), expected)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 500
+@pytest.mark.parametrize("name", ["detr", "dino"])
+def test_positives_per_image_are_of_one_decoder_layer(mined_dataset, tmp_path, name):
+    run = load_run_config(CONFIGS / f"tiny_{name}.py", {"iterations": 1}, {})
+    layers, images = run.stock_model["decoder"]["num_layers"], run.pretrain.batch_size
+    assert layers > 1
+    pretrain(run, mined_dataset, tmp_path, RunOptions(workers=0, log_interval=1))
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["positives_per_image"] == pytest.approx(line["positives"] / layers / images)
+    # A layer matches every proposal to one query.
+    assert 0 < line["positives_per_image"] <= run.pretrain.proposals_per_image
 
 
 def test_weights_that_are_not_finite_are_not_saved(mined_dataset, tmp_path):
