@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 from pydantic.dataclasses import dataclass
 
 from aligndet_train.detectors import adapter_for
+from aligndet_train.detectors.class_names import class_name, with_registered_names
 from aligndet_train.plain_config import is_plain, read_plain
 from aligndet_train.views import ViewConfig
 from proposals.errors import AlignDetError
@@ -115,13 +116,16 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     Raises AlignDetError for an unreadable file, an unsupported head or an unknown ``pretrain`` key.
     """
     config = read_config(path, options, pretraining=True)
-    model = config.model.to_dict()
+    model, preprocessor, own = (
+        with_registered_names((config.get(name) or Config()).to_dict())
+        for name in ("model", "data_preprocessor", "pretrain")
+    )
     # mmengine's Runner lets a config name it beside the model, too.
-    model.setdefault("data_preprocessor", config.get("data_preprocessor"))
+    model.setdefault("data_preprocessor", preprocessor)
     if not model["data_preprocessor"]:
         raise AlignDetError(f"{path} has no `data_preprocessor`, so how its images are normalised is unknown")
     adapter = adapter_for(model["type"], head_type(model))
-    given = merged(adapter.defaults, config.get("pretrain", {}), overrides)
+    given = merged(adapter.defaults, own, overrides)
     return RunConfig(name=path.stem, stock_model=model, pretrain=pretrain_config(given, source=str(path)))
 
 
@@ -178,11 +182,11 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_type(model: Mapping[str, Any]) -> str:
-    """The mmdet class name of a model's final head, or a readable blank."""
+    """The mmdet class name of a model's final head, without scope or module; or a readable blank."""
     head = model.get("bbox_head") or (model.get("roi_head") or {}).get("bbox_head") or {}
     if isinstance(head, (list, tuple)):
         head = head[-1]
-    return str(head.get("type", "(none)"))
+    return class_name(head.get("type", "(none)"))
 
 
 def pretrain_config(given: Mapping[str, Any], source: str) -> PretrainConfig:

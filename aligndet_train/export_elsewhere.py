@@ -15,7 +15,8 @@ LIBRARIES: dict[str, Library] = {"torchvision": "torchvision", "transformers": "
 def export_elsewhere(
     checkpoint_path: Path, out: Path, library: Library, *, keep_predictors: bool = False
 ) -> tuple[KeyReport, list[str]]:
-    """Write weights for ``library``'s detector; returns what becomes of its keys, and what it computes otherwise.
+    """Write weights for ``library``'s detector; returns what becomes of its keys, and sentences on what it
+    computes otherwise, of the options that are checked.
 
     torchvision: ``out`` is a .pth or .safetensors for ``load_state_dict(..., strict=False)``. transformers: a folder
     for ``DetrForObjectDetection.from_pretrained``. Raises AlignDetError for an architecture the library lacks.
@@ -26,12 +27,16 @@ def export_elsewhere(
     if library == "torchvision":
         return _to_torchvision(exported, config, out, checkpoint)
     require_extra("transformers", "export --to transformers")
-    from aligndet_train.export_transformers import save_transformers, to_transformers
+    return _to_transformers(exported, config, out)
+
+
+def _to_transformers(exported: State, config: dict[str, Any], out: Path) -> tuple[KeyReport, list[str]]:
+    from aligndet_train.export_transformers import differences, save_transformers, to_transformers
 
     if out.suffix in {".pth", ".safetensors"}:
         raise AlignDetError(f"transformers reads a folder: name one instead of {out}")
     renamed = to_transformers(exported)
-    return key_report(renamed, save_transformers(exported, config, out)), []
+    return key_report(renamed, save_transformers(exported, config, out)), differences(config)
 
 
 def _to_torchvision(

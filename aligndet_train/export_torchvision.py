@@ -1,19 +1,20 @@
 """mmdet weights under torchvision's names: Faster R-CNN, RetinaNet and FCOS on a ResNet-50 with FPN.
 
-The weights are the same numbers. The outputs are too where both libraries compute the same thing; where mmdet's
-config says otherwise, `differences` says so in words, and fine-tuning has to make up for it.
+The weights are the same numbers. The outputs are too where both libraries compute the same thing; where an option of
+mmdet's config says otherwise, `differences` says so in words, and fine-tuning has to make up for it.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 
+from aligndet_train.detectors.class_names import class_name
+from aligndet_train.export_differences import Rule, broken, option, resnet_rules
 from proposals.errors import AlignDetError
 
 State = dict[str, Tensor]
@@ -47,77 +48,164 @@ _RULES: dict[str, list[tuple[str, str]]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """What an option of a mmdet config must be for equal outputs, and what is otherwise different."""
-
-    option: str
-    wanted: Any
-    default: Any
-    consequence: str
-
-
 _ALIGNED = "RoIAlign samples other points"
 _ANCHORS = "anchors have another {}, and boxes are relative to them"
-_STDS = "box offsets are in other units"
+_UNITS = "box offsets are in other units"
+_NMS = "overlapping boxes are removed otherwise"
 
 
-def _anchor_rules(head: str, strides: list[int], **sizes: Any) -> list[_Rule]:
+def _anchor_rules(head: str, strides: list[int], **sizes: Any) -> list[Rule]:
     """sizes: options of mmdet's AnchorGenerator that give torchvision's anchors."""
     generator = f"{head}.anchor_generator"
     return [
-        *(
-            _Rule(f"{generator}.{name}", value, None, _ANCHORS.format("size"))
-            for name, value in sizes.items()
-        ),
-        _Rule(f"{generator}.ratios", [0.5, 1.0, 2.0], None, _ANCHORS.format("shape")),
-        _Rule(f"{generator}.strides", strides, None, _ANCHORS.format("spacing")),
+        Rule(f"{generator}.type", "AnchorGenerator", "AnchorGenerator", "anchors are made otherwise"),
+        *(Rule(f"{generator}.{name}", value, None, _ANCHORS.format("size")) for name, value in sizes.items()),
+        Rule(f"{generator}.base_sizes", None, None, _ANCHORS.format("size")),
+        Rule(f"{generator}.ratios", [0.5, 1.0, 2.0], None, _ANCHORS.format("shape")),
+        Rule(f"{generator}.scale_major", True, True, _ANCHORS.format("order")),
+        Rule(f"{generator}.strides", strides, None, _ANCHORS.format("spacing")),
+        Rule(f"{generator}.center_offset", 0.0, 0.0, _ANCHORS.format("place")),
+        Rule(f"{generator}.centers", None, None, _ANCHORS.format("place")),
     ]
 
 
-_SAME: dict[str, list[_Rule]] = {
+def _coder_rules(head: str, stds: list[float]) -> list[Rule]:
+    coder = f"{head}.bbox_coder"
+    return [
+        Rule(f"{coder}.type", "DeltaXYWHBBoxCoder", "DeltaXYWHBBoxCoder", "boxes are encoded otherwise"),
+        Rule(f"{coder}.target_means", [0.0] * 4, [0.0] * 4, _UNITS),
+        Rule(f"{coder}.target_stds", stds, stds, _UNITS),
+        Rule(f"{coder}.clip_border", True, True, "boxes may leave the image"),
+        Rule(f"{coder}.add_ctr_clamp", False, False, "centres of boxes cannot move as far"),
+    ]
+
+
+def _fpn_rules(start_level: int) -> list[Rule]:
+    return [
+        Rule("neck.start_level", start_level, 0, "the FPN has other levels"),
+        Rule("neck.end_level", -1, -1, "the FPN has other levels", (3,)),
+        Rule("neck.num_outs", 5, None, "the FPN has other levels"),
+        Rule("neck.upsample_cfg", {"mode": "nearest"}, {"mode": "nearest"}, "maps are enlarged otherwise"),
+        Rule("neck.norm_cfg", None, None, "the FPN's layers are normalised"),
+        Rule("neck.act_cfg", None, None, "the FPN's layers have an activation"),
+    ]
+
+
+def _dense_rules(head: str, *also: str) -> list[Rule]:
+    """Of detectors of one stage. also: heads of mmdet's that differ from ``head`` in training alone."""
+    return [
+        *_fpn_rules(1),
+        Rule("neck.add_extra_convs", "on_output", False, "P6 is made of another map than P5"),
+        Rule("neck.relu_before_extra_convs", True, False, "P7 is made of P6 without a ReLU before it"),
+        Rule("bbox_head.type", head, head, "the head computes otherwise", also),
+        Rule("bbox_head.stacked_convs", 4, 4, "the head has another number of layers"),
+        Rule("bbox_head.loss_cls.use_sigmoid", True, True, "scores are a softmax"),
+        Rule("test_cfg.nms.type", "nms", "nms", _NMS),
+        Rule("test_cfg.nms.class_agnostic", False, False, _NMS),
+        Rule("test_cfg.min_bbox_size", 0, -1, "small boxes are dropped", (-1,)),
+    ]
+
+
+_SAME: dict[str, list[Rule]] = {
     "FasterRCNN": [
-        _Rule("roi_head.bbox_roi_extractor.roi_layer.sampling_ratio", 2, 0, _ALIGNED),
-        _Rule("roi_head.bbox_roi_extractor.roi_layer.aligned", False, True, _ALIGNED),
-        *_anchor_rules("rpn_head", [4, 8, 16, 32, 64], scales=[8]),
-        _Rule("rpn_head.bbox_coder.target_stds", [1.0] * 4, [1.0] * 4, _STDS),
-        _Rule("roi_head.bbox_head.bbox_coder.target_stds", [0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], _STDS),
+        *_fpn_rules(0),
+        Rule("neck.add_extra_convs", False, False, "P6 is made by a convolution"),
+        *_anchor_rules(
+            "rpn_head",
+            [4, 8, 16, 32, 64],
+            scales=[8],
+            octave_base_scale=None,
+            scales_per_octave=None,
+        ),
+        *_coder_rules("rpn_head", [1.0] * 4),
+        Rule("rpn_head.num_convs", 1, 1, "the RPN has another number of layers"),
+        Rule("rpn_head.loss_cls.use_sigmoid", True, True, "the RPN's scores are a softmax"),
+        Rule("test_cfg.rpn.nms.type", "nms", "nms", _NMS),
+        Rule("test_cfg.rpn.min_bbox_size", 0, -1, "small proposals are dropped", (-1,)),
+        Rule("roi_head.bbox_roi_extractor.type", "SingleRoIExtractor", None, "RoIs are pooled otherwise"),
+        Rule("roi_head.bbox_roi_extractor.finest_scale", 56, 56, "RoIs are pooled from other levels"),
+        Rule(
+            "roi_head.bbox_roi_extractor.featmap_strides", [4, 8, 16, 32], None, "RoIs are pooled elsewhere"
+        ),
+        Rule("roi_head.bbox_roi_extractor.roi_layer.type", "RoIAlign", None, "RoIs are pooled otherwise"),
+        Rule(
+            "roi_head.bbox_roi_extractor.roi_layer.output_size", 7, None, "RoIs have another size", ([7, 7],)
+        ),
+        Rule("roi_head.bbox_roi_extractor.roi_layer.pool_mode", "avg", "avg", "RoIs are pooled otherwise"),
+        Rule("roi_head.bbox_roi_extractor.roi_layer.sampling_ratio", 2, 0, _ALIGNED),
+        Rule("roi_head.bbox_roi_extractor.roi_layer.aligned", False, True, _ALIGNED),
+        *_coder_rules("roi_head.bbox_head", [0.1, 0.1, 0.2, 0.2]),
+        Rule("roi_head.bbox_head.reg_class_agnostic", False, False, "one box is predicted for all classes"),
+        Rule("roi_head.bbox_head.loss_cls.use_sigmoid", False, False, "scores are no softmax"),
+        Rule("test_cfg.rcnn.nms.type", "nms", "nms", _NMS),
+        Rule("test_cfg.rcnn.nms.class_agnostic", False, False, _NMS),
     ],
     "RetinaNet": [
-        _Rule("neck.add_extra_convs", "on_output", False, "P6 is made of C5, torchvision's of P5"),
-        _Rule("neck.relu_before_extra_convs", True, False, "P7 is made of P6 without a ReLU before it"),
+        *_dense_rules("RetinaHead", "FreeAnchorRetinaHead", "PISARetinaHead"),
         *_anchor_rules(
-            "bbox_head", [8, 16, 32, 64, 128], scales=None, octave_base_scale=4, scales_per_octave=3
+            "bbox_head",
+            [8, 16, 32, 64, 128],
+            scales=None,
+            octave_base_scale=4,
+            scales_per_octave=3,
         ),
-        _Rule("bbox_head.bbox_coder.target_stds", [1.0] * 4, [1.0] * 4, _STDS),
+        *_coder_rules("bbox_head", [1.0] * 4),
+        Rule("bbox_head.norm_cfg", None, None, "the head's layers are normalised"),
     ],
     "FCOS": [
-        _Rule("neck.add_extra_convs", "on_output", False, "P6 is made of another map"),
-        _Rule("neck.relu_before_extra_convs", True, False, "P7 is made of P6 without a ReLU before it"),
-        _Rule(
+        *_dense_rules("FCOSHead"),
+        Rule(
             "bbox_head.norm_on_bbox", True, False, "distances pass through exp, in torchvision through ReLU"
         ),
-        _Rule("bbox_head.centerness_on_reg", True, False, "centerness is on the class tower"),
-        _Rule("bbox_head.strides", [8, 16, 32, 64, 128], [4, 8, 16, 32, 64], "distances are in other units"),
+        Rule("bbox_head.centerness_on_reg", True, False, "centerness is on the class tower"),
+        Rule("bbox_head.strides", [8, 16, 32, 64, 128], [4, 8, 16, 32, 64], "distances are in other units"),
+        Rule("bbox_head.norm_cfg.type", "GN", "GN", "the head's layers are normalised otherwise"),
+        Rule("bbox_head.norm_cfg.num_groups", 32, 32, "the head's layers are normalised otherwise"),
+        Rule("bbox_head.dcn_on_last_conv", False, False, "the head's last convolutions are deformable"),
     ],
 }
 _ALL = [
-    _Rule("backbone.style", "pytorch", "pytorch", "the stride of a bottleneck is on its first convolution"),
-    _Rule("data_preprocessor.mean", [123.675, 116.28, 103.53], None, "images are centred otherwise"),
-    _Rule("data_preprocessor.std", [58.395, 57.12, 57.375], None, "images are scaled otherwise"),
-    _Rule("data_preprocessor.bgr_to_rgb", True, False, "images are BGR"),
+    *resnet_rules([0, 1, 2, 3]),
+    Rule("data_preprocessor.mean", [123.675, 116.28, 103.53], None, "images are centred otherwise"),
+    Rule("data_preprocessor.std", [58.395, 57.12, 57.375], None, "images are scaled otherwise"),
+    Rule("data_preprocessor.bgr_to_rgb", True, False, "images are BGR"),
+    Rule("data_preprocessor.pad_size_divisor", 32, 1, "images are padded to other sizes"),
 ]
+# Of test_cfg: mmdet's option, the argument of torchvision's builder, and that one's default. FCOS' score_thr is absent:
+# mmdet holds it against the class' score, torchvision against the root of its product with centerness.
+_TESTED: dict[str, list[tuple[str, str, float]]] = {
+    "FasterRCNN": [
+        ("rpn.nms_pre", "rpn_pre_nms_top_n_test", 1000),
+        ("rpn.max_per_img", "rpn_post_nms_top_n_test", 1000),
+        ("rpn.nms.iou_threshold", "rpn_nms_thresh", 0.7),
+        ("rcnn.score_thr", "box_score_thresh", 0.05),
+        ("rcnn.nms.iou_threshold", "box_nms_thresh", 0.5),
+        ("rcnn.max_per_img", "box_detections_per_img", 100),
+    ],
+    "RetinaNet": [
+        ("nms_pre", "topk_candidates", 1000),
+        ("score_thr", "score_thresh", 0.05),
+        ("nms.iou_threshold", "nms_thresh", 0.5),
+        ("max_per_img", "detections_per_img", 300),
+    ],
+    "FCOS": [
+        ("nms_pre", "topk_candidates", 1000),
+        ("nms.iou_threshold", "nms_thresh", 0.6),
+        ("max_per_img", "detections_per_img", 100),
+    ],
+}
 
 
 def torchvision_model(model_config: Mapping[str, Any], **settings: Any) -> nn.Module:
     """The torchvision detector that weights of a mmdet ``model`` config fit, with random weights.
 
-    settings: of torchvision's own builder. Its anchors are mmdet's: torchvision rounds them to whole pixels, and
-    centres FCOS' points on the corners of cells. Raises AlignDetError for an architecture torchvision lacks.
+    settings: of torchvision's own builder; where silent, thresholds are those of ``test_cfg``, but for FCOS' score. Its
+    anchors are mmdet's: torchvision rounds them to whole pixels, and centres FCOS' points on the corners of cells.
+    Raises AlignDetError for an architecture torchvision lacks.
     """
     kind = _kind(model_config)
     classes = _classes(model_config)
-    given = {"num_classes": classes + (kind == "FasterRCNN"), **settings}
+    given = {"num_classes": classes + (kind == "FasterRCNN"), **_thresholds(model_config, kind), **settings}
     model: Any = _BUILDERS[kind](weights=None, weights_backbone=None, **given)
     generator = model.rpn.anchor_generator if kind == "FasterRCNN" else model.anchor_generator
     generator.cell_anchors = _cell_anchors(kind)
@@ -141,29 +229,38 @@ def to_torchvision(state: Mapping[str, Tensor], model_config: Mapping[str, Any])
 
 
 def differences(model_config: Mapping[str, Any]) -> list[str]:
-    """Sentences on what a mmdet config computes otherwise than torchvision; empty: outputs are equal.
+    """Sentences on what a mmdet config computes otherwise than torchvision; empty: equal in all options checked.
 
-    Its ``data_preprocessor`` is that of the model, as of `load_run_config`.
+    Those are options of the backbone, neck, heads, ``test_cfg`` and the model's ``data_preprocessor``, as of
+    `load_run_config`. FCOS' scores are not among them: torchvision's are always the square root of mmdet's.
     """
-    rules = [*_ALL, *_SAME[_kind(model_config)]]
-    found = [(rule, _option(model_config, rule.option, rule.default)) for rule in rules]
-    return [
-        f"{rule.option} is {value!r}: {rule.consequence} (equal with {rule.wanted!r})"
-        for rule, value in found
-        if _plain(value) != rule.wanted
+    kind = _kind(model_config)
+    tested = [
+        Rule(f"test_cfg.{name}", default, None, f"torchvision's builder takes it as {argument}")
+        for name, argument, default in _TESTED[kind]
     ]
+    return broken([*_ALL, *_SAME[kind], *tested], model_config)
+
+
+def _thresholds(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    found = {argument: option(model, f"test_cfg.{name}") for name, argument, _ in _TESTED[kind]}
+    # mmdet's -1, all of them, has no counterpart.
+    return {argument: value for argument, value in found.items() if value is not None and value >= 0}
 
 
 def _kind(model: Mapping[str, Any]) -> str:
-    kind, backbone = str(model["type"]), model["backbone"]
-    fits = kind in _BUILDERS and (backbone["type"], backbone.get("depth")) == ("ResNet", 50)
-    neck = model.get("neck") or {}
-    if not fits or neck.get("type") != "FPN" or neck.get("out_channels") != 256:
+    kind, backbone, neck = class_name(model["type"]), model["backbone"], model.get("neck") or {}
+    fits = (
+        kind in _BUILDERS
+        and (class_name(backbone["type"]), backbone.get("depth")) == ("ResNet", 50)
+        and (class_name(neck.get("type")), neck.get("out_channels")) == ("FPN", 256)
+    )
+    if not fits:
         raise AlignDetError(
             f"torchvision has no {kind} with this backbone and neck: it has {', '.join(_BUILDERS)} on a ResNet-50 with "
             "an FPN of 256 channels. Export for mmdet instead (without --to)"
         )
-    if kind == "FasterRCNN" and model["roi_head"]["bbox_head"]["type"] != "Shared2FCBBoxHead":
+    if kind == "FasterRCNN" and class_name(model["roi_head"]["bbox_head"]["type"]) != "Shared2FCBBoxHead":
         raise AlignDetError(
             "torchvision's Faster R-CNN has mmdet's Shared2FCBBoxHead, this config another head"
         )
@@ -242,16 +339,3 @@ def _anchors(sizes: list[float]) -> Tensor:
         (size / math.sqrt(ratio), size * math.sqrt(ratio)) for ratio in (0.5, 1.0, 2.0) for size in sizes
     ]
     return torch.tensor([[-width / 2, -height / 2, width / 2, height / 2] for width, height in shapes])
-
-
-def _option(config: Mapping[str, Any], path: str, default: Any) -> Any:
-    value: Any = config
-    for part in path.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return default
-        value = value[part]
-    return value
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,5 +1,9 @@
-"""mmdet's DETR under the names of Hugging Face transformers (5 and later): ``DetrForObjectDetection``."""
+"""mmdet's DETR under the names of Hugging Face transformers (5 and later): ``DetrForObjectDetection``.
 
+Weights and normalisation are mmdet's. What transformers computes otherwise, `differences` says in words.
+"""
+
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from aligndet_train.detectors.class_names import class_name
+from aligndet_train.export_differences import Rule, broken, option, resnet_rules
+from aligndet_train.preprocess import InputSpec
 from proposals.errors import AlignDetError
 
 State = dict[str, Tensor]
@@ -23,6 +30,33 @@ _OUTSIDE = {
     "bbox_head.reg_ffn.layers.1": "bbox_predictor.layers.1",
     "bbox_head.fc_reg": "bbox_predictor.layers.2",
 }
+_POSITIONS = "positions are encoded otherwise"
+_LAYERS = "layers of the transformer compute otherwise"
+_NECK = "the last map is projected otherwise"
+_RULES = [
+    *resnet_rules([3]),
+    Rule(
+        "data_preprocessor.bgr_to_rgb", True, False, "images are BGR, and transformers' processor gives RGB"
+    ),
+    Rule("data_preprocessor.pad_size_divisor", 1, 1, "images are padded to other sizes"),
+    Rule("neck.type", "ChannelMapper", None, _NECK),
+    Rule("neck.kernel_size", 1, 3, _NECK),
+    Rule("neck.norm_cfg", None, None, _NECK),
+    Rule("neck.act_cfg", None, {"type": "ReLU"}, _NECK),
+    Rule("positional_encoding.normalize", True, False, _POSITIONS),
+    Rule("positional_encoding.temperature", 10000, 10000, _POSITIONS),
+    Rule("positional_encoding.scale", 2 * math.pi, 2 * math.pi, _POSITIONS),
+    Rule("positional_encoding.offset", 0.0, 0.0, _POSITIONS),
+    *(
+        Rule(f"{coder}.layer_cfg.{name}", value, value, _LAYERS)
+        for coder in ("encoder", "decoder")
+        for name, value in (("ffn_cfg.act_cfg.type", "ReLU"), ("ffn_cfg.num_fcs", 2), ("norm_cfg.type", "LN"))
+    ),
+    Rule("decoder.post_norm_cfg.type", "LN", "LN", "the decoder's output is normalised otherwise"),
+    Rule("bbox_head.type", "DETRHead", None, "the head computes otherwise"),
+    Rule("bbox_head.num_reg_fcs", 2, 2, "the box branch has another number of layers"),
+    Rule("bbox_head.loss_cls.use_sigmoid", False, False, "scores are no softmax"),
+]
 
 
 def transformers_model(model_config: Mapping[str, Any]) -> nn.Module:
@@ -72,27 +106,52 @@ def to_transformers(state: Mapping[str, Tensor]) -> State:
     return renamed
 
 
+def differences(model_config: Mapping[str, Any]) -> list[str]:
+    """Sentences on what a mmdet config computes otherwise than transformers; empty: equal in all options checked.
+
+    Those are options of the backbone, neck, transformer, head and the model's ``data_preprocessor``, whose mean and
+    deviation any processor takes. Raises AlignDetError for anything but DETR on a plain ResNet.
+    """
+    _require_detr(model_config)
+    heads = option(model_config, "decoder.layer_cfg.self_attn_cfg.num_heads")
+    across = Rule("decoder.layer_cfg.cross_attn_cfg.num_heads", heads, 8, _LAYERS)
+    return broken([*_RULES, across], model_config)
+
+
 def save_transformers(state: Mapping[str, Tensor], model_config: Mapping[str, Any], folder: Path) -> State:
     """Write a folder for ``DetrForObjectDetection.from_pretrained``; returns the model's state as it was written.
 
-    What ``state`` lacks keeps the library's random initialisation.
+    Its preprocessor_config.json, for ``DetrImageProcessor``, has the config's mean and deviation, and the library's
+    sizes. What ``state`` lacks, or has in another shape, keeps the library's random initialisation.
     """
     model: Any = transformers_model(model_config)
-    model.load_state_dict(to_transformers(state), strict=False)
+    own, renamed = model.state_dict(), to_transformers(state)
+    fitting = {
+        name: value for name, value in renamed.items() if name in own and value.shape == own[name].shape
+    }
+    model.load_state_dict(fitting, strict=False)
     model.save_pretrained(folder)
+    _processor(model_config).save_pretrained(folder)
     return dict(model.state_dict())
+
+
+def _processor(model: Mapping[str, Any]) -> Any:
+    import transformers
+
+    library: Any = transformers
+    spec = InputSpec.from_stock(dict(model.get("data_preprocessor") or {}))
+    # It scales pixels to 0-1 before it normalises them.
+    mean, std = ([value / 255 for value in values] for values in (spec.mean, spec.std))
+    return library.DetrImageProcessor(image_mean=mean, image_std=std)
 
 
 def _require_detr(model: Mapping[str, Any]) -> None:
     backbone = model["backbone"]
-    if (
-        model["type"] != "DETR"
-        or backbone["type"] != "ResNet"
-        or backbone.get("style", "pytorch") != "pytorch"
-    ):
+    detector, trunk = class_name(model["type"]), class_name(backbone["type"])
+    if detector != "DETR" or trunk != "ResNet" or backbone.get("style", "pytorch") != "pytorch":
         raise AlignDetError(
-            f"transformers' DetrForObjectDetection is DETR on a ResNet (style pytorch), not {model['type']} on "
-            f"{backbone['type']}. Export for mmdet instead (without --to)"
+            f"transformers' DetrForObjectDetection is DETR on a ResNet (style pytorch), not {detector} on "
+            f"{trunk}. Export for mmdet instead (without --to)"
         )
 
 

@@ -30,8 +30,8 @@ class InputSpec:
     def from_stock(cls, data_preprocessor: dict[str, Any]) -> "InputSpec":
         """Read a DetDataPreprocessor config; mmdet's own defaults where it is silent."""
         return cls(
-            mean=tuple(data_preprocessor.get("mean") or (0.0, 0.0, 0.0)),
-            std=tuple(data_preprocessor.get("std") or (1.0, 1.0, 1.0)),
+            mean=tuple(map(float, data_preprocessor.get("mean") or (0.0, 0.0, 0.0))),
+            std=tuple(map(float, data_preprocessor.get("std") or (1.0, 1.0, 1.0))),
             # mmdet's loader gives BGR, so either name means: swap.
             bgr_to_rgb=any(data_preprocessor.get(name, False) for name in ("bgr_to_rgb", "rgb_to_bgr")),
             # Stock pipelines that leave it out crop to a fixed size, a multiple of 32; the release pads to that.

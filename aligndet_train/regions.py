@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
+from mmengine.utils import import_modules_from_strings
 from torch import Tensor
 from torch.backends import cudnn
 from torch.nn.functional import interpolate
 from torchvision.ops import roi_align
 
-from aligndet_train.config import load_run_config, shipped_config
-from aligndet_train.plain_config import is_config
+from aligndet_train.config import read_config, shipped_config
+from aligndet_train.plain_config import is_config, is_plain
 from aligndet_train.preprocess import InputSpec
 from proposals.boxes import Boxes
 from proposals.errors import AlignDetError
@@ -35,25 +36,42 @@ class RegionSettings:
     """Plain data that a worker builds its encoder from.
 
     backbone, data_preprocessor: of a mmdet config. short_side, long_side: px, to which images are resized.
+    custom_imports: the config's own, of the modules that register its classes; a worker has to import them again.
     """
 
     backbone: dict[str, Any]
     data_preprocessor: dict[str, Any]
     short_side: int
     long_side: int
+    custom_imports: dict[str, Any] = field(default_factory=dict)
 
 
 def region_settings(
     detector: str, options: Mapping[str, Any], short_side: int, long_side: int
 ) -> RegionSettings:
-    """The backbone of ``detector``, a shipped name or a mmdet config file, with ``options`` changed in it.
+    """The backbone of ``detector``, a shipped name or any mmdet config file, with ``options`` changed in it.
 
-    Raises AlignDetError for a name that does not exist or a config that cannot be read.
+    The detector around it need not be one that can be pretrained. Raises AlignDetError for a name that does not exist,
+    a config that cannot be read, or one without a backbone or its normalisation.
     """
-    path = Path(detector)
-    config = path if is_config(detector) else shipped_config(detector)
-    model = load_run_config(config, {}, options).stock_model
-    return RegionSettings(model["backbone"], model["data_preprocessor"], short_side, long_side)
+    path = Path(detector) if is_config(detector) else shipped_config(detector)
+    config = read_config(path, options, pretraining=True)
+    backbone, preprocessor = (_part(config, name, path) for name in ("backbone", "data_preprocessor"))
+    # Plain configs import nothing: where Python is refused, no --cfg-options may bring it back.
+    imports = {} if is_plain(path) else config.get("custom_imports") or {}
+    return RegionSettings(backbone, preprocessor, short_side, long_side, dict(imports))
+
+
+def _part(config: Config, name: str, path: Path) -> dict[str, Any]:
+    """``name`` in the config's model, or beside it, where mmengine's Runner also looks for a data_preprocessor."""
+    model = config.model.to_dict()
+    part = model.get(name) or (name == "data_preprocessor" and config.to_dict().get(name))
+    if not isinstance(part, dict):
+        raise AlignDetError(
+            f"{path} has no `{name}` in its `model`, and both a backbone and its normalisation (data_preprocessor) are "
+            "needed here: name a config that has them"
+        )
+    return part
 
 
 class RegionEncoder:
@@ -68,7 +86,7 @@ class RegionEncoder:
         torch.manual_seed(0)
         self.settings, self.device = settings, device
         self._spec = InputSpec.from_stock(settings.data_preprocessor)
-        self._backbone = _frozen(settings.backbone).to(device)
+        self._backbone = _frozen(settings).to(device)
         self._mean, self._std = (
             torch.tensor(values, device=device).view(-1, 1, 1) for values in (self._spec.mean, self._spec.std)
         )
@@ -118,8 +136,11 @@ class RegionEncoder:
         return -(-size[0] // 32) * 32, -(-size[1] // 32) * 32
 
 
-def _frozen(backbone: dict[str, Any]) -> Any:
+def _frozen(settings: RegionSettings) -> Any:
+    backbone = settings.backbone
     import_module("aligndet_train.backbones")
+    if settings.custom_imports:
+        _import(settings.custom_imports)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model: Any = MODELS.build(ConfigDict(backbone))
     try:
@@ -132,3 +153,13 @@ def _frozen(backbone: dict[str, Any]) -> Any:
     model.requires_grad_(False)
     model.eval()  # mmdet's ResNet returns None
     return model
+
+
+def _import(custom_imports: dict[str, Any]) -> None:
+    try:
+        import_modules_from_strings(**custom_imports)
+    except Exception as error:  # the user's own code
+        raise AlignDetError(
+            f"the config's custom_imports ({custom_imports.get('imports')}) failed in a worker: "
+            f"{type(error).__name__}: {error}. Put the module on PYTHONPATH, on every node where Ray runs workers"
+        ) from error

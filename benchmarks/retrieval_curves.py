@@ -133,7 +133,10 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--small", action="store_true", help="views of 128 to 160 px, 1,024 boxes: for a CPU")
     parser.add_argument(
-        "--render", type=Path, nargs="+", help="curves.json files: print their table, write --svg, train nothing"
+        "--render",
+        type=Path,
+        nargs="+",
+        help="curves.json files: print their table, write --svg, train nothing",
     )
     parser.add_argument("--svg", type=Path)
     arguments = parser.parse_args()

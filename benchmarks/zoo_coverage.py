@@ -37,6 +37,7 @@ ALSO = (
     "htc/htc-without-semantic_r50_fpn_1x_coco.py",
     "nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py",
     "centernet/centernet_r18_8xb16-crop512-140e_coco.py",
+    "centernet/centernet-update_r50_fpn_8xb8-amp-lsj-200e_coco.py",
     "sabl/sabl-retinanet_r50_fpn_1x_coco.py",
     "retinanet/retinanet_r50_fpn_1x_coco.py",
     "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",

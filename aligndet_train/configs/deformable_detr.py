@@ -1,6 +1,8 @@
-"""Deformable DETR, ResNet-50: AlignDet's released recipe on mmdet's stock config (configs/selfsup/deformable_detr.py).
+"""Deformable DETR, ResNet-50: optimiser, schedule, clipping and best 150 proposals of AlignDet's released config.
 
-Its class branch learns cluster ids: see docs/guides/detr-with-clusters.md.
+The head is not the release's (configs/selfsup/deformable_detr.py), which has no class branch and no clusters: there the
+projector takes the class branch's place, queries start from RoI features, and matching has no class cost. Here the
+class branch stays and learns cluster ids, as DETR's does: see docs/guides/detr-with-clusters.md.
 
 aligndet pretrain --detector deformable_detr --data OUT --work-dir W
 """

@@ -12,8 +12,15 @@ from aligndet_train.detectors.anchor import (
     YOLOFAdapter,
 )
 from aligndet_train.detectors.cascade import CascadeRCNNAdapter
+from aligndet_train.detectors.class_names import class_name
 from aligndet_train.detectors.fsaf import FSAFAdapter
-from aligndet_train.detectors.point import FCOSAdapter, FoveaBoxAdapter, RepPointsAdapter, VFNetAdapter
+from aligndet_train.detectors.point import (
+    CenterNetUpdateAdapter,
+    FCOSAdapter,
+    FoveaBoxAdapter,
+    RepPointsAdapter,
+    VFNetAdapter,
+)
 from aligndet_train.detectors.query import QueryAdapter
 from aligndet_train.detectors.sparse_rcnn import SparseRCNNAdapter
 from aligndet_train.detectors.two_stage import FasterRCNNAdapter
@@ -21,7 +28,7 @@ from aligndet_train.detectors.unsupported import reason
 from proposals.errors import AlignDetError
 
 ADAPTERS: tuple[type[FamilyAdapter], ...] = (
-    FCOSAdapter, FoveaBoxAdapter, RepPointsAdapter, VFNetAdapter,
+    FCOSAdapter, CenterNetUpdateAdapter, FoveaBoxAdapter, RepPointsAdapter, VFNetAdapter,
     RetinaNetAdapter, ATSSAdapter, DDODAdapter, GFLAdapter, FSAFAdapter, GuidedAnchoringAdapter,
     SSDAdapter, YOLOFAdapter,
     TOODAdapter, RTMDetAdapter, YOLOXAdapter,
@@ -35,9 +42,11 @@ __all__ = ["ADAPTERS", "BACKGROUND", "FamilyAdapter", "adapter_for"]
 def adapter_for(detector_type: str, head_type: str) -> FamilyAdapter:
     """The adapter of a detector, by the class names in its config.
 
-    detector_type: ``model.type``; head_type: the type of its final head (``bbox_head``, or the RoI head's).
-    Raises AlignDetError naming the class and what an adapter must answer.
+    detector_type: ``model.type``; head_type: the type of its final head (``bbox_head``, or the RoI head's); each
+    with or without its scope (``mmdet.RetinaNet``) or module. Raises AlignDetError naming the class and what an
+    adapter must answer.
     """
+    detector_type, head_type = class_name(detector_type), class_name(head_type)
     for adapter in ADAPTERS:
         if adapter.matches(detector_type, head_type):
             return adapter()

@@ -141,7 +141,7 @@ class FamilyAdapter(ABC):
 
     @classmethod
     def matches(cls, detector_type: str, head_type: str) -> bool:
-        """Whether this adapter converts the detector."""
+        """Whether this adapter converts the detector. Both are bare class names (see class_names.py)."""
         return head_type in cls.head_types
 
     def pretraining_model(self, stock_model: Mapping[str, Any], config: "PretrainConfig") -> dict[str, Any]:

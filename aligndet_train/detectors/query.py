@@ -116,13 +116,9 @@ class QueryAdapter(FamilyAdapter):
 
     def pretraining_model(self, stock_model: Mapping[str, Any], config: "PretrainConfig") -> dict[str, Any]:
         """As many classes as there are clusters. Raises AlignDetError unless fewer proposals than queries are used."""
-        queries, proposals = stock_model.get("num_queries", 100), config.proposals_per_image
-        if proposals is None or proposals >= queries:
-            raise AlignDetError(
-                f"{stock_model['type']} has {queries} queries an image and can match no more proposals, yet "
-                f"proposals_per_image is {proposals}: set a smaller one, --cfg-options "
-                f"pretrain.proposals_per_image={min(50, queries // 2)}"
-            )
+        require_fewer_proposals(
+            stock_model["type"], stock_model.get("num_queries", 100), "queries", config.proposals_per_image
+        )
         model = copy.deepcopy(dict(stock_model))
         model["bbox_head"]["num_classes"] = config.classes or 1
         return model
@@ -155,6 +151,19 @@ class QueryAdapter(FamilyAdapter):
         # Encoder outputs of two-stage detectors are matched after all decoder layers, and are no queries.
         ids = torch.cat(matches[: len(queries)])
         return [Reading(head.query_tap.projector(torch.cat(queries)), ids)]
+
+
+def require_fewer_proposals(detector_type: str, places: int, called: str, proposals: int | None) -> None:
+    """Raise AlignDetError unless fewer ``proposals`` an image are used than there are ``places`` to match them to.
+
+    called: what the places of ``detector_type`` are, in a user's words. proposals: None for all there are.
+    """
+    if proposals is None or proposals >= places:
+        raise AlignDetError(
+            f"{detector_type} has {places} {called} an image and can match no more proposals, yet "
+            f"proposals_per_image is {proposals}: set a smaller one, --cfg-options "
+            f"pretrain.proposals_per_image={min(50, places // 2)}"
+        )
 
 
 _DETECTORS = ("DETR", "ConditionalDETR", "DABDETR", "DeformableDETR", "DINO", "DDQDETR")

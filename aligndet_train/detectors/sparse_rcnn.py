@@ -1,13 +1,18 @@
 """Sparse R-CNN and QueryInst: a cascade on learned proposals, matched one to one."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from aligndet_train.detectors.adapter import EmbeddingTap, FamilyAdapter
 from aligndet_train.detectors.neutral import NeutralAssigner
 from aligndet_train.detectors.projectors import mlp_projector
+from aligndet_train.detectors.query import require_fewer_proposals
 from aligndet_train.detectors.two_stage import switch_off_labelled_branches
+
+if TYPE_CHECKING:
+    from aligndet_train.config import PretrainConfig
 
 _STAGES = range(10)
 
@@ -15,8 +20,7 @@ _STAGES = range(10)
 class SparseRCNNAdapter(FamilyAdapter):
     """fc - ReLU - fc in the place of every stage's class predictor; Hungarian matching by box costs alone.
 
-    Proposals per image must stay below the number of learned ones. QueryInst's mask heads stay at their initial
-    values.
+    Fewer proposals per image are used than there are learned ones. QueryInst's mask heads stay at their initial values.
     """
 
     family = "Sparse R-CNN"
@@ -32,6 +36,12 @@ class SparseRCNNAdapter(FamilyAdapter):
     embedding_layers = tuple(f"roi_head.bbox_head.{stage}.fc_cls." for stage in _STAGES)
     predictors = tuple(f"roi_head.bbox_head.{stage}.fc_reg." for stage in _STAGES)
     untrained = ("roi_head.mask_head.", "roi_head.mask_roi_extractor.")
+
+    def pretraining_model(self, stock_model: Mapping[str, Any], config: "PretrainConfig") -> dict[str, Any]:
+        """See FamilyAdapter. Raises AlignDetError unless fewer proposals than learned boxes are used."""
+        learned = stock_model["rpn_head"].get("num_proposals", 100)
+        require_fewer_proposals(stock_model["type"], learned, "learned boxes", config.proposals_per_image)
+        return super().pretraining_model(stock_model, config)
 
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
         """See FamilyAdapter."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter
 from aligndet_train.detectors.neutral import switch_off, use_loss_of
 from aligndet_train.detectors.projectors import mlp_projector
+from aligndet_train.detectors.roiless import take_no_rois
 
 # Of the release: positives only, ground-truth boxes among the candidates.
 _SAMPLED_PER_IMAGE = 4096
@@ -28,6 +29,7 @@ def embed_roi_head(head: Any, embed_dims: int, tap: EmbeddingTap) -> None:
         head.reg_class_agnostic = True
     head.num_classes = BACKGROUND
     head.loss_cls = tap
+    take_no_rois(head)
 
 
 def switch_off_labelled_branches(detector: Any) -> None:
@@ -85,6 +87,7 @@ class FasterRCNNAdapter(FamilyAdapter):
         roi_head: Any = detector.roi_head
         if isinstance(roi_head, PISARoIHead):
             roi_head.__class__ = StandardRoIHead
+        take_no_rois(roi_head)
         backbone: Any = detector.backbone
         for module in backbone.modules():
             if isinstance(getattr(module, "test_branch_idx", None), int):

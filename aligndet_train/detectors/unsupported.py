@@ -2,7 +2,11 @@
 
 _MASKS = "it predicts masks without a box head, and proposals have no masks"
 _TEACHER = "it distils a trained teacher detector, and pretraining starts without one"
-_HEATMAP = "its classes are heat maps of points: no predicted box is assigned to a proposal"
+_CORNERS = "its classes are heat maps of corners: no predicted box is assigned to a proposal"
+_CENTRES = (
+    "its classes are heat maps with one centre a box, where no adapter reads ids yet; its successor, of the "
+    "centernet-update configs, pretrains"
+)
 _TEXT = "its classes are words, and proposals have none"
 _TRACKING = "tracking is another task; pretrain its detector by itself"
 _CLASS_FREE = "it has no class branch that an embedding could replace"
@@ -11,11 +15,10 @@ _FIXED = "it takes its proposals from a file; the same heads pretrain as Faster 
 REASONS: dict[str, str] = {
     "AutoAssignHead": "its assignment is learned from class scores, by parameters of every class",
     "BoxInst": _MASKS,
-    "CenterNetHead": _HEATMAP,
-    "CenterNetUpdateHead": _HEATMAP,
-    "CentripetalHead": _HEATMAP,
+    "CenterNetHead": _CENTRES,
+    "CentripetalHead": _CORNERS,
     "CondInst": _MASKS,
-    "CornerHead": _HEATMAP,
+    "CornerHead": _CORNERS,
     "CrowdDet": "it predicts pairs of boxes, and its loss chooses their order by class score",
     "FastRCNN": _FIXED,
     "GLIP": _TEXT,

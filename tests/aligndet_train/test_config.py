@@ -1,5 +1,6 @@
 """Configs: stock files work as they are, unknown keys are errors, precedence holds."""
 
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -127,6 +128,19 @@ def test_an_optimizer_of_another_type_takes_nothing_from_the_familys():
     assert run.pretrain.warmup_steps == 1000
     assert run.stock_model["backbone"]["embed_dims"] == 128
     assert run.stock_model["roi_head"]["bbox_head"]["type"] == "Shared4Conv1FCBBoxHead"
+
+
+def test_simmims_swin_has_its_own_rate_and_batch_and_otherwise_swin_bs_recipe():
+    run, plain = (
+        load_run_config(shipped_config(name), {}, {})
+        for name in ("mask_rcnn_swin_b_simmim", "mask_rcnn_swin_b")
+    )
+    changed = {"optimizer": {**plain.pretrain.optimizer, "lr": 6e-5}, "batch_size": 4, "base_batch_size": 32}
+    assert run.pretrain == replace(plain.pretrain, **changed)
+    weights = run.stock_model["backbone"].pop("init_cfg")["checkpoint"]
+    assert weights == "pretrain/simmim/simmim_800e_official.pth"
+    assert plain.stock_model["backbone"].pop("init_cfg")["type"] == "Pretrained"
+    assert run.stock_model == plain.stock_model
 
 
 def test_normalisation_beside_the_model_counts_and_none_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.detectors import BACKGROUND
 from tests.aligndet_train.detectors_zoo import FAMILIES, SLOW, tiny_run
 from tests.aligndet_train.test_contrastive import literal_loss
+from tests.aligndet_train.whose_boxes import read_places
 
 NAMES = [*sorted(FAMILIES), *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
@@ -81,6 +82,24 @@ def test_loss_is_the_literal_loop_over_every_stage(model, samples):
     assert_all_learn(model, losses)
 
 
+def test_every_box_has_the_id_of_the_proposal_it_lies_on(model, samples):
+    inputs, targets = views_of(model, samples(0, 3))[0]
+    stages = read_places(model, inputs, targets)
+    assert len(stages) == len(model.adapter.taps(model.student))
+    for places, ids, check in stages:
+        assert (ids != BACKGROUND).any()
+        assert check(places, ids).all()
+        # It is a test only if it sees ids that are not their boxes'.
+        assert not fits(check, places, ids.roll(7))
+
+
+def fits(check, places, ids):
+    try:
+        return check(places, ids).all()
+    except AssertionError:
+        return False
+
+
 @pytest.mark.parametrize("first_id", [256, 5000])
 def test_any_id_is_a_proposal(model, samples, first_id):
     views = views_of(model, samples(0, 1))
@@ -104,19 +123,26 @@ def as_list(value):
 def test_images_and_views_without_boxes_are_legal(model, samples):
     full = samples(0, 1)
     empty = [dataclasses.replace(sample, boxes=sample.boxes[:0]) for sample in full]
+    names = losses_of(model, views_of(model, full)).keys()
     for batch in (empty, [empty[0], full[1]], full[:1], empty[:1]):
         model.zero_grad()
-        assert_all_learn(model, losses_of(model, views_of(model, batch)))
+        losses = losses_of(model, views_of(model, batch))
+        assert losses.keys() == names, "ranks average figures of the same names"
+        assert_all_learn(model, losses)
     for lost in (0, 1):
         views = views_of(model, full)
         for target in views[lost][1]:
             target.gt_instances = target.gt_instances[:0]
         model.zero_grad()
-        assert_all_learn(model, losses_of(model, views))
+        losses = losses_of(model, views)
+        assert losses.keys() == names
+        assert_all_learn(model, losses)
 
 
-def test_untrained_layers_are_frozen_and_all_others_are_not(model):
+def test_untrained_layers_are_frozen_and_all_others_are_as_in_stock(family):
+    run, model = family
     untrained = model.adapter.untrained
+    stock = {n for n, p in build_detector(run.stock_model).named_parameters() if not p.requires_grad}
     for name, parameter in model.student.named_parameters():
-        frozen = name.startswith(("backbone.", *untrained))
+        frozen = name in stock or name.startswith(("backbone.", *untrained))
         assert parameter.requires_grad != frozen, name

@@ -20,6 +20,7 @@ from aligndet_train.training import pretrain
 from proposals.dataset import open_dataset
 from proposals.dataset.clusters import ClusterRecord, Clusters, boxes_fingerprint, write_clusters
 from proposals.errors import AlignDetError
+from tests.aligndet_train.detectors_zoo import tiny_run
 from tests.aligndet_train.test_contrastive import literal_loss
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -199,6 +200,15 @@ def test_as_many_proposals_as_queries_are_refused(built):
     for proposals in (20, None):
         config = dataclasses.replace(run.pretrain, proposals_per_image=proposals)
         with pytest.raises(AlignDetError, match=r"20 queries.*proposals_per_image=10"):
+            build_pretrainer(run.stock_model, config)
+
+
+@pytest.mark.parametrize("family", ["sparse_rcnn", "queryinst"])
+def test_as_many_proposals_as_learned_boxes_are_refused(family):
+    run = tiny_run(family)
+    for proposals in (20, None):
+        config = dataclasses.replace(run.pretrain, proposals_per_image=proposals)
+        with pytest.raises(AlignDetError, match=r"20 learned boxes.*proposals_per_image=10"):
             build_pretrainer(run.stock_model, config)
 
 

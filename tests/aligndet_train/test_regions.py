@@ -1,10 +1,13 @@
 """Region features: RoIAlign against its definition, whatever the image's size; the same in every process."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
 from torch.backends import cudnn
 from torch.nn.functional import grid_sample
 
@@ -78,3 +81,83 @@ def test_no_boxes_and_unknown_names(encoder):
     assert encoder.encode(np.zeros((64, 64, 3), np.uint8), np.zeros((0, 4), np.float32)).shape == (0, 64)
     with pytest.raises(AlignDetError, match="no detector named 'resnet'"):
         region_settings("resnet", {}, 96, 192)
+
+
+@pytest.mark.parametrize(
+    ("stock", "backbone"),
+    [
+        ("yolo/yolov3_d53_8xb8-320-273e_coco", "Darknet"),
+        ("centernet/centernet_r18_8xb16-crop512-140e_coco", "ResNet"),
+        ("mask2former/mask2former_r50_8xb2-lsj-50e_coco", "ResNet"),
+        ("solo/solo_r50_fpn_1x_coco", "ResNet"),
+        ("rpn/rpn_r50_fpn_1x_coco", "ResNet"),
+    ],
+)
+def test_any_detectors_backbone_is_taken_for_only_that_is_wanted(stock, backbone, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(f"_base_ = 'mmdet::{stock}.py'\n")
+    settings = region_settings(str(config), {"model.backbone.frozen_stages": 1}, 96, 192)
+    assert (settings.backbone["type"], settings.backbone["frozen_stages"]) == (backbone, 1)
+    assert settings.data_preprocessor["std"][0] in (58.395, 255.0)
+
+
+def test_a_config_without_a_backbone_or_its_normalisation_is_refused(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("model = dict(type='SemiBaseDetector', detector=dict(backbone=dict(type='ResNet')))\n")
+    with pytest.raises(AlignDetError, match=r"config\.py has no `backbone` in its `model`"):
+        region_settings(str(config), {}, 96, 192)
+    config.write_text("model = dict(backbone=dict(type='ResNet'))\n")
+    with pytest.raises(AlignDetError, match=r"config\.py has no `data_preprocessor` in its `model`"):
+        region_settings(str(config), {}, 96, 192)
+    config.write_text(
+        config.read_text() + "data_preprocessor = dict(type='DetDataPreprocessor', mean=[1, 2, 3])\n"
+    )
+    assert region_settings(str(config), {}, 96, 192).data_preprocessor["mean"] == [1, 2, 3]
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module that registers a backbone; this process has the folder on its path."""
+    (tmp_path / "own_backbones.py").write_text(
+        "from mmdet.models import ResNet\nfrom mmdet.registry import MODELS\n\n\n"
+        "@MODELS.register_module()\nclass OwnResNet(ResNet):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    forget()
+
+
+def forget():
+    """Leave this process as one that has not read the config."""
+    sys.modules.pop("own_backbones", None)
+    MODELS.module_dict.pop("OwnResNet", None)
+
+
+def own_config(folder):
+    config = folder / "own.py"
+    config.write_text(
+        f"_base_ = {TINY!r}\ncustom_imports = dict(imports=['own_backbones'])\n"
+        "model = dict(backbone=dict(type='OwnResNet'))\n"
+    )
+    return str(config)
+
+
+def test_a_worker_imports_what_the_config_imported(own_module):
+    settings = region_settings(own_config(own_module), {}, 96, 192)
+    forget()
+    encoder = RegionEncoder(settings)
+    assert type(encoder._backbone).__module__ == "own_backbones"
+
+
+def test_an_import_that_fails_in_a_worker_is_named(own_module):
+    settings = region_settings(own_config(own_module), {}, 96, 192)
+    (own_module / "own_backbones.py").unlink()
+    forget()
+    with pytest.raises(AlignDetError, match=r"custom_imports \(\['own_backbones'\]\) failed .* PYTHONPATH"):
+        RegionEncoder(settings)
+
+
+def test_plain_configs_import_nothing_whatever_the_options(own_module):
+    Config.fromfile(TINY).dump(own_module / "plain.json")
+    options = {"custom_imports.imports": ["own_backbones"]}
+    assert region_settings(str(own_module / "plain.json"), options, 96, 192).custom_imports == {}

@@ -184,3 +184,9 @@ def test_views_on_the_gpu_are_those_of_the_cpu():
         for target, other in zip(targets, other_targets, strict=True):
             assert torch.equal(target.gt_instances.bboxes, other.gt_instances.bboxes.cpu())
             assert torch.equal(target.gt_instances.labels, other.gt_instances.labels.cpu())
+
+
+def test_whole_numbers_normalise_as_fractions_do():
+    whole = InputSpec.from_stock({"mean": [10, 20, 30], "std": [2, 4, 8], "bgr_to_rgb": True})
+    first, second = (TwoViewPreprocessor(spec, SMALL, seed=0)([sample(0)]) for spec in (SPEC, whole))
+    assert torch.equal(first["views"][0][0], second["views"][0][0])

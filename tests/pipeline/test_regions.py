@@ -103,6 +103,26 @@ def test_weights_that_are_not_there_are_named_and_no_memory_is_blamed(mined_data
     assert "memory" not in str(caught.value)
 
 
+@pytest.mark.slow
+def test_workers_find_the_backbone_of_a_configs_own_module(mined_dataset, tmp_path):
+    root = shutil.copytree(mined_dataset, tmp_path / "dataset")
+    (tmp_path / "of_the_user.py").write_text(
+        "from mmdet.models import ResNet\nfrom mmdet.registry import MODELS\n\n\n"
+        "@MODELS.register_module()\nclass UsersResNet(ResNet):\n    pass\n"
+    )
+    (tmp_path / "config.py").write_text(
+        f"_base_ = {TINY!r}\ncustom_imports = dict(imports=['of_the_user'])\n"
+        "model = dict(backbone=dict(type='UsersResNet'))\n"
+    )
+    words = [tmp_path / "config.py" if word == TINY else word for word in command(root)]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert not RegionStore(root).missing(open_dataset(root).manifest)
+
+
 def test_workers_are_told_where_a_dataset_is_whatever_folder_they_are_in(tmp_path, mine_folder, monkeypatch):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
