@@ -103,10 +103,9 @@ def available_detectors() -> list[str]:
 
 def shipped_config(name: str) -> Path:
     """The config file of a shipped detector. Raises AlignDetError listing the names."""
-    path = CONFIGS / f"{name}.py"
-    if not path.exists():
+    if name not in available_detectors():
         raise AlignDetError(f"no detector named {name!r}; shipped: {', '.join(available_detectors())}")
-    return path
+    return CONFIGS / f"{name}.py"
 
 
 def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[str, Any]) -> RunConfig:

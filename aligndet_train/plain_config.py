@@ -20,11 +20,23 @@ from mmengine.registry import TRANSFORMS, Registry
 from proposals.errors import AlignDetError
 
 SUFFIXES = (".json", ".yaml", ".yml")
-_SCOPES = ("mmdet", "mmengine", "mmcv")
+SCOPES = ("mmdet", "mmengine", "mmcv")
 # Where mmengine and mmdet look a name up in a registry.
 _NAMING = ("type", "constructor")
 # Of mmcv.ops, which NMS and RoI extractors look up by name without a registry.
-_OPS = frozenset({"nms", "soft_nms", "nms_match", "RoIAlign", "RoIPool"})
+OPS = frozenset({"nms", "soft_nms", "nms_match", "RoIAlign", "RoIPool", "SimpleRoIAlign"})
+# Settings whose type is a word that mmdet compares, or looks up in a table of its own: Cascade RPN's, and FPG's.
+_ADAPTIONS, _TRANSITIONS = (
+    frozenset({"offset", "dilation"}),
+    frozenset({"conv", "interpolation_conv", "last_conv"}),
+)
+_WORDS = {"adapt_cfg": _ADAPTIONS} | dict.fromkeys(
+    (
+        *("same_up_trans", "same_down_trans", "across_lateral_trans", "across_down_trans", "across_up_trans"),
+        *("across_skip_trans", "output_trans"),
+    ),
+    _TRANSITIONS,
+)
 # What the configs that ship with us import.
 _OURS = "aligndet_train.backbones"
 # Registered, and they evaluate their settings as Python.
@@ -77,11 +89,11 @@ def read_plain(path: Path) -> Config:
 def require_registered(config: Any, source: str) -> None:
     """Raise AlignDetError when ``config``, plain data, names anything but registered classes; ``source`` has it."""
     known: set[str] | None = None
-    for key, value in _settings(config):
+    for place, key, value in _settings(config):
         if key == "_scope_" or key == "default_scope":
-            if value not in (None, *_SCOPES):
+            if value not in (None, *SCOPES):
                 _refuse(source, f"the scope {value!r}")
-        elif key in _NAMING and value is not None:
+        elif key in _NAMING and value is not None and not _is_word(place, value):
             known = known or _registered()
             if not isinstance(value, str) or not _is_known(value, known):
                 _refuse(source, f"{key} {value!r}")
@@ -109,15 +121,22 @@ class _DataLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _settings(config: Any) -> Iterator[tuple[Any, Any]]:
-    waiting = [config]
+def _settings(config: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """(name of the dictionary that it is in, its name, its value) of every setting."""
+    waiting = [("", config)]
     while waiting:
-        value = waiting.pop()
+        place, value = waiting.pop()
         if isinstance(value, dict):
-            yield from value.items()
-            waiting += value.values()
+            yield from ((place, *item) for item in value.items())
+            waiting += value.items()
         elif isinstance(value, (list, tuple)):
-            waiting += value
+            waiting += ((place, item) for item in value)
+
+
+def every_registry() -> list[Registry]:
+    """mmengine's, and those of all libraries that were imported."""
+    roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+    return [registry for root in roots for registry in (root, *root.children.values())]
 
 
 def _registered() -> set[str]:
@@ -125,15 +144,17 @@ def _registered() -> set[str]:
 
     import_module(_OURS)
     register_all_modules(init_default_scope=False)
-    roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
-    every = [registry for root in roots for registry in (root, *root.children.values())]
-    names = {(r.scope, name) for r in every for name in r.module_dict if name not in _EVALUATING}
-    return {name for _, name in names} | {f"{scope}.{name}" for scope, name in names} | _OPS
+    names = {(r.scope, name) for r in every_registry() for name in r.module_dict if name not in _EVALUATING}
+    return {name for _, name in names} | {f"{scope}.{name}" for scope, name in names} | OPS
+
+
+def _is_word(place: Any, value: Any) -> bool:
+    return isinstance(value, str) and value in _WORDS.get(place, ())
 
 
 def _is_known(name: str, known: set[str]) -> bool:
     scope, dot, rest = name.partition(".")
-    return (rest if dot and scope in _SCOPES else name) in known
+    return (rest if dot and scope in SCOPES else name) in known
 
 
 def _with_tuples(value: Any, inside: bool = False) -> Any:

@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from torchvision.ops import roi_align
 
 from aligndet_train.config import read_config, shipped_config
-from aligndet_train.plain_config import is_config, is_plain
+from aligndet_train.plain_config import is_config
 from aligndet_train.preprocess import InputSpec
 from proposals.boxes import Boxes
 from proposals.errors import AlignDetError
@@ -57,8 +57,8 @@ def region_settings(
     path = Path(detector) if is_config(detector) else shipped_config(detector)
     config = read_config(path, options, pretraining=True)
     backbone, preprocessor = (_part(config, name, path) for name in ("backbone", "data_preprocessor"))
-    # Plain configs import nothing: where Python is refused, no --cfg-options may bring it back.
-    imports = {} if is_plain(path) else config.get("custom_imports") or {}
+    # The file's own: where Python is refused, no --cfg-options may bring it back.
+    imports = read_config(path, {}).get("custom_imports") or {}
     return RegionSettings(backbone, preprocessor, short_side, long_side, dict(imports))
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/retrieval_curves.py OUT --work-dir W --iterations 300 --parallel 3
     python benchmarks/retrieval_curves.py OUT --work-dir W --small --batch-size 16 --workers 0 \\
-        --detectors benchmarks/transfer_configs/cascade_rcnn.py --cfg-options pretrain.momentum_start=0.95  # on a CPU
+        --detectors benchmarks/transfer_configs/cascade_rcnn_160px.py --cfg-options pretrain.momentum_start=0.95
     python benchmarks/retrieval_curves.py --render W/curves.json --svg docs/images/retrieval.svg
 
 OUT is a proposal dataset. Every detector is one `aligndet pretrain` process: with the same W one that was ended goes on

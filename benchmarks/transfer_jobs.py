@@ -58,14 +58,14 @@ RECIPES = {
         (0.01, 0.02, 0.04),
         pretrain_epochs=6,
         pretrain_batch=16,
-        config="faster_rcnn.py",
+        config="faster_rcnn_160px.py",
     ),
     "deformable_detr_160px": Recipe(
         {"short": 24, "long": 72},
         (2e-4, 4e-4, 8e-4),
         pretrain_epochs=6,
         pretrain_batch=16,
-        config="deformable_detr.py",
+        config="deformable_detr_160px.py",
     ),
 }
 
@@ -214,6 +214,14 @@ def best_rate(jobs: list[Job]) -> float | None:
     return rate
 
 
+def settled_rate(tuning: list[Job]) -> float | None:
+    """The rate that fine-tunings of the arm were begun with; a tuning that ends later does not change it."""
+    labels, work = tuning[0].labels, tuning[0].folder.parent
+    arm = "+".join(slug(labels[name]) for name in ("detector", "arm", "source", "schedule"))
+    begun = sorted(work.glob(f"final+{arm}+*/labels.json"))
+    return float(json.loads(begun[0].read_text())["lr"]) if begun else None
+
+
 def last_figures(job: Job) -> dict[str, float]:
     """Of a fine-tuning's last evaluation so far."""
     path = job.folder / "results.json"
@@ -229,7 +237,7 @@ def arm_jobs(detector: str, source: str, arms: tuple[str, ...], args: argparse.N
             rates = args.rates or RECIPES[detector].grid
             tuning = tuning_jobs(detector, arm, source, schedule, rates, args) if len(rates) > 1 else []
             jobs += tuning
-            lr = best_rate(tuning) if tuning else rates[0]
+            lr = (settled_rate(tuning) or best_rate(tuning)) if tuning else rates[0]
             for fraction in args.fractions if lr is not None else ():
                 for seed in range(args.seeds):
                     labels = {"stage": "final", "detector": detector, "arm": arm, "source": source,

@@ -196,10 +196,12 @@ def _require_free_size(backbone: Mapping[str, Any]) -> None:
     module = _without_memory(backbone).eval()
     try:
         module(torch.zeros(1, 3, *_ANY_SIZE, device="meta"))
-    except AssertionError as error:
+    except (AssertionError, RuntimeError) as error:
+        height, width = _ANY_SIZE
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise AlignDetError(
-            f"timm's {backbone['model_name']} takes images of one size alone ({error}), and a detector's differ: take "
-            "another model, a ViT, Swin or convolutional one"
+            f"timm's {backbone['model_name']} takes no images of {height} x {width} px ({reason}), and a detector's "
+            "have any size: take another model, a ViT, Swin or convolutional one"
         ) from error
 
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-import mmengine.registry
-from mmengine.registry import Registry
+from aligndet_train.plain_config import OPS, SCOPES, every_registry
 
 _OPS = "mmcv.ops."
 
@@ -37,12 +36,15 @@ def with_registered_names(settings: Any) -> Any:
 def _registered_name(kind: Any) -> Any:
     if not isinstance(kind, str) or "." not in kind:
         return kind
-    if kind.startswith(_OPS):
-        return class_name(kind)
     named = _imported(kind)
+    found = [(scope, name) for scope, name, known in _registrations() if known is named and named is not None]
+    if (*kind.split(".", 1),) in found:
+        return kind  # a scope and a name already, if also an import path
+    if not found:
+        return class_name(kind) if kind.startswith(_OPS) and class_name(kind) in OPS else kind
     # Under its own name if it has that: some have several.
-    names = [name for name, known in _registrations() if known is named]
-    return next((name for name in names if name == class_name(kind)), names[0] if names else kind)
+    scope, name = next(((scope, name) for scope, name in found if name == class_name(kind)), found[0])
+    return name if scope in SCOPES else f"{scope}.{name}"
 
 
 def _imported(path: str) -> Any:
@@ -53,7 +55,6 @@ def _imported(path: str) -> Any:
         return None
 
 
-def _registrations() -> Iterator[tuple[str, Any]]:
-    roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
-    for registry in [child for root in roots for child in (root, *root.children.values())]:
-        yield from registry.module_dict.items()
+def _registrations() -> Iterator[tuple[str, str, Any]]:
+    for registry in every_registry():
+        yield from ((registry.scope, name, known) for name, known in registry.module_dict.items())

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from aligndet_train.detectors.class_names import class_name
 from aligndet_train.finetuning.base_batch import base_batch
 from aligndet_train.finetuning.labels import Labels, require_boxes
 from aligndet_train.optimizer import Bfloat16OptimWrapper
@@ -247,17 +248,12 @@ def _set_loader(loader: ConfigDict, labels: Labels, options: FinetuneOptions, co
 
 def _wrapped(dataset: ConfigDict, ours: ConfigDict, size: tuple[int, int] | None) -> ConfigDict:
     """``ours`` inside what the config wraps its dataset in, as far as that repeats or mixes images."""
-    if _kind(dataset) not in (*_REPEATING, "MultiImageMixDataset"):
+    if class_name(dataset["type"]) not in (*_REPEATING, "MultiImageMixDataset"):
         return ours
     dataset.dataset = _wrapped(dataset.dataset, ours, size)
     if "pipeline" in dataset:  # half of the pipeline is the mix's own
         dataset.pipeline = _resized(dataset.pipeline, size)
     return dataset
-
-
-def _kind(node: ConfigDict) -> str:
-    """The name of a class without its scope; configs may also hold the class itself."""
-    return str(getattr(node["type"], "__name__", node["type"])).rpartition(".")[2]
 
 
 def _innermost(dataset: ConfigDict) -> ConfigDict:
@@ -275,7 +271,7 @@ def _filter_of(dataset: ConfigDict) -> Any:
 
 def _repeats(dataset: ConfigDict) -> int:
     """How often an epoch has an image. Rare classes, which may come oftener, are not looked for."""
-    times = dataset.get("times", 1) if _kind(dataset) == "RepeatDataset" else 1
+    times = dataset.get("times", 1) if class_name(dataset["type"]) == "RepeatDataset" else 1
     return int(times) * (_repeats(dataset.dataset) if "dataset" in dataset else 1)
 
 
@@ -328,13 +324,13 @@ def _has_time(scheduler: ConfigDict, steps: int) -> bool:
     time = scheduler.get("end", math.inf) - scheduler.get("begin", 0)
     if scheduler.get("by_epoch", True) and scheduler.get("convert_to_iter_based"):
         time *= steps
-    return bool(time >= (2 if _kind(scheduler) in _OF_TWO_STEPS else 1))
+    return bool(time >= (2 if class_name(scheduler["type"]) in _OF_TWO_STEPS else 1))
 
 
 def _scale(scheduler: ConfigDict, factor: float) -> None:
     """Move the learning rates that a schedule names as such with the one it is for."""
     for name in ("eta_min", "eta_max"):
-        if _kind(scheduler).endswith("LR") and scheduler.get(name) is not None:
+        if class_name(scheduler["type"]).endswith("LR") and scheduler.get(name) is not None:
             scheduler[name] *= factor
 
 

@@ -1,11 +1,16 @@
 """A class has several names in mmdet configs: bare, with a scope, imported. All mean the same detector."""
 
+import sys
+import types
+
 import pytest
 import torch
+from mmengine.registry import MODELS, Registry
 
 from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.config import load_run_config
 from aligndet_train.detectors import adapter_for
+from aligndet_train.detectors.class_names import with_registered_names
 from aligndet_train.export import exported_state
 from proposals.errors import AlignDetError
 
@@ -100,6 +105,25 @@ def test_a_config_of_imported_classes_pretrains_and_is_exported(tmp_path, sample
     assert kinds == {"FasterRCNN", "BN", "RoIAlign"}
     # Of the family's type, so it keeps what else the family says.
     assert run.pretrain.optimizer == {"type": "SGD", "lr": 0.5, "momentum": 0.9, "weight_decay": 1e-4}
+
+
+def test_a_class_of_the_users_own_scope_keeps_it():
+    theirs = Registry("model", parent=MODELS, scope="own_scope")
+    module = types.ModuleType("own_scope")
+    try:
+        module.OwnNet = theirs.register_module(name="OwnNet", module=type("OwnNet", (torch.nn.Identity,), {}))
+        sys.modules["own_scope"] = module
+        assert with_registered_names({"type": "own_scope.OwnNet"}) == {"type": "own_scope.OwnNet"}
+    finally:
+        sys.modules.pop("own_scope", None)
+        MODELS.children.pop("own_scope")
+
+
+def test_imported_ops_get_the_names_that_mmcv_finds_them_by():
+    names = {"mmcv.ops.ModulatedDeformConv2dPack": "DCNv2", "mmcv.ops.DeformConv2dPack": "DCN",
+             "mmcv.ops.RoIAlign": "RoIAlign", "mmcv.ops.nms.nms": "nms"}  # fmt: skip
+    for path, name in names.items():
+        assert with_registered_names({"type": path}) == {"type": name}
 
 
 @pytest.mark.parametrize("prefix", ["mmdet.", "mmdet.models."])

@@ -172,3 +172,9 @@ def test_options_are_literals_or_text():
     }
     with pytest.raises(AlignDetError, match="key=value"):
         parse_options(["novalue"])
+
+
+def test_a_shipped_name_is_no_way_to_a_file(tmp_path):
+    (tmp_path / "theirs.py").write_text("model = dict()")
+    with pytest.raises(AlignDetError, match="no detector named"):
+        shipped_config(str(tmp_path / "theirs"))

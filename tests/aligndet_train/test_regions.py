@@ -161,3 +161,4 @@ def test_plain_configs_import_nothing_whatever_the_options(own_module):
     Config.fromfile(TINY).dump(own_module / "plain.json")
     options = {"custom_imports.imports": ["own_backbones"]}
     assert region_settings(str(own_module / "plain.json"), options, 96, 192).custom_imports == {}
+    assert "own_backbones" not in str(region_settings("fcos_lite0", options, 96, 192).custom_imports)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aligndet_train.config import available_detectors
 from aligndet_train.detectors import ADAPTERS
+from aligndet_train.detectors.unsupported import REASONS
 from aligndet_train.zoo import zoo_table
 
 # Issue 6: at the least these, by the folder of their configs.
@@ -32,6 +33,13 @@ def test_every_trial_names_its_adapter_or_a_reason():
         assert trial.passed == (trial.reason is None), trial.config
         assert trial.adapter in families if trial.passed else trial.reason
         assert "/" not in (trial.reason or "")[:1]
+
+
+def test_the_reasons_are_those_that_the_code_gives():
+    for trial in zoo_table().trials:
+        _, refused, reason = (trial.reason or "").partition(" cannot be pretrained: ")
+        if refused:
+            assert reason in {*REASONS.values()} or reason.startswith("no adapter"), trial.config
 
 
 def test_every_adapter_was_tried():

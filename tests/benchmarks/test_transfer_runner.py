@@ -1,12 +1,13 @@
 """How `benchmarks/transfer.py run` goes through its jobs; every job here is a real process."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import pytest
 from transfer import Runner
-from transfer_jobs import Job, best_rate, refuse_other_settings, run_job
+from transfer_jobs import Job, best_rate, refuse_other_settings, run_job, settled_rate
 
 
 def job(folder: Path, name: str, code: str = "pass", needs: tuple[Path, ...] = (), **more) -> Job:
@@ -108,3 +109,21 @@ def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path):
     labels.write_text('{"images": []}')
     with pytest.raises(SystemExit, match=r"train\.json"):
         refuse_other_settings(fine_tuning("--lr", "0.01", "--workers", "2", "--train", "/one/train.json"))
+
+
+def test_a_rate_that_fine_tunings_were_begun_with_stays(tmp_path):
+    arm = {"detector": "d", "arm": "box", "source": "d", "schedule": "short"}
+    grid = [
+        dataclasses.replace(tuned(tmp_path, rate, ap), labels={**arm, "lr": rate})
+        for rate, ap in ((0.01, 8.0), (0.02, None))
+    ]
+    go(grid, tmp_path)
+    assert settled_rate(grid) is None
+    begun = tmp_path / "final+d+box+d+short+100+0" / "labels.json"
+    begun.parent.mkdir()
+    begun.write_text(json.dumps({"lr": best_rate(grid)}))
+    better = dataclasses.replace(tuned(tmp_path, 0.02, 9.0), labels={**arm, "lr": 0.02})
+    better.failure.unlink()
+    go([better], tmp_path)
+    assert best_rate([grid[0], better]) == 0.02
+    assert settled_rate([grid[0], better]) == 0.01

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import mmdet
 import pytest
 import torch
 import yaml
@@ -79,6 +80,26 @@ def test_shipped_detectors_are_accepted_as_data(name, tmp_path):
     read = read_plain(tmp_path / "config.json")
     assert read.model.type == stock.model.type
     assert json.dumps(read.train_dataloader) == json.dumps(stock.train_dataloader)
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        "cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py",
+        "fpg/mask-rcnn_r50_fpg_crop640-50e_coco.py",
+        "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
+    ],
+)
+def test_words_that_mmdet_reads_by_itself_are_no_unknown_classes(stock):
+    model = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / stock).model.to_dict()
+    require_registered(model, "the config")
+
+
+def test_such_a_word_is_refused_where_a_class_is_looked_up():
+    with pytest.raises(AlignDetError, match="offset"):
+        require_registered({"neck": {"type": "offset"}}, "the config")
+    with pytest.raises(AlignDetError, match="type"):
+        require_registered({"adapt_cfg": {"type": ["offset"]}}, "the config")
 
 
 def test_a_class_of_another_scope_is_known_where_that_has_registered_it():

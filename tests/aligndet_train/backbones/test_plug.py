@@ -143,7 +143,7 @@ def test_a_timm_model_of_one_image_size_is_refused_and_one_of_any_is_not(tmp_pat
         if taken:
             assert plugged(tmp_path / "w.pth", config)[2].complete
             continue
-        with pytest.raises(AlignDetError, match="beit_base_patch16_224 takes images of one size alone"):
+        with pytest.raises(AlignDetError, match="beit_base_patch16_224 takes no images of 256 x 320"):
             plugged(tmp_path / "w.pth", config)
 
 

@@ -1,6 +1,6 @@
 """Cascade R-CNN for pictures of 160 px, cheap enough for one core: levels from stride 8, 64 RoIs a stage and image.
 
-Passed by `benchmarks/retrieval_curves.py --detectors benchmarks/transfer_configs/cascade_rcnn.py` to `aligndet
+Passed by `benchmarks/retrieval_curves.py --detectors benchmarks/transfer_configs/cascade_rcnn_160px.py` to `aligndet
 pretrain --config`.
 """
 
