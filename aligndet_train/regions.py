@@ -55,11 +55,12 @@ def region_settings(
     a config that cannot be read, or one without a backbone or its normalisation.
     """
     path = Path(detector) if is_config(detector) else shipped_config(detector)
-    config = read_config(path, options, pretraining=True)
+    # The file's own imports: where Python is refused, no --cfg-options may bring it back.
+    allowed = {name: value for name, value in options.items() if name.split(".")[0] != "custom_imports"}
+    config = read_config(path, allowed, pretraining=True)
     backbone, preprocessor = (_part(config, name, path) for name in ("backbone", "data_preprocessor"))
-    # The file's own: where Python is refused, no --cfg-options may bring it back.
-    imports = read_config(path, {}).get("custom_imports") or {}
-    return RegionSettings(backbone, preprocessor, short_side, long_side, dict(imports))
+    imports = dict(config.get("custom_imports") or {})
+    return RegionSettings(backbone, preprocessor, short_side, long_side, imports)
 
 
 def _part(config: Config, name: str, path: Path) -> dict[str, Any]:

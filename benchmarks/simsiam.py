@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from line_chart import line_chart
+from pictures import shrink
 from tqdm import tqdm
 
 from aligndet_train import ops
@@ -48,18 +48,10 @@ def pack(images: Path, labels: Path, out: Path, limit: int | None) -> None:
     small.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in images.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
     for path in tqdm(files[:limit], desc="shrink"):
-        image = cv2.imread(str(path))
-        factor = LONG_SIDE / max(image.shape[:2])
-        image = (
-            image
-            if factor >= 1
-            else cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        )
         # Photographs of two folders may have one name, as may a .png and a .jpg.
         target = small / path.relative_to(images)
         target = target if path.suffix == ".jpg" else target.with_name(f"{path.name}.jpg")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        shrink(path, target, LONG_SIDE, QUALITY)
     mine(small, out / "dataset")
     shutil.rmtree(small)
     content = json.loads(labels.read_text())

@@ -74,7 +74,7 @@ class Runner:
             elif idle:
                 return
             else:
-                time.sleep(0.2)
+                time.sleep(1)
 
     def _next(self) -> Job | None:
         """The first job that is neither done, nor failed, nor tried, and has all it needs."""

@@ -4,10 +4,9 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import cv2
+from pictures import shrink
 from transfer_jobs import LONG_SIDE, aligndet
 
 from pipeline.sources import SUFFIXES
@@ -40,20 +39,8 @@ def pack_pool(photographs: Path, pool: Path, quality: int) -> int:
     """Shrink every picture below ``photographs`` into ``pool``, under its own path; returns how many."""
     found = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in SUFFIXES)
     for source in found:
-        shrink(source, pool / f"{source.relative_to(photographs)}.jpg", quality)
+        shrink(source, pool / f"{source.relative_to(photographs)}.jpg", LONG_SIDE, quality)
     return len(found)
-
-
-def shrink(source: Path, target: Path, quality: int) -> float:
-    """Write ``source`` with a long side of 320 px at most; returns the factor."""
-    image = cv2.imread(str(source))
-    if image is None:
-        sys.exit(f"{source} cannot be read as a picture: repair it or take it out")
-    factor = min(1.0, LONG_SIDE / max(image.shape[:2]))
-    small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(target), small, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return factor
 
 
 def pack_labelled(labels: Path, images: Path, out: Path, name: str, quality: int) -> None:
@@ -61,7 +48,9 @@ def pack_labelled(labels: Path, images: Path, out: Path, name: str, quality: int
     content = json.loads(labels.read_text())
     factors = {}
     for image in content["images"]:
-        factor = shrink(images / image["file_name"], out / "labelled" / image["file_name"], quality)
+        factor = shrink(
+            images / image["file_name"], out / "labelled" / image["file_name"], LONG_SIDE, quality
+        )
         factors[image["id"]] = factor
         image["width"], image["height"] = (round(image[side] * factor) for side in ("width", "height"))
     for box in content["annotations"]:

@@ -83,15 +83,16 @@ def test_shipped_detectors_are_accepted_as_data(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stock",
+    ("stock", "word"),
     [
-        "cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py",
-        "fpg/mask-rcnn_r50_fpg_crop640-50e_coco.py",
-        "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py",
+        ("cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py", "offset"),
+        ("fpg/mask-rcnn_r50_fpg_crop640-50e_coco.py", "conv"),
+        ("point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py", "SimpleRoIAlign"),
     ],
 )
-def test_words_that_mmdet_reads_by_itself_are_no_unknown_classes(stock):
+def test_words_that_mmdet_reads_by_itself_are_no_unknown_classes(stock, word):
     model = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / stock).model.to_dict()
+    assert f"'type': '{word}'" in str(model)
     require_registered(model, "the config")
 
 
