@@ -50,7 +50,7 @@ def main(images: Path | None) -> None:
         "--detector", DETECTOR, "--data", mined, "--work-dir", work, "--iterations", str(ITERATIONS),
         "--cfg-options", "pretrain.sampled_boxes=1024", "--cfg-options", "pretrain.views.short_sides=(192, 224)",
     )  # fmt: skip
-    run("4. Export", ALIGNDET, "export", work / "last.pth", model)
+    run("4. Export", ALIGNDET, "export", work / "last.pth", model, "--keep-predictors")
     picture = next(
         path for path in sorted(images.rglob("*")) if path.suffix.lower() in {".jpg", ".jpeg", ".png"}
     )

@@ -15,7 +15,9 @@ _SHOWN = 200
 
 
 def verify(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Folder that `aligndet mine` wrote.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Folder or URL that `aligndet mine` wrote.")
+    ],
     deep: Annotated[
         bool, typer.Option("--deep", help="Read the tars too: every byte, every member, every image header.")
     ] = False,

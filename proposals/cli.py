@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
 
 def show(
     dataset: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Dataset folder that `aligndet mine` wrote.")
+        Path, typer.Argument(metavar="OUT", help="Dataset folder or URL that `aligndet mine` wrote.")
     ],
     n: Annotated[int, typer.Option("--n", min=1, max=400, help="Images on the sheet.")] = 12,
     out: Annotated[Path, typer.Option(help="Picture to write; its suffix decides the format.")] = Path(
@@ -184,5 +184,10 @@ def _confess() -> NoReturn:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    typer.secho(f"error: {sentence}", fg="red", err=True)
+    typer.secho(f"error: {_harmless(sentence)}", fg="red", err=True)
     sys.exit(code)
+
+
+def _harmless(text: str) -> str:
+    """Names from hostile files reach error messages: what would move a terminal's cursor or colours is spelt out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -59,7 +59,7 @@ def recall(
 
 
 def stats(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder that `aligndet mine` wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or URL that `aligndet mine` wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print what a dataset holds: totals, percentiles of its boxes, cost, rejections, recipe.
@@ -81,7 +81,7 @@ def stats(
 
 
 def report(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder that `aligndet mine` wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder or URL that `aligndet mine` wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     gt: Annotated[
         Path | None, typer.Option(help="Adds recall curves: a COCO json, or a folder of VOC xml files.")

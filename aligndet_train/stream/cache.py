@@ -188,10 +188,6 @@ class CachedDataset(ProposalDataset):
     def __reduce__(self) -> tuple[type["CachedDataset"], tuple[Path, CacheSpec]]:  # type: ignore[override]
         return CachedDataset, (self._cache_of_shards.root, self._cache_of_shards.spec)
 
-    def window_bytes(self, shards: int) -> int:
-        """What the ``shards`` largest shards take, in bytes: less than that in the cache means fetching some twice."""
-        return sum(sorted(map(_size, self._entries))[-shards:])
-
     def fetch(self, shard: int) -> None:
         """See that shard ``shard`` is there; see ShardCache."""
         self._cache_of_shards.fetch(self._entries[shard])

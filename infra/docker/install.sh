@@ -10,14 +10,15 @@ prefix=${3:?where the environment goes}
 python=${4:-python3}
 
 case $half in
-  mine) extras=mine,s3 ;;
-  train) extras=train,s3 ;;
+  # boto3: Ray's autoscaler starts AWS machines with it.
+  mine) extras=mine,s3 more=(boto3) ;;
+  train) extras=train,s3 more=() ;;
   *) echo "install.sh: mine or train, not '$half'" >&2; exit 2 ;;
 esac
 
 "$python" -m venv "$prefix"
 pip=("$prefix/bin/pip" --no-cache-dir --disable-pip-version-check)
-"${pip[@]}" install --quiet --constraint "$source/constraints.txt" "${source}[$extras]"
+"${pip[@]}" install --quiet --constraint "$source/constraints.txt" "${source}[$extras]" "${more[@]}"
 
 # mmcv-lite pulls in opencv-python, which overwrites the contrib build when it is installed last.
 if ! "$prefix/bin/python" -m proposals.opencv; then
@@ -28,6 +29,6 @@ fi
 
 ALIGNDET_CACHE_DIR="$prefix/cache" "$prefix/bin/aligndet" warmup
 case $half in
-  mine) "$prefix/bin/python" -c "import pipeline.job, ray" ;;
+  mine) "$prefix/bin/python" -c "import pipeline.job, ray, boto3" ;;
   train) "$prefix/bin/python" -c "import aligndet_train.training, torch" ;;
 esac

@@ -9,13 +9,12 @@ RUN apt-get update \
     && /src/infra/docker/install.sh train /src /opt/aligndet
 
 FROM python:3.11-slim-bookworm
-# libgl1, libglib2.0-0: OpenCV; wget: KubeRay's health probes; profile.d: Ray starts login shells, which reset PATH.
+# What OpenCV links.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 wget \
+    && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 aligndet \
-    && echo "PATH=/opt/aligndet/bin:\$PATH" > /etc/profile.d/aligndet.sh
+    && useradd --create-home --uid 10001 aligndet
 COPY --from=build /opt/aligndet /opt/aligndet
 ENV PATH=/opt/aligndet/bin:$PATH \
     ALIGNDET_CACHE_DIR=/opt/aligndet/cache

@@ -116,11 +116,6 @@ class ProposalDataset(Sequence[Record]):
         """[S] int64: images per shard. Dataset order is shard by shard."""
         return np.array([shard.images for shard in self._shards], dtype=np.int64)
 
-    @cached_property
-    def shard_ids(self) -> npt.NDArray[np.int32]:
-        """[len] int32: for every image, the position of its shard in ``shard_sizes``."""
-        return np.repeat(np.arange(len(self._shards), dtype=np.int32), self.shard_sizes)
-
     def locate(self, index: int) -> tuple[int, int]:
         """(shard, row in that shard) of image ``index``; negative counts from the end. Raises IndexError."""
         position = index + len(self) if index < 0 else index

@@ -302,3 +302,13 @@ def test_a_mistake_gets_a_sentence_and_a_documented_code(line, things, tmp_path,
         sentence = said.err[said.err.rindex("error: ") :] if "error: " in said.err else said.out
         assert any(letter in string.punctuation for letter in sentence)
         assert len(sentence) > 25
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\x1b]0;title\x07", "\u202etxt", "tab\t"])
+def test_a_name_in_a_message_cannot_steer_the_terminal(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["aligndet", "show", str(tmp_path / name)])
+    with pytest.raises(SystemExit):
+        main()
+    said = capfd.readouterr().err
+    assert repr(name)[1:-1] in said
+    assert name not in said

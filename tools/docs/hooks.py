@@ -24,18 +24,9 @@ BORROWED = {
     "schema.json": "proposals/dataset/schema.json",
 }
 CLI_PAGE = "reference/cli.md"
-# What benchmarks/transfer.py writes when it has been run: in the menu from then on.
-UNWRITTEN = "results.md"
 _PLACE_OF = {original: place for place, original in BORROWED.items()}
 _LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#|mailto:)([^)\s#]*)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"^(\s*```\w+) no-run:.*$", flags=re.MULTILINE)
-
-
-def on_config(config: Any) -> Any:
-    """Leave the page that is not written yet out of the menu."""
-    if not (Path(config.docs_dir) / UNWRITTEN).exists():
-        config.nav = [entry for entry in config.nav if UNWRITTEN not in entry.values()]
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
