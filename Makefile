@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tiny tensors on few cores: more threads only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
+# Processes that share the files of tests; WORKERS=0 runs them in one, as a debugger wants it.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-all lint format docs setup clean
 .DELETE_ON_ERROR:
@@ -28,10 +31,10 @@ demo: setup
 	$(BIN)/python examples/demo.py $(IMAGES)
 
 test: setup lint
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(PYTEST)
 
 test-all: setup lint
-	$(TEST_ENV) HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -m 'not gpu'
+	$(TEST_ENV) HYPOTHESIS_PROFILE=search $(PYTEST) -m 'not gpu'
 
 # The oldest libraries that pyproject.toml promises to a mining worker, in an environment of their own: no torch there.
 LOWEST := .venv-lowest

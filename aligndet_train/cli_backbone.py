@@ -21,8 +21,9 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="backbone")
 
 
-# Settings of a backbone that name its weights.
+# Settings of a backbone that name its weights, and one that goes with their names.
 _WEIGHTS = ("model.backbone.init_cfg", "model.backbone.weights")
+_NAMES = "model.backbone.convert_weights"
 _WorkDir = Annotated[Path, typer.Option(help="Where logs, last.pth and backbone.pth go; resumed if found.")]
 _Backbone = Annotated[
     str,
@@ -160,7 +161,7 @@ def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dic
     for name, value in changes.items():
         if name not in applied:
             typer.echo(f"your --cfg-options go before {name}={value!r}, which the weights were trained with")
-        elif name not in _WEIGHTS:
+        elif name not in (*_WEIGHTS, _NAMES):
             typer.echo(
                 f"as the weights were trained: --cfg-options {name}={value!r} (fine-tuning needs it too)"
             )

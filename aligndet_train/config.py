@@ -115,17 +115,25 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     Raises AlignDetError for an unreadable file, an unsupported head or an unknown ``pretrain`` key.
     """
     config = read_config(path, options, pretraining=True)
-    model, preprocessor, own = (
-        with_registered_names((config.get(name) or Config()).to_dict())
-        for name in ("model", "data_preprocessor", "pretrain")
+    model, own = (
+        with_registered_names((config.get(name) or Config()).to_dict()) for name in ("model", "pretrain")
     )
-    # mmengine's Runner lets a config name it beside the model, too.
-    model.setdefault("data_preprocessor", preprocessor)
-    if not model["data_preprocessor"]:
-        raise AlignDetError(f"{path} has no `data_preprocessor`, so how its images are normalised is unknown")
+    model["data_preprocessor"] = preprocessor_of(config, path)[1]
     adapter = adapter_for(model["type"], head_type(model))
     given = merged(adapter.defaults, own, overrides)
     return RunConfig(name=path.stem, stock_model=model, pretrain=pretrain_config(given, source=str(path)))
+
+
+def preprocessor_of(config: Config, source: Path | str) -> tuple[str, dict[str, Any]]:
+    """(dotted name, settings) of the ``data_preprocessor`` of a config read from ``source``.
+
+    mmengine's Runner lets a config name it in the model and beside it; the model's goes first. Raises AlignDetError
+    when there is none.
+    """
+    for place, owner in (("model.data_preprocessor", config.model), ("data_preprocessor", config)):
+        if owner.get("data_preprocessor"):
+            return place, with_registered_names(owner.data_preprocessor.to_dict())
+    raise AlignDetError(f"{source} has no `data_preprocessor`, so how its images are normalised is unknown")
 
 
 def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = False) -> Config:

@@ -55,10 +55,11 @@ def pack(images: Path, labels: Path, out: Path, limit: int | None) -> None:
     mine(small, out / "dataset")
     shutil.rmtree(small)
     content = json.loads(labels.read_text())
-    (out / "labelled" / "images").mkdir(parents=True, exist_ok=True)
     folder = labels.parent / "images" if (labels.parent / "images").is_dir() else labels.parent
     for entry in content["images"]:
-        shutil.copy(folder / entry["file_name"], out / "labelled" / "images" / entry["file_name"])
+        target = out / "labelled" / "images" / entry["file_name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / entry["file_name"], target)
     (out / "labelled" / "labels.json").write_text(json.dumps(content))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")

@@ -39,7 +39,9 @@ def selects_gpu(marks: str) -> bool:
 def pytest_plugin_registered(manager: pytest.PytestPluginManager) -> None:
     """Hide the GPUs. Called as soon as this file is read: the next conftest imports mmengine, which looks for them."""
     config = manager.get_plugin("pytestconfig")
-    if config is not None and not selects_gpu(config.known_args_namespace.markexpr):
+    # A worker of xdist does not see -m, and inherits what the process that started it has hidden.
+    decides = config is not None and "PYTEST_XDIST_WORKER" not in os.environ
+    if decides and not selects_gpu(config.known_args_namespace.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

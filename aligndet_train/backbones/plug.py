@@ -14,9 +14,11 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from aligndet_train.backbones.convert import Converted, convert
+from aligndet_train.backbones.registry import backbone_of, build_backbone, constructor_parameters
 from aligndet_train.backbones.scheme import SCHEME
 from aligndet_train.backbones.trained_with import Training, trained_with
 from aligndet_train.backbones.weights import flat_name
+from aligndet_train.config import preprocessor_of
 from aligndet_train.preprocess import InputSpec
 from proposals.errors import AlignDetError
 
@@ -100,7 +102,7 @@ def plugged(path: Path, config: Config) -> tuple[dict[str, Any], Converted, Fit]
     The options name the weights, and change the backbone's style and the images' normalisation where the file was
     trained with others. Raises AlignDetError when the file does not fill the backbone.
     """
-    backbone = config.model.backbone.to_dict()
+    backbone = backbone_of(config)
     converted = convert(path)
     fitted = fit(converted, backbone)
     if not fitted.complete:
@@ -111,9 +113,11 @@ def plugged(path: Path, config: Config) -> tuple[dict[str, Any], Converted, Fit]
             f"{len(fitted.loaded)} tensors fit, {len(wrong)} do not, first {'; '.join(wrong[:3]) or 'none'}. "
             f"`aligndet backbone inspect {path}` says what it fits"
         )
-    if backbone["type"] == "TimmBackbone":
+    if backbone["type"] == "TimmBackbone":  # whose loader says itself what does not match
         _require_free_size(backbone)
-    options: dict[str, Any] = _weights_option(path, backbone)
+    else:
+        _require_loaded(path, backbone, converted, fitted)
+    options = _weights_options(path, backbone)
     trained = trained_with(converted, backbone)
     if trained is not None:
         options |= _style_option(trained, converted, backbone) | _input_options(trained, config)
@@ -122,10 +126,10 @@ def plugged(path: Path, config: Config) -> tuple[dict[str, Any], Converted, Fit]
 
 def kept_settings(converted: Converted, config: Config) -> str | None:
     """A warning that names the settings of ``config`` which stay as the file does not say its own; None if it does."""
-    backbone = config.model.backbone.to_dict()
+    backbone = backbone_of(config)
     if trained_with(converted, backbone) is not None:
         return None
-    spec = InputSpec.from_stock(_preprocessor(config)[1])
+    spec = InputSpec.from_stock(preprocessor_of(config, "the config")[1])
     style = (
         f", style {backbone['style']}" if backbone.get("style") and converted.family.name == "ResNet" else ""
     )
@@ -136,17 +140,44 @@ def kept_settings(converted: Converted, config: Config) -> str | None:
     )
 
 
-def _weights_option(path: Path, backbone: Mapping[str, Any]) -> dict[str, Any]:
+def _weights(path: Path, backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with which ``backbone`` loads ``path``."""
     if backbone["type"] == "TimmBackbone":
-        return {"model.backbone.weights": str(path)}
-    init: dict[str, Any] = {
-        "type": "Pretrained",
-        "prefix": "backbone.",
-        "checkpoint": f"{SCHEME}{backbone['type']}:{path}",
+        return {"weights": str(path)}
+    checkpoint = f"{SCHEME}{backbone['type']}:{path}"
+    settings: dict[str, Any] = {
+        "init_cfg": {"type": "Pretrained", "prefix": "backbone.", "checkpoint": checkpoint}
     }
-    # Instead of what is there, not merged with it; mmengine takes the word only where something is.
-    replaced = {"_delete_": True} if "init_cfg" in backbone else {}
-    return {"model.backbone.init_cfg": init | replaced}
+    if "convert_weights" in constructor_parameters(backbone["type"]):
+        settings["convert_weights"] = False  # they are by its names already
+    return settings
+
+
+def _weights_options(path: Path, backbone: Mapping[str, Any]) -> dict[str, Any]:
+    settings = _weights(path, backbone)
+    if "init_cfg" in settings and "init_cfg" in backbone:
+        # Instead of what is there, not merged with it; mmengine takes the word only where something is.
+        settings["init_cfg"]["_delete_"] = True
+    return {f"model.backbone.{name}": value for name, value in settings.items()}
+
+
+@torch.no_grad()
+def _require_loaded(path: Path, backbone: Mapping[str, Any], converted: Converted, fitted: Fit) -> None:
+    """Raise AlignDetError unless the backbone's class, loading by its own code, ends up with the file's values.
+
+    mmengine and mmdet pass over what does not match: the frozen backbone would be a random one.
+    """
+    has = build_backbone({**backbone, **_weights(path, backbone)}).state_dict()
+    given = converted.for_backbone(backbone["type"])
+    # A table of another shape was interpolated.
+    same_shape = [name for name in fitted.loaded if has[name].shape == given[name].shape]
+    other = [name for name in same_shape if not torch.equal(has[name], given[name].to(has[name]))]
+    if other:
+        raise AlignDetError(
+            f"{path} fits the detector's {backbone['type']}, but that class does not load it: {len(other)} of "
+            f"{len(fitted.loaded)} tensors keep other values, {other[0]} first. Give the weights in the form that its "
+            "own `init_cfg` takes"
+        )
 
 
 def _style_option(trained: Training, converted: Converted, backbone: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,20 +188,13 @@ def _style_option(trained: Training, converted: Converted, backbone: Mapping[str
 
 
 def _input_options(trained: Training, config: Config) -> dict[str, Any]:
-    place, present = _preprocessor(config)
+    place, present = preprocessor_of(config, "the config")
     has = InputSpec.from_stock(present)
     return {
         f"{place}.{name}": list(value) if isinstance(value, tuple) else value
         for name in ("mean", "std", "bgr_to_rgb")
         if _plain(value := getattr(trained.inputs, name)) != _plain(getattr(has, name))
     }
-
-
-def _preprocessor(config: Config) -> tuple[str, dict[str, Any]]:
-    """(its dotted name, its settings)."""
-    if config.model.get("data_preprocessor"):
-        return "model.data_preprocessor", config.model.data_preprocessor
-    return "data_preprocessor", config.get("data_preprocessor") or {}
 
 
 def _plain(value: Any) -> Any:
@@ -183,11 +207,14 @@ def _wanted(backbone: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _without_memory(backbone: Mapping[str, Any]) -> Any:
-    """The module, where it can be without values: mmdet's Swin asks tensors for theirs while it is built."""
+    """The module, where it can be without values: mmdet's Swin and PVT ask tensors for theirs while they are built."""
     config = {key: value for key, value in backbone.items() if key != "init_cfg"}
-    device = "cpu" if backbone["type"] == "SwinTransformer" else "meta"
-    with DefaultScope.overwrite_default_scope("mmdet"), torch.device(device):
-        return MODELS.build(ConfigDict(config))
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        try:
+            with torch.device("meta"):
+                return MODELS.build(ConfigDict(config))
+        except RuntimeError:
+            return MODELS.build(ConfigDict(config))
 
 
 @torch.no_grad()

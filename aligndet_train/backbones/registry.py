@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from aligndet_train.config import read_config
+from aligndet_train.config import preprocessor_of, read_config
+from aligndet_train.detectors.class_names import with_registered_names
 from aligndet_train.plain_config import is_config
 from aligndet_train.preprocess import InputSpec
 from proposals.errors import AlignDetError
@@ -56,7 +57,8 @@ class BackboneChoice:
 
 
 def find_backbone(name: str) -> BackboneChoice:
-    """The backbone called ``name``, as the module says, with nothing frozen and only its last feature map handed out.
+    """The backbone called ``name``, as the module says, with nothing frozen and only its last feature map handed out,
+    where its class can be told so (HRNet's cannot: all its maps end at the same depth).
 
     Raises AlignDetError when there is none, listing the names.
     """
@@ -99,7 +101,7 @@ def build_backbone(config: dict[str, Any]) -> nn.Module:
 
 @torch.no_grad()
 def output_channels(backbone: nn.Module, side: int = 64) -> int:
-    """Channels of the last feature map. side: px of the image that is tried.
+    """Channels of the maps that are handed out, together. side: px of the image that is tried.
 
     Raises AlignDetError when the backbone takes no image of that size.
     """
@@ -107,22 +109,28 @@ def output_channels(backbone: nn.Module, side: int = 64) -> int:
     backbone.eval()
     device = next(backbone.parameters()).device
     try:
-        channels = int(backbone(torch.zeros(1, 3, side, side, device=device))[-1].shape[1])
-    except AssertionError as error:
+        maps = backbone(torch.zeros(1, 3, side, side, device=device))
+    except (AssertionError, RuntimeError) as error:
         raise AlignDetError(
             f"the backbone takes no image of {side} px ({error}): give it the size that it was made for, "
             "--cfg-options views.size=N"
         ) from error
     backbone.train(training)
-    return channels
+    return sum(int(features.shape[1]) for features in maps)
 
 
 def _of_config(path: Path) -> BackboneChoice:
-    model = read_config(path, {}).model.to_dict()
-    if "backbone" not in model:
+    config = read_config(path, {})
+    if "backbone" not in config.model:
         raise AlignDetError(f"the model of {path} has no backbone")
-    spec = InputSpec.from_stock(model.get("data_preprocessor") or {})
-    return BackboneChoice(str(path), _trainable(model["backbone"]), spec)
+    _, preprocessor = preprocessor_of(config, path)
+    return BackboneChoice(str(path), _trainable(backbone_of(config)), InputSpec.from_stock(preprocessor))
+
+
+def backbone_of(config: Config) -> dict[str, Any]:
+    """The ``model.backbone`` of a detector's config, plain data, its ``type`` the name that mmdet knows it by."""
+    settings: dict[str, Any] = with_registered_names(config.model.backbone.to_dict())
+    return settings | {"type": settings["type"].removeprefix("mmdet.")}
 
 
 def _timm_config(model_name: str) -> dict[str, Any]:
@@ -140,8 +148,7 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
         changed["weights"] = None
         if isinstance(scales := changed.get("feature_scale"), (list, tuple)):
             changed["feature_scale"] = scales[-1:]
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        accepted = _parameters(MODELS.get(changed["type"]))
+    accepted = constructor_parameters(changed["type"])
     defaults = {"frozen_stages": -1, "norm_eval": False}
     changed |= {name: value for name, value in defaults.items() if name in accepted}
     maps = changed.get("out_indices", accepted.get("out_indices"))
@@ -152,12 +159,17 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _parameters(kind: Any) -> dict[str, Any]:
-    """Names and defaults of what the constructors of ``kind`` and its bases take."""
+def constructor_parameters(name: str) -> dict[str, Any]:
+    """Names and defaults of what the class registered as ``name`` can be given: by its own constructor, and by those of
+    its bases as far as it passes on what it does not know.
+    """
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        kind = MODELS.get(name)
     found: dict[str, Any] = {}
-    for base in reversed(inspect.getmro(kind)) if kind is not None else ():
+    for base in inspect.getmro(kind) if kind is not None else ():
         if "__init__" in vars(base):
-            found |= {
-                name: p.default for name, p in inspect.signature(vars(base)["__init__"]).parameters.items()
-            }
+            taken = inspect.signature(vars(base)["__init__"]).parameters
+            found = {name: parameter.default for name, parameter in taken.items()} | found
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+                break
     return found

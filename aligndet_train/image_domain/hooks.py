@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from aligndet_train.distributed import any_rank
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.knn import LabelledCrops, knn_figures
 from aligndet_train.image_domain.model import SimSiam
@@ -91,10 +92,9 @@ class KnnHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Drop what a killed run measured beyond the checkpoint; measure that where it was killed before."""
-        if not is_main_process():
-            return
-        kept = self._take_over(runner.iter)
-        write_atomically(self.path, "".join(kept).encode())
+        if is_main_process():
+            kept = self._take_over(runner.iter)
+            write_atomically(self.path, "".join(kept).encode())
         if self._due(runner.iter):
             self._of_run(runner, runner.iter)
 
@@ -113,7 +113,7 @@ class KnnHook(Hook):
     def finish(self, model: Callable[[], SimSiam], step: int) -> None:
         """Measure the end of a complete run, if it was killed between its last checkpoint and this."""
         self._take_over(step)
-        if step not in self._measured:
+        if self._wanted(step):
             self._measure(model(), step, print_log)
 
     def _take_over(self, step: int) -> list[str]:
@@ -125,15 +125,19 @@ class KnnHook(Hook):
         return step == 0 or (self.interval is not None and step % self.interval == 0)
 
     def _of_run(self, runner: Runner, step: int) -> None:
-        if is_main_process():
+        if self._wanted(step):
             plain: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
             self._measure(plain, step, runner.logger.info)
 
+    def _wanted(self, step: int) -> bool:
+        """Whether rank 0, which alone has read the log, has no measurement of ``step``: the same on every rank."""
+        return any_rank(is_main_process() and step not in self._measured)
+
     def _measure(self, model: SimSiam, step: int, say: Callable[[str], None]) -> None:
-        if step in self._measured:
-            return
         self._measured.add(step)
         features = self.labelled.features(model)
+        if not is_main_process():
+            return
         accuracy, chance = knn_figures(features, self.labelled.labels, self.labelled.groups)
         say(
             f"k-NN accuracy at step {step}: {100 * accuracy:.2f} % of {len(self.labelled):,} "

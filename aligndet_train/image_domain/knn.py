@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from mmengine.dist import all_gather, get_rank, get_world_size
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms.v2 import functional as F
@@ -102,23 +103,35 @@ class LabelledCrops:
     def __len__(self) -> int:
         return len(self.pieces)
 
-    @torch.no_grad()
     def features(self, model: SimSiam) -> Tensor:
-        """[N, C] float32: the model's pooled features in evaluation mode; its mode is restored."""
+        """[N, C] float32 on every rank: the model's pooled features in evaluation mode; its mode is restored.
+
+        Every rank must call it, and computes its share: one alone would keep the others waiting beyond NCCL's limit.
+        """
+        size = -(-len(self) // get_world_size())
+        # A rank beyond the last picture computes that once more, for rows that are cut off.
+        start = min(get_rank() * size, len(self) - 1)
+        share = self._features_of(model, self.pieces[start : start + size])
+        rows = share.new_zeros((size, share.shape[1]))
+        rows[: len(share)] = share
+        return torch.cat(all_gather(rows))[: len(self)]
+
+    @torch.no_grad()
+    def _features_of(self, model: SimSiam, pieces: Sequence[Piece]) -> Tensor:
         training, device = model.training, next(model.parameters()).device
         model.eval()
         preprocessor: Any = model.data_preprocessor
         batches = [
             model.features(preprocessor.normalised(batch.to(device).float() / 255)).float()
-            for batch in self._batches()
+            for batch in self._batches(pieces)
         ]
         model.train(training)
         return torch.cat(batches)
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
         """[B, 3, size, size] uint8 RGB."""
         batch: list[Tensor] = []
-        for pixels in self._pictures():
+        for pixels in self._pictures(pieces):
             batch.append(pixels)
             if len(batch) == _BATCH:
                 yield torch.stack(batch)
@@ -126,9 +139,9 @@ class LabelledCrops:
         if batch:
             yield torch.stack(batch)
 
-    def _pictures(self) -> Iterator[Tensor]:
+    def _pictures(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
         path, image = None, np.zeros((0, 0, 3), np.uint8)
-        for piece in self.pieces:
+        for piece in pieces:
             if piece.path != path:
                 path, image = piece.path, _decoded(piece.path)
             left, top, right, bottom = piece.box or (0, 0, image.shape[1], image.shape[0])

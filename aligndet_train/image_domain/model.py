@@ -48,7 +48,8 @@ class TwoCropPreprocessor(BaseDataPreprocessor):
 class SimSiam(BaseModel):
     """Both views through one encoder; the predictor of each is compared with the projection of the other.
 
-    backbone: any module that returns a sequence of feature maps, of which the last is pooled.
+    backbone: any module that returns a sequence of feature maps. Those of find_backbone return the last alone; of one
+    that always returns several (HRNet) all count, so that no layer of it is left untrained.
     """
 
     def __init__(
@@ -64,9 +65,8 @@ class SimSiam(BaseModel):
         """Nothing: the backbone came initialised, and the MLPs keep torch's initial weights, as in the paper."""
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, C]: the last feature map of normalised ``images`` [B, 3, H, W], averaged over its cells."""
-        pooled: Tensor = self.backbone(images)[-1].mean(dim=(2, 3))
-        return pooled
+        """[B, C]: the feature maps of normalised ``images`` [B, 3, H, W], averaged over their cells, side by side."""
+        return torch.cat([features.mean(dim=(2, 3)) for features in self.backbone(images)], dim=1)
 
     def forward(self, views: tuple[Tensor, Tensor], mode: str = "loss") -> dict[str, Tensor]:
         """Loss, and ``output_std``: the deviation of a projection's components (see collapse).

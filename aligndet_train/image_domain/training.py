@@ -75,12 +75,12 @@ def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -
     knn = [KnnHook(labelled, plan.work_dir, knn_interval)] if labelled is not None else []
     if plan.saved and plan.start >= plan.steps:
         print_log(f"{plan.work_dir} is complete already, {plan.steps} steps: nothing to do")
-        if is_main_process():
-            # One that is older than the checkpoint is of a run before, if this one was killed here.
-            if not out.exists() or out.stat().st_mtime_ns < (plan.work_dir / LAST).stat().st_mtime_ns:
-                write_backbone(plan.saved, out)
-            for hook in knn:
-                hook.finish(partial(_saved_model, plan, plan.saved), plan.steps)
+        # One that is older than the checkpoint is of a run before, if this one was killed here.
+        old = not out.exists() or out.stat().st_mtime_ns < (plan.work_dir / LAST).stat().st_mtime_ns
+        if old and is_main_process():
+            write_backbone(plan.saved, out)
+        for hook in knn:
+            hook.finish(partial(_saved_model, plan, plan.saved), plan.steps)
         return out
     model = build_simsiam(plan.choice, plan.config).to(get_device())
     optimizer = build_optimizer(model, plan.config, get_world_size())

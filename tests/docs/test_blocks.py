@@ -42,7 +42,7 @@ def test_the_blocks_of_a_page_run_in_order(page, photos, mined_dataset, mine_fol
     for block in blocks_of(page):
         if block.reason is None:
             workshop.run(block)
-            ran.append(block.name)
+            ran(block.name)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -4,15 +4,17 @@ import pytest
 import timm
 import torch
 import torchvision
+from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from typer.testing import CliRunner
 
 from aligndet_train.backbones.convert import convert
 from aligndet_train.backbones.inspect import architecture, fitting_backbones
 from aligndet_train.backbones.plug import fit, plugged
-from aligndet_train.backbones.registry import MMDET_BACKBONES
+from aligndet_train.backbones.registry import MMDET_BACKBONES, build_backbone
 from aligndet_train.box_domain import build_pretrainer
-from aligndet_train.config import load_run_config, read_config
+from aligndet_train.config import load_run_config, read_config, shipped_config
 from proposals.cli import build_app
 from proposals.errors import AlignDetError
 from tests.aligndet_train.backbones import layouts
@@ -56,8 +58,6 @@ def test_weights_that_do_not_fill_the_backbone_are_refused_with_the_first_that_f
 def test_timm_backbones_are_plugged_by_name(tmp_path):
     state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     torch.save(state, tmp_path / "lite0.pth")
-    from aligndet_train.config import shipped_config
-
     options, _, fitted = plugged(tmp_path / "lite0.pth", read_config(shipped_config("fcos_lite0"), {}))
     assert options == {"model.backbone.weights": str(tmp_path / "lite0.pth")}
     assert fitted.complete
@@ -182,3 +182,79 @@ def test_inspect_names_the_file_its_keys_and_what_it_fits(tmp_path, monkeypatch)
     ):
         assert words in text
     assert "fcos_lite0" not in text
+
+
+# Of every way in which mmdet's classes load: mmengine's, Swin's own, those that take a whole file.
+_PYRAMID = {"embed_dims": 8, "num_layers": [1, 1, 1, 1], "num_heads": [1, 1, 2, 4]}
+_SMALL_SWIN = {
+    "embed_dims": 8,
+    "depths": (1, 1, 2, 1),
+    "num_heads": (1, 2, 4, 8),
+    "window_size": 6,
+    "convert_weights": True,
+}
+LOADERS = {
+    "ResNet": {"type": "ResNet", "depth": 18, "base_channels": 4, "stem_channels": 4},
+    "Swin": {"type": "SwinTransformer", **_SMALL_SWIN},
+    "Swin with its scope": {"type": "mmdet.SwinTransformer", **_SMALL_SWIN},
+    "PVT": {"type": "PyramidVisionTransformer", **_PYRAMID},
+    "PVT v2": {"type": "PyramidVisionTransformerV2", **_PYRAMID},
+    "DetectoRS": {
+        "type": "DetectoRS_ResNet",
+        "depth": 50,
+        "base_channels": 4,
+        "stem_channels": 4,
+        "conv_cfg": {"type": "ConvAWS"},
+    },
+}
+PREPROCESSOR = {"type": "DetDataPreprocessor", "mean": [0, 0, 0], "std": [1, 1, 1], "bgr_to_rgb": True}
+
+
+def detector(backbone: dict) -> Config:
+    return Config({"model": {"type": "FCOS", "data_preprocessor": PREPROCESSOR, "backbone": backbone}})
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_what_is_plugged_is_what_the_class_then_has(name, tmp_path):
+    backbone = LOADERS[name]
+    plain = {key: value for key, value in backbone.items() if key != "convert_weights"}
+    wanted = build_backbone(plain).state_dict()
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": {f"backbone.{key}": value for key, value in wanted.items()}, "meta": {}}, path)
+    config = detector(backbone)
+    options, _, fitted = plugged(path, config)
+    assert len(fitted.loaded) > 60
+    config.merge_from_dict(options)
+    has = build_backbone(config.model.backbone.to_dict()).state_dict()
+    assert all(torch.equal(has[key], value) for key, value in wanted.items())
+
+
+@MODELS.register_module()
+class DeafResNet(ResNet):
+    """Loads nothing, and does not say so."""
+
+    def init_weights(self) -> None: ...
+
+
+def test_a_class_that_does_not_load_what_fits_it_is_refused(tmp_path):
+    settings = LOADERS["ResNet"]
+    state = build_backbone(settings).state_dict()
+    torch.save({"state_dict": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "w.pth")
+    with pytest.raises(
+        AlignDetError, match=r"DeafResNet, but that class does not load it: \d+ of \d+ tensors"
+    ):
+        plugged(tmp_path / "w.pth", detector({**settings, "type": "DeafResNet"}))
+
+
+def test_a_shipped_swin_detector_starts_from_a_file(tmp_path):
+    torch.save({"model": tensors(layouts.simmim())}, tmp_path / "simmim.pth")
+    small = {f"model.backbone.{key}": value for key, value in _SMALL_SWIN.items() if key != "convert_weights"}
+    small |= {"model.backbone.window_size": 6, "model.neck.in_channels": [8, 16, 32, 64]}
+    path = shipped_config("mask_rcnn_swin_s")
+    options, converted, _ = plugged(tmp_path / "simmim.pth", read_config(path, small))
+    run = load_run_config(path, {}, small | options)
+    backbone = build_pretrainer(run.stock_model, run.pretrain).student.backbone.state_dict()
+    given = converted.for_backbone("SwinTransformer")
+    weights = [key for key in given if key.endswith("qkv.weight")]
+    assert len(weights) == 5
+    assert all(torch.equal(backbone[key], given[key]) for key in weights)

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import mmdet
 import pytest
 import torch
 
 import aligndet_train.configs
 from aligndet_train.backbones.registry import build_backbone, find_backbone, output_channels
+from aligndet_train.image_domain.config import image_domain_config
+from aligndet_train.image_domain.model import build_simsiam
 from proposals.errors import AlignDetError
 
 FOLDER = Path(next(iter(aligndet_train.configs.__path__)))
@@ -47,3 +50,40 @@ def test_a_name_that_torchvision_has_not_is_refused():
 def test_a_detectors_scale_of_the_last_map_stays():
     backbone = build_backbone(find_backbone(str(FOLDER / "fcos_lite0.py")).config)
     assert backbone.feature_scale == (2.5,)
+
+
+# Of every family whose backbone is built in a way of its own: several maps that end together, no **kwargs.
+MMDETS = (
+    "hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py",
+    "ssd/ssd300_coco.py",
+    "pvt/retinanet_pvt-t_fpn_1x_coco.py",
+)
+
+
+@pytest.mark.parametrize("config", MMDETS)
+def test_every_layer_of_a_mmdet_backbone_learns(config):
+    path = Path(mmdet.__file__).parent / ".mim" / "configs" / config
+    settings = image_domain_config(
+        {"views.size": 64, "projection_dims": 8, "hidden_dims": 8, "predictor_dims": 4}
+    )
+    model = build_simsiam(find_backbone(str(path)), settings)
+    views = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model((views[0], views[1]))["loss_simsiam"].backward()
+    assert [name for name, value in model.backbone.named_parameters() if value.grad is None] == []
+
+
+def test_a_preprocessor_beside_the_model_counts_and_none_is_refused(tmp_path):
+    text = "model = dict(type='FCOS', backbone=dict(type='mmdet.ResNet', depth=18))\n"
+    beside = "data_preprocessor = dict(type='DetDataPreprocessor', mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=True)\n"
+    (tmp_path / "beside.py").write_text(text + beside)
+    found = find_backbone(str(tmp_path / "beside.py"))
+    assert (found.inputs.mean, found.inputs.bgr_to_rgb) == ((1, 2, 3), True)
+    assert found.config["type"] == "ResNet"
+    (tmp_path / "none.py").write_text(text)
+    with pytest.raises(AlignDetError, match=r"none\.py has no `data_preprocessor`"):
+        find_backbone(str(tmp_path / "none.py"))
+
+
+def test_a_model_that_fails_on_the_views_size_is_refused_in_words():
+    with pytest.raises(AlignDetError, match="takes no image of 96 px"):
+        output_channels(build_backbone(find_backbone("timm:levit_128s").config), 96)

@@ -12,6 +12,7 @@ import torch
 from aligndet_train.image_domain.knn import knn_figures, read_labelled
 from proposals.errors import AlignDetError
 from tests.aligndet_train.image_domain.conftest import small_simsiam
+from tests.aligndet_train.ranks import said_by_ranks
 
 
 def literal(features, labels, groups, k):
@@ -178,3 +179,19 @@ def test_what_cannot_be_measured_says_why(colours, tmp_path):
     model, _ = small_simsiam()
     with pytest.raises(AlignDetError, match=r"bad\.png cannot be read"):
         read_labelled(colours / "folders", None, 24).features(model)
+
+
+def features_on_a_rank(rank: int, given: tuple[Path, Path]) -> None:
+    source, out = given
+    torch.save(read_labelled(source, None, 24).features(small_simsiam()[0]), out / f"{rank}.pth")
+
+
+@pytest.mark.parametrize("ranks", [2, 5])
+def test_ranks_share_the_pictures_and_all_have_the_features(colours, tmp_path, ranks):
+    """Eight pictures: of five ranks four have two each, and one has none of its own."""
+    source = colours / "coco" / "set.json"
+    whole = read_labelled(source, None, 24).features(small_simsiam()[0])
+    said_by_ranks(features_on_a_rank, [(source, tmp_path)] * ranks, tmp_path)
+    for rank in range(ranks):
+        found = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        assert torch.allclose(found, whole, atol=1e-5)

@@ -159,13 +159,19 @@ def test_a_backbones_checkpoint_is_no_detector_to_export(undisturbed, tmp_path):
     assert "it holds no detector" in output
 
 
-def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, tmp_path):
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    """Class folders of four red and four green pictures."""
     for name, colour in (("red", (0, 0, 200)), ("green", (0, 200, 0))):
         (tmp_path / "labelled" / name).mkdir(parents=True)
         for number in range(4):
             picture = np.full((30, 30, 3), colour, np.uint8) + np.uint8(number)
             cv2.imwrite(str(tmp_path / "labelled" / name / f"{number}.png"), picture)
-    knn = ("--knn", str(tmp_path / "labelled"), "--knn-interval", "2")
+    return tmp_path / "labelled"
+
+
+def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, labelled, tmp_path):
+    knn = ("--knn", str(labelled), "--knn-interval", "2")
     words = arguments(mined_dataset, tmp_path / "W", "--crops", "proposals", "--amp", *knn, steps=4)
     code, output = invoke(*words)
     assert code == 0, output
@@ -235,13 +241,36 @@ def test_the_log_of_a_run_warns_of_a_collapse_and_of_nothing_else(mined_dataset,
     assert ("collapse: the output's deviation is" in read_log(tmp_path)) != kept
 
 
+# Reads the weights of both ranks when the run ends, and sees that they are one.
+_AGREEING = """
+import torch, torch.distributed as dist
+from mmengine.runner import Runner
+from mmengine.hooks import Hook
+class Compare(Hook):
+    def after_train(self, runner):
+        mine = torch.cat([p.detach().flatten() for p in runner.model.parameters()])
+        both = [torch.empty_like(mine) for _ in range(2)]
+        dist.all_gather(both, mine)
+        print("ranks agree:", torch.equal(*both), flush=True)
+train = Runner.train
+def compared(runner):
+    runner.register_hook(Compare())
+    return train(runner)
+Runner.train = compared
+from proposals.cli import main
+main()
+"""
+
+
 @pytest.mark.slow
-def test_two_ranks_train_and_agree(mined_dataset, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    words = arguments(mined_dataset, tmp_path, "--launcher", "pytorch", steps=4)
+def test_two_ranks_train_agree_and_share_the_knn(mined_dataset, labelled, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (tmp_path / "compared.py").write_text(_AGREEING)
+    knn = ("--knn", str(labelled), "--knn-interval", "2")
+    words = arguments(mined_dataset, tmp_path, "--launcher", "pytorch", *knn, steps=4)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launcher, "proposals", *words],
+        [*launcher, tmp_path / "compared.py", *words],
         env=environment,
         capture_output=True,
         text=True,
@@ -251,6 +280,9 @@ def test_two_ranks_train_and_agree(mined_dataset, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert load_checkpoint(tmp_path / LAST)["identity"]["settings"]["global_batch"] == 12
     assert (tmp_path / "backbone.pth").exists()
+    assert done.stdout.count("ranks agree: True") == 2
+    measured = [json.loads(line) for line in (tmp_path / "knn.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in measured] == [0, 2, 4]
 
 
 @pytest.mark.parametrize(
