@@ -196,8 +196,8 @@ def build_detector(stock_model: dict[str, Any]) -> nn.Module:
             ) from error
         except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError, LookupError) as error:
             raise AlignDetError(
-                f"the detector {stock_model.get('type')} cannot be built from its config: {error}. Correct it, or "
-                "the --cfg-options"
+                f"the detector {stock_model.get('type')} cannot be built from its config: "
+                f"{error or type(error).__name__}. Correct it, or the --cfg-options"
             ) from error
     return detector
 

@@ -35,7 +35,8 @@ class PretrainConfig:
     warmup_steps are cut to a fifth of a short run; milestones are fractions of the run.
     sampled_boxes: predicted boxes per view and step that enter the contrastive loss, positives first; None: all.
     gather_negatives: contrast the boxes of all ranks with each other; the release keeps each rank to itself.
-    proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, None for no clipping.
+    rois_per_image: RoIs that the one RoI head of a two-stage detector learns from, positives alone; None leaves it its
+    config's sampler. proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, or None.
     canvas_multiple: batches are padded to multiples of it, and of the detector's divisor: fewer shapes, more pixels.
     channels_last: keep images and weights in torch's NHWC order. compile_backbone: torch.compile the frozen backbone,
     once for every shape of a batch (so with a coarse canvas_multiple). compile_loss: torch.compile the contrastive
@@ -64,6 +65,7 @@ class PretrainConfig:
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
     regression_weight: Annotated[float, Field(ge=0)] = 1.0
     sampled_boxes: Count | None = 2048
+    rois_per_image: Count | None = None
     proposals_per_image: Count | None = None
     classes: Count | None = None
     shard_window: Count = 8
@@ -121,6 +123,10 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     model["data_preprocessor"] = preprocessor_of(config, path)[1]
     adapter = adapter_for(model["type"], head_type(model))
     given = merged(adapter.defaults, own, overrides)
+    if given.get("rois_per_image") is not None and "rois_per_image" not in adapter.defaults:
+        raise AlignDetError(
+            f"pretrain.rois_per_image is for detectors with one RoI head; {path.stem} keeps its own samplers: drop it"
+        )
     return RunConfig(name=path.stem, stock_model=model, pretrain=pretrain_config(given, source=str(path)))
 
 

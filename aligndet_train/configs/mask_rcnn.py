@@ -14,7 +14,7 @@ model = dict(roi_head=dict(bbox_head=dict(type="Shared4Conv1FCBBoxHead")))
 pretrain_model = dict(
     train_cfg=dict(
         rpn=dict(sampler=dict(num=4096, pos_fraction=1.0)),
-        # Of a proposal, only the one box that overlaps it most counts when none does by half.
+        # The release's. Below an overlap of a half (min_pos_iou) no box counts, with it or without.
         rcnn=dict(assigner=dict(match_low_quality=True, gt_max_assign_all=False)),
     ),
 )

@@ -10,6 +10,6 @@ _base_ = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
 pretrain = dict(
     epochs=12,
     optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4),
-    sampled_boxes=4096,  # 2048 an image, 2 images
+    sampled_boxes=4096,  # 2048 an image, 2 images a step: another batch size, another number
     proposals_per_image=50,
 )

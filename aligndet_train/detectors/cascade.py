@@ -31,10 +31,16 @@ class CascadeRCNNAdapter(FamilyAdapter):
     family = "Cascade R-CNN"
     detector_types: ClassVar[tuple[str, ...]] = ("CascadeRCNN", "HybridTaskCascade", "SCNet")
     head_types = (*FasterRCNNAdapter.head_types, "SCNetBBoxHead")
-    defaults = FasterRCNNAdapter.defaults
+    defaults: ClassVar[dict[str, Any]] = {
+        name: value for name, value in FasterRCNNAdapter.defaults.items() if name != "rois_per_image"
+    }
     dropped_losses = frozenset({"loss_cls", "acc"})
     embedding_layers = tuple(f"roi_head.bbox_head.{stage}.fc_cls." for stage in _STAGES)
-    predictors = tuple(f"roi_head.bbox_head.{stage}.fc_reg." for stage in _STAGES)
+    predictors = tuple(
+        f"roi_head.bbox_head.{stage}.{layer}."
+        for stage in _STAGES
+        for layer in ("fc_reg", "fc_reg_cls", "fc_reg_offset")
+    )
     untrained = (
         "roi_head.mask_head.", "roi_head.mask_roi_extractor.", "roi_head.semantic_head.", "roi_head.glbctx_head.",
         "roi_head.feat_relay_head.", "roi_head.semantic_roi_extractor.",

@@ -98,7 +98,10 @@ class QueryAdapter(FamilyAdapter):
     embedding_layers = ("bbox_head.query_tap.",)
     predictors = (
         "bbox_head.fc_cls.",
-        "bbox_head.fc_reg.",
+        # A layer in DETR, the last one of three in DAB-DETR.
+        "bbox_head.fc_reg.weight",
+        "bbox_head.fc_reg.bias",
+        "bbox_head.fc_reg.layers.2.",
         "bbox_head.cls_branches.",
         "bbox_head.aux_cls_branches.",
         "dn_query_generator.label_embedding.",

@@ -1,9 +1,10 @@
 """Two-stage detectors: an RPN trained on the proposals as they are, and one RoI head that embeds its boxes."""
 
-from typing import Any, ClassVar
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdet.models import PISARoIHead, StandardRoIHead, TwoStageDetector, TwoStagePanopticSegmentor
-from mmdet.models.task_modules import RandomSampler
 from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter
@@ -11,8 +12,8 @@ from aligndet_train.detectors.neutral import switch_off, use_loss_of
 from aligndet_train.detectors.projectors import mlp_projector
 from aligndet_train.detectors.roiless import take_no_rois
 
-# Of the release: positives only, ground-truth boxes among the candidates.
-_SAMPLED_PER_IMAGE = 4096
+if TYPE_CHECKING:
+    from aligndet_train.config import PretrainConfig
 
 # Branches that need labels of pixels, or of the whole image, by the property that announces them.
 LABELLED_BRANCHES = ("with_mask", "with_semantic", "with_glbctx", "with_feat_relay")
@@ -66,12 +67,16 @@ class FasterRCNNAdapter(FamilyAdapter):
     )  # fmt: skip
     defaults: ClassVar[dict[str, Any]] = {
         "optimizer": {"type": "SGD", "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4},
-        # The sampler below limits the boxes, per image.
+        # The sampler limits the boxes, per image.
         "sampled_boxes": None,
+        "rois_per_image": 4096,
     }
     dropped_losses = frozenset({"loss_cls", "acc"})
     embedding_layers = ("roi_head.bbox_head.fc_cls.",)
-    predictors = ("roi_head.bbox_head.fc_reg.",)
+    predictors = (
+        "roi_head.bbox_head.fc_reg.", "roi_head.bbox_head.fc_reg_cls.", "roi_head.bbox_head.fc_reg_offset.",
+        "roi_head.grid_head.deconv2.",
+    )  # fmt: skip
     untrained = (
         "roi_head.mask_head.", "roi_head.mask_iou_head.", "roi_head.point_head.", "roi_head.mask_roi_extractor.",
         "semantic_head.", "panoptic_fusion_head.",
@@ -82,8 +87,21 @@ class FasterRCNNAdapter(FamilyAdapter):
         """By both: the same box heads serve detectors that need other adapters."""
         return detector_type in cls.detector_types and head_type in cls.head_types
 
+    def pretraining_model(self, stock_model: Mapping[str, Any], config: "PretrainConfig") -> dict[str, Any]:
+        """With the release's RoI sampler: positives alone, proposals among the candidates."""
+        model = copy.deepcopy(dict(stock_model))
+        if config.rois_per_image is not None:
+            model["train_cfg"]["rcnn"]["sampler"] = {
+                "type": "RandomSampler",
+                "num": config.rois_per_image,
+                "pos_fraction": 1.0,
+                "neg_pos_ub": 0,
+                "add_gt_as_proposals": True,
+            }
+        return model
+
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
-        """See FamilyAdapter. The sampler becomes the release's: positives only."""
+        """See FamilyAdapter."""
         roi_head: Any = detector.roi_head
         if isinstance(roi_head, PISARoIHead):
             roi_head.__class__ = StandardRoIHead
@@ -95,9 +113,6 @@ class FasterRCNNAdapter(FamilyAdapter):
                 module.test_branch_idx = -1
         switch_off_labelled_branches(detector)
         embed_roi_head(roi_head.bbox_head, embed_dims, EmbeddingTap())
-        roi_head.bbox_sampler = RandomSampler(
-            num=_SAMPLED_PER_IMAGE, pos_fraction=1.0, neg_pos_ub=0, add_gt_as_proposals=True
-        )
 
     def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
         """See FamilyAdapter."""

@@ -12,6 +12,10 @@ from mmengine.config import Config
 
 _USUAL = 16  # 8 GPUs of 2
 _NAMED = re.compile(r"(?<!\d)(\d+)xb(\d+)(?!\d)")
+_HIDDEN = (
+    " (auto_scale_lr's, 16 without: this config does not name the files it was made of, and RTMDet's say 256, not 16. "
+    "If its rate is for another batch, give --lr)"
+)
 _SETS_RATE = re.compile(r"^(auto_scale_lr|optim_wrapper)\s*=", re.MULTILINE)
 _PATH = re.compile(r"^(/.*\.py)$", re.MULTILINE)
 
@@ -27,9 +31,14 @@ def base_batch(config: Config) -> tuple[int, str]:
             images = int(found[1]) * int(found[2])
             remark = f" ({found[0]} in {path.name}; auto_scale_lr says {said})"
             return images, remark if images != said else ""
-        if _SETS_RATE.search(text):
+        if _SETS_RATE.search(text) and not _hides_its_bases(config):
             break
-    return said, ""
+    return said, _HIDDEN if _hides_its_bases(config) else ""
+
+
+def _hides_its_bases(config: Config) -> bool:
+    """Whether names of base files cannot be known: a dumped config has lost them, one in pure Python imports them."""
+    return Path(config.filename or "").suffix != ".py" or "read_base" in config.text
 
 
 def _files(config: Config) -> Iterator[tuple[Path, str]]:

@@ -27,6 +27,8 @@ _WARMUP_SHARE = 10
 _MOST_BOXES = (1, 10, 100)
 # Datasets of which an epoch has images more than once.
 _REPEATING = ("RepeatDataset", "ClassBalancedDataset")
+# Detectors that cannot be built without their mask branch.
+_NEED_MASKS = ("SCNet", "PointRend", "PanopticFPN")
 # At their last step, not after it, they are back at the whole rate: of one step they never are.
 _OF_TWO_STEPS = ("LinearLR", "ConstantLR", "LinearMomentum", "ConstantMomentum")
 # What a config must have to train, and to be measured, beside its model.
@@ -200,8 +202,17 @@ def _set_classes(config: Config, labels: Labels) -> None:
         )
     if _has_masks(config.model):
         raise AlignDetError(
-            "this detector also predicts masks, and fine-tuning here is on boxes. Use its box-only sibling, or drop "
-            "the branch: --cfg-options model.roi_head.mask_head=None"
+            "this detector also predicts masks, and fine-tuning here is on boxes. Use its box-only sibling"
+            + (
+                ""
+                if class_name(config.model.type) in _NEED_MASKS
+                else ", or drop the branch: --cfg-options model.roi_head.mask_head=None"
+            )
+        )
+    if (config.model.get("roi_head") or {}).get("semantic_head"):
+        raise AlignDetError(
+            "this detector also predicts a map of classes, and fine-tuning here is on boxes. Use its sibling without, "
+            "or drop the branch: --cfg-options model.roi_head.semantic_head=None"
         )
     for head in _with_classes(config.model):
         # Class-agnostic parts (an RPN has one class) stay so, and classes of pixels.
@@ -284,6 +295,7 @@ def _resized(pipeline: Any, size: tuple[int, int] | None) -> Any:
             step.update(type="Resize", scale=size, keep_ratio=True)
         if step["type"] == "LoadAnnotations":
             step.pop("with_mask", None)
+            step.pop("with_seg", None)
     return changed
 
 
@@ -341,7 +353,10 @@ def _move(scheduler: ConfigDict, usual: int, epochs: int, steps: int) -> None:
         return
     factor = epochs / usual
     if "milestones" in scheduler:
-        scheduler.milestones = [max(1, round(m * factor)) for m in scheduler.milestones]
+        # A drop at the end of the last epoch would be none.
+        latest = max(1, epochs - 1)
+        moved = {min(max(1, round(m * factor)), latest) for m in scheduler.milestones}
+        scheduler.milestones = sorted(moved)
     to_the_end = scheduler.get("end", usual) >= usual
     for name in ("begin", "end", "T_max"):
         if name in scheduler:

@@ -6,6 +6,7 @@ from importlib.resources import files
 import pytest
 from mmengine.config import Config
 
+from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.cli import parse_options
 from aligndet_train.config import available_detectors, load_run_config, read_config, shipped_config
 from proposals.errors import AlignDetError
@@ -65,6 +66,20 @@ def test_an_option_wins_over_what_the_file_says_of_pretraining():
     assert run.stock_model["train_cfg"]["rpn"]["sampler"] == {
         "type": "RandomSampler", "num": 512, "pos_fraction": 1.0, "neg_pos_ub": -1, "add_gt_as_proposals": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "sampler"), [(64, (64, 1.0)), (None, (512, 0.25))])
+def test_the_rois_of_a_two_stage_detector_are_a_setting(given, sampler):
+    options = {"pretrain.rois_per_image": given, "model.backbone.init_cfg": None, "model.backbone.depth": 18}
+    options["model.neck.in_channels"] = [64, 128, 256, 512]
+    run = load_run_config(shipped_config("faster_rcnn"), {}, options)
+    used = build_pretrainer(run.stock_model, run.pretrain).student.roi_head.bbox_sampler
+    assert (used.num, used.pos_fraction) == sampler
+
+
+def test_rois_of_a_detector_without_such_a_head_are_refused():
+    with pytest.raises(AlignDetError, match="rois_per_image is for detectors with one RoI head"):
+        load_run_config(shipped_config("fcos"), {}, {"pretrain.rois_per_image": 64})
 
 
 def test_a_stock_config_gets_its_familys_defaults(tmp_path):

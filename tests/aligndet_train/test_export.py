@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import mmdet
 import pytest
 import torch
 from mmengine.runner import load_checkpoint as mmengine_load
@@ -10,7 +11,8 @@ from safetensors.torch import load_file
 
 from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.checkpoint import save_checkpoint
-from aligndet_train.config import head_type, load_run_config
+from aligndet_train.config import head_type, load_run_config, read_config
+from aligndet_train.detectors import adapter_for
 from aligndet_train.export import export, exported_state, key_report
 from proposals.cli import main
 from proposals.errors import AlignDetError
@@ -116,3 +118,27 @@ def test_weights_with_several_names_are_written_under_each(tmp_path):
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], value) for name, value in expected.items())
     assert written["bbox_head.reg_branches.0.0.weight"].equal(written["bbox_head.reg_branches.1.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (
+            "sabl/sabl-faster-rcnn_r50_fpn_1x_coco",
+            ["roi_head.bbox_head.fc_reg_cls", "roi_head.bbox_head.fc_reg_offset"],
+        ),
+        ("grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco", ["roi_head.grid_head.deconv2"]),
+        ("dab_detr/dab-detr_r50_8xb2-50e_coco", ["bbox_head.fc_reg.layers.2"]),
+        ("conditional_detr/conditional-detr_r50_8xb2-50e_coco", ["bbox_head.fc_reg"]),
+        ("faster_rcnn/faster-rcnn_r50_fpn_1x_coco", ["roi_head.bbox_head.fc_reg"]),
+    ],
+)  # fmt: skip
+def test_of_the_boxes_the_last_layer_alone_is_left_out(config, layers):
+    stock = read_config(Path(mmdet.__file__).parent / ".mim" / "configs" / f"{config}.py", {}).model.to_dict()
+    predictors = adapter_for(stock["type"], head_type(stock)).predictors
+    with torch.device("meta"):
+        names = build_detector(stock | {"backbone": {**stock["backbone"], "init_cfg": None}}).state_dict()
+    left_out = [
+        name for name in names if name.startswith(predictors) and "cls." not in name.replace("reg_cls.", "")
+    ]
+    assert sorted({name.rpartition(".")[0] for name in left_out}) == layers

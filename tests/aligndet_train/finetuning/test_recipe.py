@@ -236,11 +236,37 @@ def test_one_scheduler_needs_no_list(labels):
     assert scheduler.milestones == [16, 22]
 
 
-def test_box_heads_get_the_classes_and_pixel_heads_keep_theirs(labels):
+def test_a_map_of_classes_is_dropped_like_masks(labels):
     options = {"model.roi_head.mask_head": None}
-    model = recipe(stock("htc/htc_r50_fpn_1x_coco", **options), labels).model.roi_head
-    assert [head.num_classes for head in model.bbox_head] == [2, 2, 2]
-    assert model.semantic_head.num_classes == 183
+    with pytest.raises(AlignDetError, match=r"semantic_head=None"):
+        recipe(stock("htc/htc_r50_fpn_1x_coco", **options), labels)
+    config = recipe(
+        stock("htc/htc_r50_fpn_1x_coco", **options, **{"model.roi_head.semantic_head": None}), labels
+    )
+    assert [head.num_classes for head in config.model.roi_head.bbox_head] == [2, 2, 2]
+    assert len(first_sample(config)["data_samples"].gt_instances) == 2
+
+
+@pytest.mark.parametrize(
+    "config", ["scnet/scnet_r50_fpn_1x_coco", "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco"]
+)
+def test_a_class_that_needs_its_masks_is_not_told_to_drop_them(config, labels):
+    with pytest.raises(AlignDetError, match=r"box-only sibling$"):
+        recipe(stock(config), labels)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drops"), [(24, [16, 22]), (6, [4, 5]), (4, [3]), (3, [2]), (2, [1]), (1, [1])]
+)
+def test_every_drop_of_a_short_schedule_leaves_an_epoch_to_train(epochs, drops, labels):
+    config = recipe(stock("retinanet/retinanet_r50_fpn_1x_coco"), labels, epochs=epochs)
+    assert next(s.milestones for s in config.param_scheduler if "milestones" in s) == drops
+
+
+def test_a_config_without_the_names_of_its_files_says_so(labels, tmp_path):
+    path = tmp_path / "mine.json"
+    stock("rtmdet/rtmdet_tiny_8xb32-300e_coco").dump(path)
+    assert "give --lr" in rates_of(read_config(path, {}), labels).reason
 
 
 def test_without_a_mask_branch_no_mask_is_loaded(labels):
