@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tiny tensors on few cores: more threads only wait for each other.
 TEST_ENV := OMP_NUM_THREADS=1
-# Processes that share the files of tests; WORKERS=0 runs them in one, as a debugger wants it.
+# Processes that share the tests (tests/conftest.py); WORKERS=0 runs them in this one, as a debugger wants it.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: demo test test-all lint format docs setup clean
 .DELETE_ON_ERROR:

@@ -29,6 +29,8 @@ hypothesis.settings.register_profile("search", print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 _LONG_SIDE = 200
+# Folders and files of tests that start Ray.
+_START_RAY = {"pipeline", "infra", "docs", "cli", "packaging", "test_guide.py"}
 
 
 def selects_gpu(marks: str) -> bool:
@@ -43,6 +45,16 @@ def pytest_plugin_registered(manager: pytest.PytestPluginManager) -> None:
     decides = config is not None and "PYTEST_XDIST_WORKER" not in os.environ
     if decides and not selects_gpu(config.known_args_namespace.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what runs in one process of several: a file; and all that may start Ray, whose nodes take each other's ports
+    when two start at once.
+    """
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        item.add_marker(pytest.mark.xdist_group("ray" if _START_RAY & {*place.parts} else str(place)))
 
 
 def _photographs() -> dict[str, np.ndarray]:

@@ -59,14 +59,15 @@ def retrieval_rows(printed: str) -> dict[str, list[str]]:
 
 def test_the_curves_of_the_cpu_are_those_of_their_files(tmp_path: Path) -> None:
     files = [
-        f"docs/retrieval/{name}_cpu.json" for name in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos")
+        f"docs/retrieval/{name}_cpu.json"
+        for name in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos", "deformable_detr")
     ]
     svg = tmp_path / "retrieval.svg"
     command = [sys.executable, "benchmarks/retrieval_curves.py", "--render", *files, "--svg", svg]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert svg.read_text() == (ROOT / "docs" / "images" / "retrieval_cpu.svg").read_text()
     rows = retrieval_rows(printed)
-    assert len(rows) == 4
+    assert len(rows) == 5
     for detector, figures in rows.items():
         assert f"| {detector} | {' | '.join(figures)} |" in PAGE.read_text().replace("*", "")
 
