@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 # Settings of a backbone that name its weights, and one that goes with their names.
-_WEIGHTS = ("model.backbone.init_cfg", "model.backbone.weights")
+_WEIGHTS = ("model.backbone.init_cfg", "model.backbone.weights", "model.backbone.pretrained")
 _NAMES = "model.backbone.convert_weights"
 _WorkDir = Annotated[Path, typer.Option(help="Where logs, last.pth and backbone.pth go; resumed if found.")]
 _Backbone = Annotated[
@@ -157,7 +157,7 @@ def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dic
     )
     if (warning := kept_settings(converted, stock)) is not None:
         typer.echo(f"warning: {warning}")
-    applied = {name: value for name, value in changes.items() if not _says(options, name)}
+    applied = {name: value for name, value in changes.items() if name == _NAMES or not _says(options, name)}
     for name, value in changes.items():
         if name not in applied:
             typer.echo(f"your --cfg-options go before {name}={value!r}, which the weights were trained with")

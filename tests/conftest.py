@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     when two start at once.
     """
     for item in items:
-        place = item.path.relative_to(Path(__file__).parent)
+        place = item.path.relative_to(item.config.rootpath)
         item.add_marker(pytest.mark.xdist_group("ray" if _START_RAY & {*place.parts} else str(place)))
 
 

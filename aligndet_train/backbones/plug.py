@@ -22,11 +22,13 @@ from aligndet_train.config import preprocessor_of
 from aligndet_train.preprocess import InputSpec
 from proposals.errors import AlignDetError
 
-# Not in every file, and filled without it: counters, buffers of known content, norms that detection adds to Swin.
-_OPTIONAL = ("num_batches_tracked", "relative_position_index")
+# Not in every file, and filled without it: counters, buffers of known content or computed from the weights (ConvAWS),
+# norms that detection adds to Swin.
+_OPTIONAL = ("num_batches_tracked", "relative_position_index", "weight_gamma", "weight_beta")
 _DETECTION_NORMS = ("norm0.", "norm1.", "norm2.")
 # A row of blocks, and the number of one in it: ResNet's, Swin's, ViT's, and what timm's wrapping makes of the last two.
 _BLOCK = re.compile(r"((?:layer\d+|(?:stages|layers)[._]\d+[._]blocks|blocks(?:[._]\d+)?)[._])(\d+)(?=[._])")
+_BESIDE_WEIGHTS = {"convert_weights": False, "pretrained": None}
 # px: no model was made for it, so it is taken only where sizes are free.
 _ANY_SIZE = (256, 320)
 
@@ -148,9 +150,9 @@ def _weights(path: Path, backbone: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "init_cfg": {"type": "Pretrained", "prefix": "backbone.", "checkpoint": checkpoint}
     }
-    if "convert_weights" in constructor_parameters(backbone["type"]):
-        settings["convert_weights"] = False  # they are by its names already
-    return settings
+    taken = constructor_parameters(backbone["type"])
+    # They are by its names already, and it may not be given others beside them.
+    return settings | {name: value for name, value in _BESIDE_WEIGHTS.items() if name in taken}
 
 
 def _weights_options(path: Path, backbone: Mapping[str, Any]) -> dict[str, Any]:

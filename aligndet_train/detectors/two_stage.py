@@ -8,9 +8,11 @@ from mmdet.models import PISARoIHead, StandardRoIHead, TwoStageDetector, TwoStag
 from torch import Tensor, nn
 
 from aligndet_train.detectors.adapter import BACKGROUND, EmbeddingTap, FamilyAdapter
+from aligndet_train.detectors.class_names import class_name
 from aligndet_train.detectors.neutral import switch_off, use_loss_of
 from aligndet_train.detectors.projectors import mlp_projector
 from aligndet_train.detectors.roiless import take_no_rois
+from proposals.errors import AlignDetError
 
 if TYPE_CHECKING:
     from aligndet_train.config import PretrainConfig
@@ -48,11 +50,18 @@ def repeated_regressor(value: Tensor, stock: Tensor) -> Tensor:
     return value.repeat(stock.shape[0] // value.shape[0], *[1] * (value.ndim - 1))
 
 
+def _require_plain_sampler(sampler: Mapping[str, Any]) -> None:
+    if class_name(sampler["type"]) == "ScoreHLRSampler":
+        raise AlignDetError(
+            "PISA's sampler ranks by class scores, which proposals have not: set pretrain.rois_per_image"
+        )
+
+
 class FasterRCNNAdapter(FamilyAdapter):
     """Faster R-CNN and what is built on it: fc - ReLU - fc on the RoI head's features; one box regressor for all ids.
 
-    The stock head and assigners stay; the sampler becomes the release's. The release trains a Shared4Conv1FC head,
-    which the shipped configs name. Mask, semantic and point heads are left at their initial
+    The stock head and assigners stay; the sampler becomes the release's (``rois_per_image``). The release trains a
+    Shared4Conv1FC head, which the shipped configs name. Mask, semantic and point heads are left at their initial
     values: there are no masks. PISA's reweighting, a ranking by class score, is off. A proposal of TridentNet has one
     id in all branches.
     """
@@ -88,10 +97,18 @@ class FasterRCNNAdapter(FamilyAdapter):
         return detector_type in cls.detector_types and head_type in cls.head_types
 
     def pretraining_model(self, stock_model: Mapping[str, Any], config: "PretrainConfig") -> dict[str, Any]:
-        """With the release's RoI sampler: positives alone, proposals among the candidates."""
+        """With the release's RoI sampler: positives alone, proposals among the candidates.
+
+        Raises AlignDetError when there is none to replace, or the one to be kept ranks by class scores.
+        """
         model = copy.deepcopy(dict(stock_model))
-        if config.rois_per_image is not None:
-            model["train_cfg"]["rcnn"]["sampler"] = {
+        training = (model.get("train_cfg") or {}).get("rcnn")
+        if not training:
+            raise AlignDetError("the model has no train_cfg.rcnn, so its RoI head cannot train: give it one")
+        if config.rois_per_image is None:
+            _require_plain_sampler(training["sampler"])
+        else:
+            training["sampler"] = {
                 "type": "RandomSampler",
                 "num": config.rois_per_image,
                 "pos_fraction": 1.0,

@@ -16,6 +16,7 @@ _HIDDEN = (
     " (auto_scale_lr's, 16 without: this config does not name the files it was made of, and RTMDet's say 256, not 16. "
     "If its rate is for another batch, give --lr)"
 )
+_IMPORTS_BASES = re.compile(r"^\s*with read_base\(\)", re.MULTILINE)
 _SETS_RATE = re.compile(r"^(auto_scale_lr|optim_wrapper)\s*=", re.MULTILINE)
 _PATH = re.compile(r"^(/.*\.py)$", re.MULTILINE)
 
@@ -38,7 +39,7 @@ def base_batch(config: Config) -> tuple[int, str]:
 
 def _hides_its_bases(config: Config) -> bool:
     """Whether names of base files cannot be known: a dumped config has lost them, one in pure Python imports them."""
-    return Path(config.filename or "").suffix != ".py" or "read_base" in config.text
+    return Path(config.filename or "").suffix != ".py" or _IMPORTS_BASES.search(config.text) is not None
 
 
 def _files(config: Config) -> Iterator[tuple[Path, str]]:

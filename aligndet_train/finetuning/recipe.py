@@ -115,6 +115,7 @@ def finetune_config(
     config = deepcopy(stock)
     _require(config, (*_TO_TRAIN, *(_TO_MEASURE if val is not None else ())))
     _set_classes(config, train)
+    _require_no_map_of_classes(config.model)
     _set_loader(config.train_dataloader, train, options, config)
     kept = require_boxes(train, "learn from", _filter_of(config.train_dataloader.dataset))
     if options.batch_size is not None:
@@ -201,23 +202,27 @@ def _set_classes(config: Config, labels: Labels) -> None:
             "the model's box head says no num_classes: it cannot be fitted to your categories"
         )
     if _has_masks(config.model):
-        raise AlignDetError(
-            "this detector also predicts masks, and fine-tuning here is on boxes. Use its box-only sibling"
-            + (
-                ""
-                if class_name(config.model.type) in _NEED_MASKS
-                else ", or drop the branch: --cfg-options model.roi_head.mask_head=None"
-            )
+        droppable = (
+            "mask_head" in (config.model.get("roi_head") or {})
+            and class_name(config.model.type) not in _NEED_MASKS
         )
-    if (config.model.get("roi_head") or {}).get("semantic_head"):
         raise AlignDetError(
-            "this detector also predicts a map of classes, and fine-tuning here is on boxes. Use its sibling without, "
-            "or drop the branch: --cfg-options model.roi_head.semantic_head=None"
+            "this detector also predicts masks, and what is done here is on boxes. Use its box-only sibling"
+            + (", or drop the branch: --cfg-options model.roi_head.mask_head=None" if droppable else "")
         )
     for head in _with_classes(config.model):
         # Class-agnostic parts (an RPN has one class) stay so, and classes of pixels.
         if head["num_classes"] == usual:
             head["num_classes"] = len(labels.classes)
+
+
+def _require_no_map_of_classes(model: ConfigDict) -> None:
+    """Raise AlignDetError for a branch that learns from labels of pixels; it does no harm where nothing is trained."""
+    if (model.get("roi_head") or {}).get("semantic_head"):
+        raise AlignDetError(
+            "this detector also learns a map of classes, and fine-tuning here is on boxes. Use its sibling without, "
+            "or drop the branch: --cfg-options model.roi_head.semantic_head=None"
+        )
 
 
 def _final_head(model: ConfigDict) -> Any:
@@ -353,10 +358,9 @@ def _move(scheduler: ConfigDict, usual: int, epochs: int, steps: int) -> None:
         return
     factor = epochs / usual
     if "milestones" in scheduler:
-        # A drop at the end of the last epoch would be none.
+        # A drop at the end of the last epoch would be none; two at one place count twice.
         latest = max(1, epochs - 1)
-        moved = {min(max(1, round(m * factor)), latest) for m in scheduler.milestones}
-        scheduler.milestones = sorted(moved)
+        scheduler.milestones = [min(max(1, round(m * factor)), latest) for m in scheduler.milestones]
     to_the_end = scheduler.get("end", usual) >= usual
     for name in ("begin", "end", "T_max"):
         if name in scheduler:

@@ -6,13 +6,14 @@ exp(similarity / 0.07), as in Wu et al. 2018 and in SimSiam's own monitor.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather, get_rank, get_world_size
+from mmengine.dist import all_gather, broadcast, get_rank, get_world_size
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms.v2 import functional as F
@@ -111,7 +112,8 @@ class LabelledCrops:
         size = -(-len(self) // get_world_size())
         # A rank beyond the last picture computes that once more, for rows that are cut off.
         start = min(get_rank() * size, len(self) - 1)
-        share = self._features_of(model, self.pieces[start : start + size])
+        with _with_rank_0s_buffers(model):
+            share = self._features_of(model, self.pieces[start : start + size])
         rows = share.new_zeros((size, share.shape[1]))
         rows[: len(share)] = share
         return torch.cat(all_gather(rows))[: len(self)]
@@ -153,6 +155,19 @@ class LabelledCrops:
                 )
             rgb = torch.from_numpy(cut).permute(2, 0, 1)
             yield F.resize(rgb, [self.size, self.size], antialias=True)
+
+
+@contextmanager
+def _with_rank_0s_buffers(model: SimSiam) -> Iterator[None]:
+    """On CPUs each rank has batch statistics of its own (training.with_global_statistics), and rank 0's are saved."""
+    own = [buffer.clone() for buffer in model.buffers()]
+    for buffer in model.buffers():
+        broadcast(buffer)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(model.buffers(), own, strict=True):
+            buffer.copy_(value)
 
 
 def _decoded(path: Path) -> Bgr:

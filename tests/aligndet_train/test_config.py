@@ -77,6 +77,13 @@ def test_the_rois_of_a_two_stage_detector_are_a_setting(given, sampler):
     assert (used.num, used.pos_fraction) == sampler
 
 
+def test_a_sampler_that_needs_class_scores_cannot_be_kept():
+    run = load_run_config(shipped_config("faster_rcnn"), {}, {"pretrain.rois_per_image": None})
+    run.stock_model["train_cfg"]["rcnn"]["sampler"]["type"] = "ScoreHLRSampler"
+    with pytest.raises(AlignDetError, match=r"PISA's sampler .* set pretrain\.rois_per_image"):
+        build_pretrainer(run.stock_model, run.pretrain)
+
+
 def test_rois_of_a_detector_without_such_a_head_are_refused():
     with pytest.raises(AlignDetError, match="rois_per_image is for detectors with one RoI head"):
         load_run_config(shipped_config("fcos"), {}, {"pretrain.rois_per_image": 64})

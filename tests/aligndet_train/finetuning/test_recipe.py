@@ -236,10 +236,14 @@ def test_one_scheduler_needs_no_list(labels):
     assert scheduler.milestones == [16, 22]
 
 
-def test_a_map_of_classes_is_dropped_like_masks(labels):
+def test_a_map_of_classes_is_dropped_like_masks_where_boxes_are_learned(labels, tmp_path):
     options = {"model.roi_head.mask_head": None}
+    whole = stock("htc/htc_r50_fpn_1x_coco", **options)
     with pytest.raises(AlignDetError, match=r"semantic_head=None"):
-        recipe(stock("htc/htc_r50_fpn_1x_coco", **options), labels)
+        recipe(whole, labels)
+    # Its boxes are seen with the map's features: one that is only measured keeps it.
+    measured = evaluation_config(whole, labels, tmp_path, FinetuneOptions())
+    assert measured.model.roi_head.semantic_head.num_classes == 183
     config = recipe(
         stock("htc/htc_r50_fpn_1x_coco", **options, **{"model.roi_head.semantic_head": None}), labels
     )
@@ -248,7 +252,12 @@ def test_a_map_of_classes_is_dropped_like_masks(labels):
 
 
 @pytest.mark.parametrize(
-    "config", ["scnet/scnet_r50_fpn_1x_coco", "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco"]
+    "config",
+    [
+        "scnet/scnet_r50_fpn_1x_coco",
+        "point_rend/point-rend_r50-caffe_fpn_ms-1x_coco",
+        "yolact/yolact_r50_1xb8-55e_coco",
+    ],
 )
 def test_a_class_that_needs_its_masks_is_not_told_to_drop_them(config, labels):
     with pytest.raises(AlignDetError, match=r"box-only sibling$"):
@@ -256,9 +265,9 @@ def test_a_class_that_needs_its_masks_is_not_told_to_drop_them(config, labels):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "drops"), [(24, [16, 22]), (6, [4, 5]), (4, [3]), (3, [2]), (2, [1]), (1, [1])]
+    ("epochs", "drops"), [(24, [16, 22]), (6, [4, 5]), (4, [3, 3]), (3, [2, 2]), (1, [1, 1])]
 )
-def test_every_drop_of_a_short_schedule_leaves_an_epoch_to_train(epochs, drops, labels):
+def test_every_drop_of_a_short_schedule_comes_before_its_last_epoch(epochs, drops, labels):
     config = recipe(stock("retinanet/retinanet_r50_fpn_1x_coco"), labels, epochs=epochs)
     assert next(s.milestones for s in config.param_scheduler if "milestones" in s) == drops
 

@@ -182,12 +182,18 @@ def test_what_cannot_be_measured_says_why(colours, tmp_path):
 
 
 def features_on_a_rank(rank: int, given: tuple[Path, Path]) -> None:
+    """Each rank has seen batches of its own, as on CPUs."""
     source, out = given
-    torch.save(read_labelled(source, None, 24).features(small_simsiam()[0]), out / f"{rank}.pth")
+    model, _ = small_simsiam()
+    statistics = [value for name, value in model.named_buffers() if name.endswith("running_mean")]
+    for mean in statistics:
+        mean += rank
+    torch.save(read_labelled(source, None, 24).features(model), out / f"{rank}.pth")
+    assert all(torch.equal(mean, torch.full_like(mean, rank)) for mean in statistics)
 
 
 @pytest.mark.parametrize("ranks", [2, 5])
-def test_ranks_share_the_pictures_and_all_have_the_features(colours, tmp_path, ranks):
+def test_ranks_share_the_pictures_and_all_have_the_features_of_rank_0(colours, tmp_path, ranks):
     """Eight pictures: of five ranks four have two each, and one has none of its own."""
     source = colours / "coco" / "set.json"
     whole = read_labelled(source, None, 24).features(small_simsiam()[0])
