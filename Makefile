@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TEST_ENV := OMP_NUM_THREADS=1
 # Processes that share the tests (tests/conftest.py); WORKERS=0 runs them in this one, as a debugger wants it.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: demo test test-all lint format docs setup clean
 .DELETE_ON_ERROR:

@@ -55,6 +55,7 @@ def pack(images: Path, labels: Path, out: Path, limit: int | None) -> None:
     mine(small, out / "dataset")
     shutil.rmtree(small)
     content = json.loads(labels.read_text())
+    (out / "labelled").mkdir(exist_ok=True)
     folder = labels.parent / "images" if (labels.parent / "images").is_dir() else labels.parent
     for entry in content["images"]:
         target = out / "labelled" / "images" / entry["file_name"]

@@ -6,6 +6,7 @@ Also on a machine with a GPU the suite runs on the CPU, unless the tests marked 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import hypothesis
@@ -47,14 +48,20 @@ def pytest_plugin_registered(manager: pytest.PytestPluginManager) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what runs in one process of several: a file; and all that may start Ray, whose nodes take each other's ports
-    when two start at once.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes (-n): a file is of one of them, and so is all that starts Ray.
+
+    Nodes of Ray that start at once take each other's ports. (xdist's own groups are lost on pytest 9.2's node ids.)
     """
-    for item in items:
-        place = item.path.relative_to(item.config.rootpath)
-        item.add_marker(pytest.mark.xdist_group("ray" if _START_RAY & {*place.parts} else str(place)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileAndRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if _START_RAY & {*Path(file).parts} else file
+
+    return ByFileAndRay(config, log)
 
 
 def _photographs() -> dict[str, np.ndarray]:
