@@ -64,6 +64,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFileAndRay(config, log)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many blocks of the documentation ran, and which never run and why.
+
+    Here and not in tests/docs: with several processes the one that prints reads this file alone.
+    """
+    from tests.docs.blocks import RAN, all_blocks, totals
+
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    calls = [report for report in reports if getattr(report, "when", None) == "call"]
+    count = sum(name == RAN for report in calls for name, _ in report.user_properties)
+    if count:
+        terminalreporter.section("documentation")
+        found = all_blocks()
+        terminalreporter.write_line(f"{count} shell and Python blocks ran now. {totals(found)}:")
+        for block in found:
+            if block.reason:
+                terminalreporter.write_line(f"  {block.page}:{block.line}: {block.reason}")
+
+
 def _photographs() -> dict[str, np.ndarray]:
     china, flower = sklearn.datasets.load_sample_images().images
     left, right, _ = skimage.data.stereo_motorcycle()

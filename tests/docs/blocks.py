@@ -18,6 +18,8 @@ PAGES = sorted(
     )
 )
 RUN = ("bash", "python")
+# Key of the property of a test's report that names a block that ran.
+RAN = "block of the documentation"
 # Other names of the same two languages would go unnoticed.
 FORBIDDEN = {"sh", "shell", "console", "zsh", "shell-session", "py", "python3", "pycon", "ipython"}
 # Verbs that import torch or start Ray: too long for every push on two cores, but for one page.
