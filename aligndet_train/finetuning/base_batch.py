@@ -22,7 +22,7 @@ _PATH = re.compile(r"^(/.*\.py)$", re.MULTILINE)
 
 
 def base_batch(config: Config) -> tuple[int, str]:
-    """(images, a remark for the log): the remark is empty where both agree, or only the setting says it.
+    """(images, a remark for the log): the remark is empty where both agree, or only the setting can say it.
 
     Of a config and the files below it (``_base_``) the nearest counts that has a batch in its name, or sets the rate.
     """
@@ -32,7 +32,7 @@ def base_batch(config: Config) -> tuple[int, str]:
             images = int(found[1]) * int(found[2])
             remark = f" ({found[0]} in {path.name}; auto_scale_lr says {said})"
             return images, remark if images != said else ""
-        if _SETS_RATE.search(text) and not _hides_its_bases(config):
+        if _SETS_RATE.search(text):
             break
     return said, _HIDDEN if _hides_its_bases(config) else ""
 
