@@ -45,11 +45,13 @@ def pretrain_backbone(
     data: cli_options.Data,
     work_dir: _WorkDir,
     backbone: _Backbone = "resnet50",
-    method: Annotated[str, typer.Option(help="simsiam.")] = "simsiam",
+    method: Annotated[str, typer.Option(help="simsiam or moco_v2.")] = "simsiam",
     crops: Annotated[
         str, typer.Option(help="What views are drawn from: whole `images`, or single `proposals`.")
     ] = "images",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Length of the run [default: 100].")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Length of the run [default: 100; moco_v2: 200].")
+    ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Steps to run instead of epochs.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Images a step on one GPU [default: 256].")
@@ -73,17 +75,14 @@ def pretrain_backbone(
     no_python_config: cli_options.NoPythonConfig = False,
     quiet: cli_options.Quiet = False,
 ) -> None:
-    """Pretrain a backbone on unlabeled images (AlignDet's image-domain stage, SimSiam).
+    """Pretrain a backbone on unlabeled images (AlignDet's image-domain stage: SimSiam, or MoCo v2).
 
-    Every setting is a field of aligndet_train.image_domain.config.ImageDomainConfig: --cfg-options FIELD=VALUE.
+    Every setting is a field of aligndet_train.image_domain.config.SimSiamConfig or MocoConfig: --cfg-options
+    FIELD=VALUE.
 
     Example: `aligndet pretrain-backbone --backbone resnet50 --data OUT --work-dir B --amp`
     """
     require_extra("train", "pretrain-backbone")
-    from aligndet_train.image_domain.training import METHODS
-
-    if method not in METHODS:
-        raise AlignDetError(f"no method {method!r}: {', '.join(METHODS)}")
     from aligndet_train.backbones.registry import find_backbone
     from aligndet_train.cli import parse_options
     from aligndet_train.console import volume
@@ -99,7 +98,7 @@ def pretrain_backbone(
         "crops": crops, "epochs": epochs, "iterations": iterations, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in named.items() if value is not None}
-    config = image_domain_config(given | parse_options(cfg_options or []))
+    config = image_domain_config(given | parse_options(cfg_options or []), method)
     labelled = None if knn is None else read_labelled(knn, knn_images, config.views.size)
     options = RunOptions(
         amp=amp,

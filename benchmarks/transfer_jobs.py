@@ -61,7 +61,7 @@ RECIPES = {
         config="faster_rcnn_160px.py",
     ),
     "deformable_detr_160px": Recipe(
-        {"short": 24, "long": 72},
+        {"short": 24, "long": 36},
         (2e-4, 4e-4, 8e-4),
         pretrain_epochs=6,
         pretrain_batch=16,

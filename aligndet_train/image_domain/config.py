@@ -1,8 +1,9 @@
 """Settings of the image-domain stage."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -17,17 +18,19 @@ Crops = Literal["images", "proposals"]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ImageDomainConfig:
-    """SimSiam (Chen & He 2021); defaults are the paper's for ResNet-50.
+    """What every method has; the defaults are SimSiam's for ResNet-50.
 
     epochs / iterations: length of the run; iterations, when given, wins. batch_size: images a step on one GPU.
-    lr: for base_batch_size images a step, scaled linearly; its cosine ends at zero, the predictor's rate stays.
+    lr: for base_batch_size images a step, scaled linearly; its cosine ends at zero.
     crops: what a view is drawn from: whole ``images``, or one of the ``proposals_per_image`` best ``proposals``,
     another in every epoch, grown by crop_context of its sides; none shorter than min_crop px is taken. max_side: px of
     the long side that what is larger is scaled down to before it goes to the device.
-    projection_dims, hidden_dims, predictor_dims: widths of the two MLPs.
-    stop_gradient: the paper's; without it the output collapses. collapse_ratio: of 1/sqrt(d), below which the mean
+    projection_dims: width of what the loss compares. collapse_ratio: of 1/sqrt(projection_dims), below which the mean
     deviation of the output over collapse_window steps counts as collapsed.
     """
+
+    method: ClassVar[str]
+    title: ClassVar[str]
 
     epochs: Count = 100
     iterations: Count | None = None
@@ -42,9 +45,6 @@ class ImageDomainConfig:
     min_crop: Count = 32
     max_side: Count = 640
     projection_dims: Count = 2048
-    hidden_dims: Count = 2048
-    predictor_dims: Count = 512
-    stop_gradient: bool = True
     collapse_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     collapse_window: Count = 100
     shard_window: Count = 8
@@ -52,11 +52,54 @@ class ImageDomainConfig:
     views: ImageViewConfig = field(default_factory=ImageViewConfig)
 
 
-def image_domain_config(given: Mapping[str, Any]) -> ImageDomainConfig:
-    """Build the settings from plain data; a dotted name reaches inside: ``{"views.size": 96}``.
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class SimSiamConfig(ImageDomainConfig):
+    """SimSiam (Chen & He 2021); defaults are the paper's for ResNet-50.
 
-    Raises AlignDetError naming every wrong key or value.
+    hidden_dims, predictor_dims: widths inside projector and predictor; the predictor's learning rate stays as it
+    begins. stop_gradient: the paper's; without it the output collapses.
     """
+
+    method: ClassVar[str] = "simsiam"
+    title: ClassVar[str] = "SimSiam"
+
+    hidden_dims: Count = 2048
+    predictor_dims: Count = 512
+    stop_gradient: bool = True
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class MocoConfig(ImageDomainConfig):
+    """MoCo v2 (Chen et al. 2020); defaults are the paper's for ResNet-50 and 200 epochs.
+
+    hidden_dims: width inside the projector; None takes that of the backbone's features. temperature: the loss's.
+    queue_size: keys of past steps that serve as negatives; more than there are pictures, and a picture's own old keys
+    are among them. key_momentum: the key encoder's; that of its batch statistics rises to it as (step + 1) / (step +
+    10).
+    """
+
+    method: ClassVar[str] = "moco_v2"
+    title: ClassVar[str] = "MoCo v2"
+
+    epochs: Count = 200
+    lr: Positive = 0.03
+    projection_dims: Count = 128
+    hidden_dims: Count | None = None
+    temperature: Positive = 0.2
+    queue_size: Count = 65_536
+    key_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
+
+
+CONFIGS: dict[str, type[ImageDomainConfig]] = {kind.method: kind for kind in (SimSiamConfig, MocoConfig)}
+
+
+def image_domain_config(given: Mapping[str, Any], method: str = "simsiam") -> ImageDomainConfig:
+    """Build the settings of ``method`` from plain data; a dotted name reaches inside: ``{"views.size": 96}``.
+
+    Raises AlignDetError for an unknown method, and naming every wrong key or value.
+    """
+    if method not in CONFIGS:
+        raise AlignDetError(f"no method {method!r}: {', '.join(CONFIGS)}")
     nested: dict[str, Any] = {}
     # What is whole first, so that a dotted name reaches inside it in whatever order they come.
     for name, value in sorted(given.items(), key=lambda item: item[0].count(".")):
@@ -70,10 +113,10 @@ def image_domain_config(given: Mapping[str, Any]) -> ImageDomainConfig:
                 )
         place[last] = dict(value) if isinstance(value, Mapping) else value
     try:
-        return TypeAdapter(ImageDomainConfig).validate_python(nested)
+        return TypeAdapter(CONFIGS[method]).validate_python(nested)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
-        known = ", ".join(ImageDomainConfig.__dataclass_fields__)
+        known = ", ".join(one.name for one in dataclasses.fields(CONFIGS[method]))
         raise AlignDetError(
             "settings of the image-domain stage:\n  " + "\n  ".join(lines) + f"\nknown: {known}"
         ) from error

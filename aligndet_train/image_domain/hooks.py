@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from aligndet_train.distributed import any_rank
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.knn import LabelledCrops, knn_figures
-from aligndet_train.image_domain.model import SimSiam
+from aligndet_train.image_domain.model import ImageDomainModel
 from aligndet_train.monitoring.metrics import lines_before
 from aligndet_train.schedules import Schedule
 from proposals.dataset.files import write_atomically
@@ -26,8 +26,16 @@ FIXED_RATE = "fixed_rate"
 KNN_LOG = "knn.jsonl"
 
 
+def _plain(runner: Runner) -> ImageDomainModel:
+    model: ImageDomainModel = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model
+
+
 class ScheduleHook(Hook):
-    """Seed and learning rate as functions of the step. learning_rate: [steps] factors on the initial rates."""
+    """What is a function of the step: seed, learning rate, what the method does after it.
+
+    learning_rate: [steps] factors on the initial rates.
+    """
 
     # Before mmengine's RuntimeInfoHook, which logs the learning rate.
     priority = "HIGHEST"
@@ -42,6 +50,12 @@ class ScheduleHook(Hook):
         for group in runner.optim_wrapper.optimizer.param_groups:
             factor = 1.0 if group[FIXED_RATE] else float(self.learning_rate[runner.iter])
             group["lr"] = group["initial_lr"] * factor
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Let the method move what follows the weights, before anything is saved or measured."""
+        _plain(runner).after_step(runner.iter)
 
 
 class CollapseHook(Hook):
@@ -110,7 +124,7 @@ class KnnHook(Hook):
         if runner.iter >= runner.max_iters:
             self._of_run(runner, runner.iter)
 
-    def finish(self, model: Callable[[], SimSiam], step: int) -> None:
+    def finish(self, model: Callable[[], ImageDomainModel], step: int) -> None:
         """Measure the end of a complete run, if it was killed between its last checkpoint and this."""
         self._take_over(step)
         if self._wanted(step):
@@ -126,14 +140,13 @@ class KnnHook(Hook):
 
     def _of_run(self, runner: Runner, step: int) -> None:
         if self._wanted(step):
-            plain: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            self._measure(plain, step, runner.logger.info)
+            self._measure(_plain(runner), step, runner.logger.info)
 
     def _wanted(self, step: int) -> bool:
         """Whether rank 0, which alone has read the log, has no measurement of ``step``: the same on every rank."""
         return any_rank(is_main_process() and step not in self._measured)
 
-    def _measure(self, model: SimSiam, step: int, say: Callable[[str], None]) -> None:
+    def _measure(self, model: ImageDomainModel, step: int, say: Callable[[str], None]) -> None:
         self._measured.add(step)
         features = self.labelled.features(model)
         if not is_main_process():

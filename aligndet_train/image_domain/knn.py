@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms.v2 import functional as F
 
-from aligndet_train.image_domain.model import SimSiam
+from aligndet_train.image_domain.model import ImageDomainModel
 from proposals.errors import AlignDetError
 from proposals.images import Bgr, decode_bgr
 
@@ -104,7 +104,7 @@ class LabelledCrops:
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def features(self, model: SimSiam) -> Tensor:
+    def features(self, model: ImageDomainModel) -> Tensor:
         """[N, C] float32 on every rank: the model's pooled features in evaluation mode; its mode is restored.
 
         Every rank must call it, and computes its share: one alone would keep the others waiting beyond NCCL's limit.
@@ -119,7 +119,7 @@ class LabelledCrops:
         return torch.cat(all_gather(rows))[: len(self)]
 
     @torch.no_grad()
-    def _features_of(self, model: SimSiam, pieces: Sequence[Piece]) -> Tensor:
+    def _features_of(self, model: ImageDomainModel, pieces: Sequence[Piece]) -> Tensor:
         training, device = model.training, next(model.parameters()).device
         model.eval()
         preprocessor: Any = model.data_preprocessor
@@ -158,7 +158,7 @@ class LabelledCrops:
 
 
 @contextmanager
-def _with_rank_0s_buffers(model: SimSiam) -> Iterator[None]:
+def _with_rank_0s_buffers(model: ImageDomainModel) -> Iterator[None]:
     """On CPUs each rank has batch statistics of its own (training.with_global_statistics), and rank 0's are saved."""
     own = [buffer.clone() for buffer in model.buffers()]
     for buffer in model.buffers():

@@ -1,18 +1,16 @@
-"""SimSiam's network: encoder f (backbone, pooling, projector) and predictor h (Chen & He 2021, section 3)."""
+"""What the methods of the image-domain stage share: two views of a batch, pooled features, figures for the log."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from aligndet_train.backbones.registry import BackboneChoice, build_backbone, output_channels
 from aligndet_train.distributed import averaged_figures
-from aligndet_train.image_domain.config import ImageDomainConfig
 from aligndet_train.image_domain.crops import CropSample
 from aligndet_train.image_domain.views import ImageView, ImageViewConfig, apply_image_views, draw_two_views
-from aligndet_train.losses.simsiam import simsiam_loss
 from aligndet_train.preprocess import InputSpec
 from aligndet_train.stream import Sample
 
@@ -45,48 +43,53 @@ class TwoCropPreprocessor(BaseDataPreprocessor):
         return draw_two_views(self.seed, sample.epoch, sample.index, sample.image, self.config)
 
 
-class SimSiam(BaseModel):
-    """Both views through one encoder; the predictor of each is compared with the projection of the other.
+class ImageDomainModel(BaseModel, ABC):
+    """A backbone that learns from two views of every picture, in whatever way a method has for it.
 
     backbone: any module that returns a sequence of feature maps. Those of find_backbone return the last alone; of one
     that always returns several (HRNet) all count, so that no layer of it is left untrained.
     """
 
-    def __init__(
-        self, backbone: nn.Module, channels: int, preprocessor: TwoCropPreprocessor, config: ImageDomainConfig
-    ) -> None:
+    def __init__(self, backbone: nn.Module, preprocessor: TwoCropPreprocessor) -> None:
         super().__init__(data_preprocessor=preprocessor)
-        self.config = config
         self.backbone = backbone
-        self.projector = projector(channels, config.hidden_dims, config.projection_dims)
-        self.predictor = predictor(config.projection_dims, config.predictor_dims)
+
+    @abstractmethod
+    def losses(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        """What is logged of a step, ``output_std`` among it; what is named loss is trained on.
+
+        first, second: the views, [B, 3, S, S] float32, normalised.
+        """
+
+    def fixed_rate_parameters(self) -> Iterable[nn.Parameter]:
+        """Those whose learning rate stays as it begins."""
+        return ()
+
+    def after_step(self, step: int) -> None:
+        """Called when the optimizer has done ``step``, which counts from 0."""
 
     def init_weights(self) -> None:
-        """Nothing: the backbone came initialised, and the MLPs keep torch's initial weights, as in the paper."""
+        """Nothing: the backbone came initialised, and the MLPs keep torch's initial weights, as in the papers."""
 
     def features(self, images: Tensor) -> Tensor:
         """[B, C]: the feature maps of normalised ``images`` [B, 3, H, W], averaged over their cells, side by side."""
-        return torch.cat([features.mean(dim=(2, 3)) for features in self.backbone(images)], dim=1)
+        return pooled(self.backbone(images))
 
     def forward(self, views: tuple[Tensor, Tensor], mode: str = "loss") -> dict[str, Tensor]:
-        """Loss, and ``output_std``: the deviation of a projection's components (see collapse).
-
-        Only ``mode="loss"`` exists: a pretraining model predicts nothing.
-        """
+        """See losses. Only ``mode="loss"`` exists: a pretraining model predicts nothing."""
         if mode != "loss":
             raise ValueError(f"a pretraining model only computes losses, not {mode!r}")
-        first, second = (self.projector(self.features(view)) for view in views)
-        loss = simsiam_loss(
-            (self.predictor(first), self.predictor(second)),
-            (first, second),
-            stop_gradient=self.config.stop_gradient,
-        )
-        return {"loss_simsiam": loss, "output_std": output_std(first)}
+        return self.losses(*views)
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of this rank, to go back through; and for log and monitors, all figures averaged over the ranks."""
         loss, figures = super().parse_losses(losses)
         return loss, averaged_figures(figures)
+
+
+def pooled(maps: Sequence[Tensor]) -> Tensor:
+    """[B, C]: feature ``maps``, [B, c, h, w] each, averaged over their cells, side by side."""
+    return torch.cat([features.mean(dim=(2, 3)) for features in maps], dim=1)
 
 
 @torch.no_grad()
@@ -96,28 +99,3 @@ def output_std(projections: Tensor) -> Tensor:
     1/sqrt(D) for directions spread evenly, 0 when all are one.
     """
     return normalize(projections.float(), dim=1).std(dim=0).mean()
-
-
-def projector(channels: int, hidden: int, out: int) -> nn.Sequential:
-    """Three layers, each with batch normalisation, the last of which has no scale, no shift and no ReLU."""
-    return nn.Sequential(
-        *(nn.Linear(channels, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)),
-        *(nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)),
-        *(nn.Linear(hidden, out, bias=False), nn.BatchNorm1d(out, affine=False)),
-    )
-
-
-def predictor(width: int, bottleneck: int) -> nn.Sequential:
-    """Two layers with a bottleneck; no normalisation at the output."""
-    return nn.Sequential(
-        *(nn.Linear(width, bottleneck, bias=False), nn.BatchNorm1d(bottleneck), nn.ReLU(inplace=True)),
-        nn.Linear(bottleneck, width),
-    )
-
-
-def build_simsiam(choice: BackboneChoice, config: ImageDomainConfig) -> SimSiam:
-    """The model with fresh weights; seeds torch with ``config.seed`` first."""
-    torch.manual_seed(config.seed)
-    backbone = build_backbone(choice.config)
-    preprocessor = TwoCropPreprocessor(choice.inputs, config.views, config.seed)
-    return SimSiam(backbone, output_channels(backbone, config.views.size), preprocessor, config)

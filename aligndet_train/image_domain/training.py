@@ -21,11 +21,12 @@ from aligndet_train.checkpoint import LAST, as_damage, decoded, encoded, load_ch
 from aligndet_train.distributed import joined_processes, lost_ranks_explained
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, ThroughputHook
 from aligndet_train.image_domain.collapse import CollapseMonitor
-from aligndet_train.image_domain.config import ImageDomainConfig
+from aligndet_train.image_domain.config import ImageDomainConfig, MocoConfig
 from aligndet_train.image_domain.crops import CropStream
 from aligndet_train.image_domain.hooks import FIXED_RATE, CollapseHook, KnnHook, ScheduleHook
 from aligndet_train.image_domain.knn import LabelledCrops
-from aligndet_train.image_domain.model import SimSiam, build_simsiam
+from aligndet_train.image_domain.methods import build_model
+from aligndet_train.image_domain.model import ImageDomainModel
 from aligndet_train.loader import step_loader
 from aligndet_train.loop import run_to_the_end, step_runner
 from aligndet_train.monitoring import NonFiniteHook
@@ -37,7 +38,6 @@ from aligndet_train.stream import Sample, StreamState
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.errors import AlignDetError
 
-METHODS = ("simsiam",)
 _ADVICE = "Lower the learning rate (--cfg-options lr=...), or train without --amp, in a new --work-dir"
 
 
@@ -82,7 +82,7 @@ def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -
         for hook in knn:
             hook.finish(partial(_saved_model, plan, plan.saved), plan.steps)
         return out
-    model = build_simsiam(plan.choice, plan.config).to(get_device())
+    model = build_model(plan.choice, plan.config).to(get_device())
     optimizer = build_optimizer(model, plan.config, get_world_size())
     plan.restore(model, optimizer)
     run_to_the_end(_runner(plan, model, optimizer, knn))
@@ -91,8 +91,9 @@ def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -
     return out
 
 
-def _saved_model(plan: Plan, saved: dict[str, Any]) -> SimSiam:
-    model: SimSiam = build_simsiam(plan.choice, plan.config).to(get_device())
+def _saved_model(plan: Plan, saved: dict[str, Any]) -> ImageDomainModel:
+    model = build_model(plan.choice, plan.config)
+    model.to(get_device())
     with as_damage(plan.work_dir / LAST):
         model.load_state_dict(saved["model"])
     return model
@@ -137,7 +138,7 @@ def _identity(
     settings["global_batch"] = settings.pop("batch_size") * get_world_size()
     identity = {
         "stage": STAGE,
-        "method": "simsiam",
+        "method": config.method,
         "backbone": choice.config,
         "inputs": dataclasses.asdict(choice.inputs),
         "settings": settings,
@@ -148,15 +149,15 @@ def _identity(
     return decoded(encoded(identity))
 
 
-def build_optimizer(model: SimSiam, config: ImageDomainConfig, world_size: int) -> torch.optim.SGD:
-    """SGD, its rate scaled linearly with the global batch; the predictor's rate stays as it begins (section 4.2)."""
+def build_optimizer(model: ImageDomainModel, config: ImageDomainConfig, world_size: int) -> torch.optim.SGD:
+    """SGD, its rate scaled linearly with the global batch; some parameters' rate stays as it begins."""
     rate = config.lr * config.batch_size * world_size / config.base_batch_size
-    predictor = list(model.predictor.parameters())
-    known = {id(parameter) for parameter in predictor}
-    encoder = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    fixed = list(model.fixed_rate_parameters())
+    known = {id(parameter) for parameter in fixed}
+    scheduled = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
     groups: list[dict[str, Any]] = [
-        {"params": encoder, "lr": rate, "initial_lr": rate, FIXED_RATE: False},
-        {"params": predictor, "lr": rate, "initial_lr": rate, FIXED_RATE: True},
+        {"params": scheduled, "lr": rate, "initial_lr": rate, FIXED_RATE: False},
+        {"params": fixed, "lr": rate, "initial_lr": rate, FIXED_RATE: True},
     ]
     return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay)
 
@@ -190,7 +191,9 @@ def synchronised(model: nn.Module) -> nn.Module:
     return converted
 
 
-def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra: list[KnnHook]) -> Runner:
+def _runner(
+    plan: Plan, model: ImageDomainModel, optimizer: torch.optim.Optimizer, extra: list[KnnHook]
+) -> Runner:
     config, options = plan.config, plan.options
     monitor = CollapseMonitor(config.projection_dims, config.collapse_ratio, config.collapse_window)
     return step_runner(
@@ -210,21 +213,32 @@ def _runner(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer, extra:
         ],
         seed=config.seed,
         record={"backbone": plan.choice.config, "settings": plan.identity["settings"]},
-        name=f"simsiam_from_{plan.start}",
+        name=f"{config.method}_from_{plan.start}",
     )
 
 
-def _summary(plan: Plan, model: SimSiam, optimizer: torch.optim.Optimizer) -> list[str]:
+def _summary(plan: Plan, model: ImageDomainModel, optimizer: torch.optim.Optimizer) -> list[str]:
     config, inputs = plan.config, plan.choice.inputs
     global_batch = config.batch_size * get_world_size()
     trainable = sum(p.numel() for p in model.backbone.parameters() if p.requires_grad)
     rate = optimizer.param_groups[0]["initial_lr"]
     drawn_from = "whole images" if config.crops == "images" else "proposals"
     return [
-        f"SimSiam: {plan.choice.name}, {trainable:,} trainable parameters in the backbone, on {get_device()}",
+        f"{config.title}: {plan.choice.name}, {trainable:,} trainable parameters in the backbone, on {get_device()}",
         f"{len(plan.dataset):,} images, views of {drawn_from}, {plan.steps:,} steps of {global_batch} images, "
         f"learning rate {rate:g} ({config.lr:g} x {global_batch}/{config.base_batch_size})",
         f"output_std of an even spread: {config.projection_dims**-0.5:.5f}; a collapsed output has none",
+        *_queue_remark(config, len(plan.dataset)),
         f"images as {'RGB' if inputs.bgr_to_rgb else 'BGR'}, mean {inputs.mean}, std {inputs.std}",
         f"resumed at step {plan.start}" if plan.start else "from step 0",
+    ]
+
+
+def _queue_remark(config: ImageDomainConfig, images: int) -> list[str]:
+    pictures = images * (config.proposals_per_image if config.crops == "proposals" else 1)
+    if not isinstance(config, MocoConfig) or config.queue_size <= pictures:
+        return []
+    return [
+        f"the queue of {config.queue_size:,} keys is longer than the {pictures:,} pictures there are: a picture's own "
+        f"old keys are pushed away from it. Shorten it, in a new --work-dir: --cfg-options queue_size={pictures // 2}"
     ]

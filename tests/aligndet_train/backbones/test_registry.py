@@ -9,7 +9,7 @@ import torch
 import aligndet_train.configs
 from aligndet_train.backbones.registry import build_backbone, find_backbone, output_channels
 from aligndet_train.image_domain.config import image_domain_config
-from aligndet_train.image_domain.model import build_simsiam
+from aligndet_train.image_domain.methods import build_model
 from proposals.errors import AlignDetError
 
 FOLDER = Path(next(iter(aligndet_train.configs.__path__)))
@@ -66,7 +66,7 @@ def test_every_layer_of_a_mmdet_backbone_learns(config):
     settings = image_domain_config(
         {"views.size": 64, "projection_dims": 8, "hidden_dims": 8, "predictor_dims": 4}
     )
-    model = build_simsiam(find_backbone(str(path)), settings)
+    model = build_model(find_backbone(str(path)), settings)
     views = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model((views[0], views[1]))["loss_simsiam"].backward()
     assert [name for name, value in model.backbone.named_parameters() if value.grad is None] == []

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_train.backbones.registry import IMAGENET
-from aligndet_train.image_domain.config import ImageDomainConfig, image_domain_config
-from aligndet_train.image_domain.model import SimSiam, TwoCropPreprocessor
+from aligndet_train.image_domain.config import MocoConfig, SimSiamConfig, image_domain_config
+from aligndet_train.image_domain.moco import Moco
+from aligndet_train.image_domain.model import TwoCropPreprocessor
+from aligndet_train.image_domain.simsiam import SimSiam
 
 TINY_BACKBONE = Path(__file__).parents[2] / "configs" / "tiny_fcos.py"
 TINY = {
@@ -18,6 +20,15 @@ TINY = {
     "predictor_dims": 8,
     "batch_size": 48,
     "lr": 8.0,
+}
+TINY_MOCO = {
+    "views.size": 24,
+    "max_side": 64,
+    "hidden_dims": 32,
+    "projection_dims": 16,
+    "queue_size": 96,
+    "batch_size": 48,
+    "lr": 0.5,
 }
 
 
@@ -38,8 +49,15 @@ class SmallBackbone(nn.Module):
         return (self.layers(images),)
 
 
-def small_simsiam(**changes) -> tuple[SimSiam, ImageDomainConfig]:
+def small_simsiam(**changes) -> tuple[SimSiam, SimSiamConfig]:
     config = image_domain_config(TINY | changes)
     torch.manual_seed(config.seed)
     model = SimSiam(SmallBackbone(), 32, TwoCropPreprocessor(IMAGENET, config.views, config.seed), config)
+    return model.train(), config
+
+
+def small_moco(**changes) -> tuple[Moco, MocoConfig]:
+    config = image_domain_config(TINY_MOCO | changes, "moco_v2")
+    torch.manual_seed(config.seed)
+    model = Moco(SmallBackbone(), 32, TwoCropPreprocessor(IMAGENET, config.views, config.seed), config)
     return model.train(), config

@@ -23,14 +23,16 @@ from aligndet_train.image_domain.training import synchronised
 from aligndet_train.schedules import half_cosine
 from proposals.cli import build_app
 from proposals.dataset.consolidated import consolidate
-from tests.aligndet_train.image_domain.conftest import TINY, TINY_BACKBONE
+from tests.aligndet_train.image_domain.conftest import TINY, TINY_BACKBONE, TINY_MOCO
 from tests.damage import flip_a_bit
 
 STEPS = 40
+MOCO = ("--method", "moco_v2")
 
 
 def arguments(data: Path, work_dir: Path, *extra: str, steps: int = STEPS) -> list[str]:
-    small = {name: value for name, value in TINY.items() if name != "batch_size"} | {"lr": 0.5}
+    tiny = TINY_MOCO if MOCO[-1] in extra else TINY
+    small = {name: value for name, value in tiny.items() if name != "batch_size"} | {"lr": 0.5}
     settings = [word for name, value in small.items() for word in ("--cfg-options", f"{name}={value}")]
     return [
         *(
@@ -67,7 +69,8 @@ def logged(work_dir: Path) -> dict[int, dict[str, float]]:
     for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
         for line in file.read_text().splitlines():
             record = json.loads(line)
-            values = {name: record[name] for name in ("loss_simsiam", "output_std", "lr")}
+            names = [name for name in record if name in ("output_std", "lr") or name.startswith("loss_")]
+            values = {name: record[name] for name in names}
             assert by_step.setdefault(record["step"], values) == values
     return by_step
 
@@ -110,6 +113,33 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(undisturbed, mined_
     assert all(torch.equal(first[name], second[name]) for name in first)
     files = [torch.load(folder / "backbone.pth", weights_only=True) for folder in (undisturbed, tmp_path)]
     assert files[0]["meta"] == files[1]["meta"]
+
+
+def test_moco_stopped_and_resumed_has_the_same_losses_and_weights_queue_included(mined_dataset, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    code, output = invoke(*arguments(mined_dataset, whole, *MOCO))
+    assert code == 0, output
+    words = [sys.executable, "-m", "proposals", *arguments(mined_dataset, parts, *MOCO)]
+    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    while not (parts / "previous.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 10 <= load_checkpoint(parts / LAST)["step"] < STEPS, "killed too late to show anything"
+    code, output = invoke(*arguments(mined_dataset, parts, *MOCO))
+    assert code == 0, output
+    assert sorted(logged(whole)) == list(range(1, STEPS + 1))
+    assert logged(parts) == logged(whole)
+    first, second = (load_checkpoint(folder / LAST)["model"] for folder in (whole, parts))
+    assert first["seen"] == STEPS * 6
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    state, meta = read_ours(torch.load(whole / "backbone.pth", weights_only=True))
+    assert meta["method"] == "moco_v2"
+    assert all(torch.equal(value, first[f"backbone.{name}"]) for name, value in state.items())
+    log = read_log(whole)
+    assert "MoCo v2: " in log
+    assert "the queue of 96 keys is longer than the 8 pictures there are" in log
 
 
 def test_the_rate_follows_the_cosine_and_the_loss_falls(undisturbed):
@@ -248,7 +278,8 @@ from mmengine.runner import Runner
 from mmengine.hooks import Hook
 class Compare(Hook):
     def after_train(self, runner):
-        mine = torch.cat([p.detach().flatten() for p in runner.model.parameters()])
+        queue = [b for name, b in runner.model.named_buffers() if name.endswith("queue")]
+        mine = torch.cat([p.detach().flatten() for p in [*runner.model.parameters(), *queue]])
         both = [torch.empty_like(mine) for _ in range(2)]
         dist.all_gather(both, mine)
         print("ranks agree:", torch.equal(*both), flush=True)
@@ -263,11 +294,12 @@ main()
 
 
 @pytest.mark.slow
-def test_two_ranks_train_agree_and_share_the_knn(mined_dataset, labelled, tmp_path):
+@pytest.mark.parametrize("method", [(), MOCO])
+def test_two_ranks_train_agree_and_share_the_knn(mined_dataset, labelled, tmp_path, method):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     (tmp_path / "compared.py").write_text(_AGREEING)
     knn = ("--knn", str(labelled), "--knn-interval", "2")
-    words = arguments(mined_dataset, tmp_path, "--launcher", "pytorch", *knn, steps=4)
+    words = arguments(mined_dataset, tmp_path, "--launcher", "pytorch", *method, *knn, steps=4)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launcher, tmp_path / "compared.py", *words],
@@ -288,12 +320,13 @@ def test_two_ranks_train_agree_and_share_the_knn(mined_dataset, labelled, tmp_pa
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--method", "byol"], "no method 'byol': simsiam"),
+        (["--method", "byol"], "no method 'byol': simsiam, moco_v2"),
         (["--backbone", "resnet51"], "no backbone 'resnet51': give one of resnet18, "),
         (["--backbone", "timm:nothing"], "'nothing'"),
         (["--backbone", "timm:maxvit_tiny_tf_224"], "takes no image of 24 px"),
         (["--cfg-options", "views=3"], "views.size=24 reaches inside views, which is given as 3"),
         (["--backbone", "gone.py"], "no config file at gone.py"),
+        (["--method", "moco_v2"], "predictor_dims: Unexpected keyword argument"),
         (["--cfg-options", "stride=2"], "stride: Unexpected keyword argument"),
         (["--crops", "boxes"], "crops: Input should be 'images' or 'proposals'"),
         (["--knn", "gone"], "no labelled pictures at gone"),

@@ -1,12 +1,12 @@
-"""Does SimSiam learn here? Deviation of the output and k-NN accuracy over a run of a few minutes, in one command.
+"""Does the image-domain stage learn here? The output's deviation and k-NN accuracy over some minutes, in one command.
 
-python benchmarks/simsiam.py pack --images PHOTOGRAPHS --labels VOC/val.json --out PACK
-python benchmarks/simsiam.py run --pack PACK --out RESULT [--minutes 5] [--backbone resnet18] [--crops proposals]
-python benchmarks/simsiam.py measure --labels VOC/val.json --backbone CONFIG.py --size 96      # what others reach
+python benchmarks/image_domain.py pack --images PHOTOGRAPHS --labels VOC/val.json --out PACK
+python benchmarks/image_domain.py run --pack PACK --out RESULT [--minutes 5] [--method moco_v2] [--crops proposals]
+python benchmarks/image_domain.py measure --labels VOC/val.json --backbone CONFIG.py --size 96      # what others reach
 
 `pack` shrinks the photographs, mines proposals on them (in this process, no Ray) and copies the labelled images: a
 folder below 40 MB that can be carried to a machine with a GPU. `run` measures the seconds a step takes, fixes the
-number of steps, trains, and writes RESULT/simsiam.json and RESULT/simsiam.svg. Killed, the same command goes on.
+number of steps, trains, and writes RESULT/result.json and RESULT/result.svg. Killed, the same command goes on.
 `measure` prints the k-NN accuracy of a backbone as it is: that of a mmdet config with the weights the config names.
 """
 
@@ -28,10 +28,10 @@ from aligndet_train import ops
 from aligndet_train.backbones.registry import find_backbone
 from aligndet_train.cli import parse_options
 from aligndet_train.config import read_config
-from aligndet_train.image_domain.config import ImageDomainConfig, image_domain_config
+from aligndet_train.image_domain.config import CONFIGS, ImageDomainConfig, image_domain_config
 from aligndet_train.image_domain.hooks import KNN_LOG
 from aligndet_train.image_domain.knn import LabelledCrops, knn_figures, read_labelled
-from aligndet_train.image_domain.model import build_simsiam
+from aligndet_train.image_domain.methods import build_model
 from aligndet_train.image_domain.training import pretrain_backbone
 from aligndet_train.plain_config import is_config
 from aligndet_train.run_options import RunOptions
@@ -95,16 +95,16 @@ def mine(images: Path, out: Path) -> None:
 
 
 def settings(arguments: argparse.Namespace, steps: int) -> ImageDomainConfig:
-    """The run's config: SimSiam's own values, for the small photographs of the pack."""
+    """The run's config: the method's own values, for the small photographs of the pack."""
     return image_domain_config(
         {
             "iterations": steps,
             "batch_size": arguments.batch_size,
             "crops": arguments.crops,
             "views.size": arguments.size,
-            "stop_gradient": not arguments.without_stop_gradient,
         }
-        | parse_options(arguments.cfg_options)
+        | parse_options(arguments.cfg_options),
+        arguments.method,
     )
 
 
@@ -157,7 +157,7 @@ def measure(arguments: argparse.Namespace) -> None:
     labelled = read_labelled(arguments.labels, arguments.images, arguments.size)
     print(f"{arguments.backbone}, weights: {next(iter(kept.values()), 'random')}, {arguments.size} px")
     for seed in range(1 if kept else arguments.seeds):
-        model = build_simsiam(choice, image_domain_config({"views.size": arguments.size, "seed": seed}))
+        model = build_model(choice, image_domain_config({"views.size": arguments.size, "seed": seed}))
         found = knn_figures(labelled.features(model), labelled.labels, labelled.groups)
         print(
             f"k-NN accuracy {100 * found.accuracy:.1f} % of {len(labelled)}, "
@@ -197,10 +197,10 @@ def run(arguments: argparse.Namespace) -> None:
     labelled = read_labelled(arguments.pack / "labelled" / "labels.json", None, arguments.size)
     train(arguments, arguments.out / "run", steps, labelled)
     figures = result(arguments, steps)
-    write_atomically(arguments.out / "simsiam.json", json.dumps(figures, indent=1).encode())
+    write_atomically(arguments.out / "result.json", json.dumps(figures, indent=1).encode())
     lines = {"output std / even spread": figures["deviation"], "k-NN accuracy": figures["knn"]}
     chart = line_chart(lines, x_label="step", y_label=f"{figures['arguments']['backbone']}", top=1.1)
-    write_atomically(arguments.out / "simsiam.svg", chart.encode())
+    write_atomically(arguments.out / "result.svg", chart.encode())
     print(json.dumps({name: value for name, value in figures.items() if name not in ("deviation", "knn")}))
 
 
@@ -219,6 +219,7 @@ def main() -> None:
     running.add_argument("--pack", type=Path, required=True)
     running.add_argument("--out", type=Path, required=True)
     running.add_argument("--backbone", default="resnet18")
+    running.add_argument("--method", choices=sorted(CONFIGS), default="simsiam")
     running.add_argument("--minutes", type=float, default=5)
     running.add_argument("--steps", type=int, default=None, help="instead of --minutes")
     running.add_argument("--batch-size", type=int, default=256)
@@ -227,9 +228,8 @@ def main() -> None:
     running.add_argument("--measurements", type=int, default=10, help="of k-NN accuracy, over the run")
     running.add_argument("--workers", type=int, default=8)
     running.add_argument(
-        "--cfg-options", nargs="*", default=[], help="fields of ImageDomainConfig: lr=0.12 min_crop=64"
+        "--cfg-options", nargs="*", default=[], help="fields of the method's config: lr=0.12 min_crop=64"
     )
-    running.add_argument("--without-stop-gradient", action="store_true", help="the broken form: collapses")
     measuring = verbs.add_parser("measure")
     measuring.add_argument("--labels", type=Path, required=True)
     measuring.add_argument("--backbone", required=True)

@@ -1,10 +1,10 @@
-"""What `benchmarks/simsiam.py pack` makes of photographs."""
+"""What `benchmarks/image_domain.py pack` makes of photographs."""
 
 import json
 
 import cv2
 import numpy as np
-from simsiam import pack
+from image_domain import pack
 
 from proposals.dataset import open_dataset
 

@@ -5,7 +5,8 @@ import torch
 
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.crops import CropStream
-from aligndet_train.image_domain.model import output_std, predictor, projector
+from aligndet_train.image_domain.model import output_std
+from aligndet_train.image_domain.simsiam import predictor, projector
 from aligndet_train.image_domain.training import build_optimizer
 from proposals.dataset import open_dataset
 from tests.aligndet_train.image_domain.conftest import small_simsiam

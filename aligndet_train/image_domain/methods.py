@@ -1,0 +1,24 @@
+"""The methods of the image-domain stage: which model a config is of."""
+
+from typing import Any
+
+import torch
+
+from aligndet_train.backbones.registry import BackboneChoice, build_backbone, output_channels
+from aligndet_train.image_domain.config import ImageDomainConfig, MocoConfig, SimSiamConfig
+from aligndet_train.image_domain.moco import Moco
+from aligndet_train.image_domain.model import ImageDomainModel, TwoCropPreprocessor
+from aligndet_train.image_domain.simsiam import SimSiam
+
+# Each is called with (backbone, channels of its features, preprocessor, config).
+_MODELS: dict[type[ImageDomainConfig], Any] = {SimSiamConfig: SimSiam, MocoConfig: Moco}
+
+
+def build_model(choice: BackboneChoice, config: ImageDomainConfig) -> ImageDomainModel:
+    """The model of ``config``'s method with fresh weights; seeds torch with ``config.seed`` first."""
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(choice.config)
+    preprocessor = TwoCropPreprocessor(choice.inputs, config.views, config.seed)
+    channels = output_channels(backbone, config.views.size)
+    model: ImageDomainModel = _MODELS[type(config)](backbone, channels, preprocessor, config)
+    return model

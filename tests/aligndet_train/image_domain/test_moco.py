@@ -1,0 +1,144 @@
+"""The queue, the key encoder, and that the whole learns to find a picture's other view."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import interpolate, normalize
+
+from aligndet_train.image_domain.config import image_domain_config
+from aligndet_train.image_domain.moco import Moco
+from aligndet_train.image_domain.model import pooled
+from aligndet_train.image_domain.training import build_optimizer
+from proposals.errors import AlignDetError
+from tests.aligndet_train.image_domain.conftest import small_moco
+
+STEPS = 120
+
+
+def views(seed: int, count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = torch.rand(2, count, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
+    return first, second
+
+
+def trained_step(model: Moco, optimizer: torch.optim.Optimizer, step: int, *, pictures: int = 6) -> None:
+    optimizer.zero_grad()
+    model(views(step, pictures))["loss_moco"].backward()
+    optimizer.step()
+    model.after_step(step)
+
+
+def test_keys_replace_the_oldest_rows_of_the_queue_around_its_end():
+    model, _ = small_moco(queue_size=10)
+    given = [model._keys(views(step)[1]) for step in (0, 1)]
+    model(views(0))
+    assert torch.equal(model.queue, torch.cat([given[0], torch.zeros(4, 16)]))
+    model(views(1))
+    assert torch.equal(model.queue, torch.cat([given[1][4:], given[0][2:], given[1][:4]]))
+    assert torch.allclose(model.queue.norm(dim=1), torch.ones(10))
+    assert model.seen.item() == 12
+
+
+def test_a_batch_longer_than_the_queue_fills_it():
+    model, _ = small_moco(queue_size=4)
+    keys = model._keys(views(0)[1])
+    model(views(0))
+    assert torch.equal(model.queue, keys[:4])
+
+
+def test_the_loss_compares_with_the_keys_of_the_steps_before():
+    model, config = small_moco()
+    assert model(views(0))["loss_moco"].item() == 0
+    first, second = views(1)
+    past, keys = model._keys(views(0)[1]), model._keys(second)
+    figures = model((first, second))
+    queries = normalize(model.projector(pooled(model.backbone(first))), dim=1)
+    own, others = (queries * keys).sum(dim=1) / config.temperature, queries @ past.T / config.temperature
+    expected = (torch.logsumexp(torch.cat([own[:, None], others], dim=1), dim=1) - own).mean()
+    assert figures["loss_moco"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_key_encoder_is_the_average_of_the_query_encoder_statistics_included():
+    model, config = small_moco(key_momentum=0.5)
+    optimizer = build_optimizer(model, config, 1)
+    expected = {name: value.clone() for name, value in key_state(model).items()}
+    for step in range(12):
+        trained_step(model, optimizer, step)
+        for name, value in query_state(model).items():
+            momentum = min(0.5, (step + 1) / (step + 10)) if "running" in name else 0.5
+            expected[name] = momentum * expected[name] + (1 - momentum) * value
+    for name, value in key_state(model).items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+        assert not torch.equal(value, query_state(model)[name]), name
+
+
+def key_state(model: Moco) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix("key_"): value
+        for name, value in model.state_dict().items()
+        if name.startswith("key_") and value.is_floating_point()
+    }
+
+
+def query_state(model: Moco) -> dict[str, torch.Tensor]:
+    return {name: model.state_dict()[name] for name in key_state(model)}
+
+
+def test_the_optimizer_leaves_the_key_encoder_alone_and_its_statistics_are_never_of_a_batch():
+    model, config = small_moco()
+    optimized = {id(p) for group in build_optimizer(model, config, 1).param_groups for p in group["params"]}
+    keys = [*model.key_backbone.parameters(), *model.key_projector.parameters()]
+    assert not optimized & {id(p) for p in keys}
+    assert len(optimized) == len(keys)
+    before = {name: value.clone() for name, value in key_state(model).items()}
+    model.eval()
+    model.train()
+    model(views(0))["loss_moco"].backward()
+    assert all(torch.equal(value, before[name]) for name, value in key_state(model).items())
+    assert all(p.grad is None for p in keys)
+    norms = [part for part in model.key_backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert not any(part.training for part in norms)
+    assert norms
+
+
+def patterns(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two views of new smooth patterns: another contrast and noise in each."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = interpolate(torch.randn(count, 3, 3, 3, generator=generator), size=(24, 24), mode="bilinear")
+    first, second = (
+        whole * (0.5 + torch.rand(count, 1, 1, 1, generator=generator))
+        + 0.5 * torch.randn(count, 3, 24, 24, generator=generator)
+        for _ in range(2)
+    )
+    return first, second
+
+
+@torch.no_grad()
+def share_found(model: Moco) -> float:
+    """Of 400 patterns that were not trained on, those whose nearest other view is their own."""
+    first, second = (normalize(model.eval().features(view), dim=1) for view in patterns(10**6, 400))
+    model.train()
+    return ((first @ second.T).argmax(dim=1) == torch.arange(400)).float().mean().item()
+
+
+def test_it_learns_to_find_the_other_view_of_new_pictures():
+    model, config = small_moco(key_momentum=0.99)
+    optimizer = build_optimizer(model, config, 1)
+    before = share_found(model)
+    for step in range(STEPS):
+        figures = model(patterns(step, config.batch_size))
+        optimizer.zero_grad()
+        figures["loss_moco"].backward()
+        optimizer.step()
+        model.after_step(step)
+    assert before < 0.5
+    assert share_found(model) > 0.9
+    assert figures["output_std"].item() > 0.5 * config.projection_dims**-0.5
+
+
+def test_its_settings_are_its_own():
+    config = image_domain_config({}, "moco_v2")
+    assert (config.epochs, config.lr, config.projection_dims, config.queue_size) == (200, 0.03, 128, 65_536)
+    with pytest.raises(
+        AlignDetError, match=r"predictor_dims: Unexpected keyword argument[^$]*known: .*queue_size"
+    ):
+        image_domain_config({"predictor_dims": 8}, "moco_v2")
