@@ -120,19 +120,31 @@ def share_found(model: Moco) -> float:
     return ((first @ second.T).argmax(dim=1) == torch.arange(400)).float().mean().item()
 
 
-def test_it_learns_to_find_the_other_view_of_new_pictures():
-    model, config = small_moco(key_momentum=0.99)
-    optimizer = build_optimizer(model, config, 1)
-    before = share_found(model)
-    for step in range(STEPS):
-        figures = model(patterns(step, config.batch_size))
+def trained(model: Moco, optimizer: torch.optim.Optimizer, batch_size: int, steps: int) -> float:
+    """The output's deviation after ``steps``, as a share of an even spread's."""
+    for step in range(steps):
+        figures = model(patterns(step, batch_size))
         optimizer.zero_grad()
         figures["loss_moco"].backward()
         optimizer.step()
         model.after_step(step)
+    return figures["output_std"].item() * model.config.projection_dims**0.5
+
+
+def test_it_learns_to_find_the_other_view_of_new_pictures():
+    model, config = small_moco(key_momentum=0.99)
+    before = share_found(model)
+    deviation = trained(model, build_optimizer(model, config, 1), config.batch_size, STEPS)
     assert before < 0.5
     assert share_found(model) > 0.9
-    assert figures["output_std"].item() > 0.5 * config.projection_dims**-0.5
+    assert deviation > 0.5
+
+
+def test_a_queue_that_begins_with_random_rows_would_give_all_pictures_one_output():
+    model, config = small_moco(key_momentum=0.99)
+    model.queue.copy_(normalize(torch.randn(model.queue.shape), dim=1))
+    model.seen.fill_(len(model.queue))
+    assert trained(model, build_optimizer(model, config, 1), config.batch_size, 20) < 0.1
 
 
 def test_its_settings_are_its_own():
