@@ -32,7 +32,8 @@ def register(app: typer.Typer) -> None:
     """Add `finetune`, `evaluate` and `split` to the one command."""
     app.command(epilog=help_epilog("train"))(finetune)
     app.command(epilog=help_epilog("train"))(evaluate)
-    app.command()(split)
+    # What is left over is told how several shares are given.
+    app.command(context_settings={"allow_extra_args": True})(split)
 
 
 def finetune(
@@ -144,6 +145,7 @@ def evaluate(
 
 
 def split(
+    context: typer.Context,
     annotations: Annotated[Path, typer.Argument(help=f"The whole set: {_LABELS}.")],
     out: Annotated[Path, typer.Argument(help="Folder for the subsets, COCO jsons.")],
     percent: Annotated[
@@ -156,6 +158,10 @@ def split(
 
     Example: `aligndet split train.json subsets/ --percent 1,5,10 --seeds 5`
     """
+    if context.args:
+        raise AlignDetError(
+            f"{' '.join(context.args)}: give several shares as one word, --percent 1,5,10, or repeat the option"
+        )
     from aligndet_train.finetuning.split import split as run_split
     from proposals.outputs import require_outside_datasets
 

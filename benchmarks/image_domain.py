@@ -199,7 +199,7 @@ def run(arguments: argparse.Namespace) -> None:
     figures = result(arguments, steps)
     write_atomically(arguments.out / "result.json", json.dumps(figures, indent=1).encode())
     lines = {"output std / even spread": figures["deviation"], "k-NN accuracy": figures["knn"]}
-    chart = line_chart(lines, x_label="step", y_label=f"{figures['arguments']['backbone']}", top=1.1)
+    chart = line_chart(lines, x_label="step", y_label=f"{arguments.method}, {arguments.backbone}", top=1.1)
     write_atomically(arguments.out / "result.svg", chart.encode())
     print(json.dumps({name: value for name, value in figures.items() if name not in ("deviation", "knn")}))
 

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -263,10 +264,15 @@ def every_job(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+# What a process returns that a shell's Ctrl-C or SIGTERM reached, and that ended in order.
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
 def run_job(job: Job, log_folder: Path) -> int:
     """Run the process and write down how it ended; its output goes to a file of its own.
 
-    A process that a signal ended has not failed: it goes on when it is started again.
+    A process that a signal ended, or that ended itself because of one, has not failed: it goes on when it is started
+    again.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -277,7 +283,7 @@ def run_job(job: Job, log_folder: Path) -> int:
         (job.folder / "labels.json").write_text(json.dumps(job.labels))
     with (log_folder / f"{slug(job.name)}.log").open("ab") as log:
         code = subprocess.run(job.command, stdout=log, stderr=log, check=False).returncode
-    if code > 0:
+    if code > 0 and code not in _STOPPED:
         job.failure.write_text(json.dumps({"failed": job.name, "exit": code}) + "\n")
     if code == 0 and job.marked:
         job.product.touch()

@@ -1,6 +1,7 @@
 """Ground-truth boxes, from COCO json or Pascal VOC xml, as flat arrays."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ class GroundTruth:
     names: [I] file names as written there. sizes: [I, 2] int64 (width, height) px, 0 where unknown.
     offsets: [I + 1] int64, image i owns rows offsets[i]:offsets[i + 1] of the rest. boxes: [G, 4] float64, xywh px
     (as COCO writes them: other forms would round differently), half-open. area: [G] float64 px^2, as annotated.
-    ignore: [G] bool, crowd or difficult. labels: [G] int64 into ``classes``.
+    ignore: [G] bool, crowd, difficult, or marked ``ignore``. labels: [G] int64 into ``classes``.
     """
 
     names: list[str]
@@ -58,9 +59,16 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
 
 def _from_coco(content: dict[str, Any]) -> GroundTruth:
     images, annotations = content["images"], content["annotations"]
+    for kind in ("images", "categories"):
+        require_own_ids(content[kind], kind)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     place = {image["id"]: i for i, image in enumerate(images)}
     label = {category["id"]: i for i, category in enumerate(categories)}
+    if annotations and not any(a["image_id"] in place for a in annotations):
+        ids = ", ".join(
+            repr(next(iter(some))) for some in ([a["image_id"] for a in annotations], place or [None])
+        )
+        raise ValueError(f"no annotation is of an image that is listed: first image_id and first image {ids}")
     annotations = [a for a in annotations if a["image_id"] in place and a["category_id"] in label]
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
     if len(boxes) and boxes.shape[1:] != (4,):
@@ -73,10 +81,17 @@ def _from_coco(content: dict[str, Any]) -> GroundTruth:
         owner=np.array([place[a["image_id"]] for a in annotations], dtype=np.int64),
         boxes=boxes.reshape(-1, 4),
         area=np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64),
-        ignore=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=np.bool_),
+        ignore=np.array([bool(a.get("iscrowd") or a.get("ignore")) for a in annotations], dtype=np.bool_),
         labels=np.array([label[a["category_id"]] for a in annotations], dtype=np.int64),
         classes=tuple(str(category["name"]) for category in categories),
     )
+
+
+def require_own_ids(entries: list[dict[str, Any]], kind: str) -> None:
+    """Raise ValueError when two entries have one id, as in files that were joined without numbering them anew."""
+    twice = [number for number, count in Counter(entry["id"] for entry in entries).items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} ids are of several {kind}, {twice[0]!r} first: number them anew")
 
 
 def _read_voc(folder: Path) -> GroundTruth:

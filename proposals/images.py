@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -34,6 +35,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FIRST_ON_ITS_SIDE = 5  # of the orientations: with it and above width and height are swapped
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _EIGHT_BIT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
 
@@ -92,6 +94,16 @@ def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedI
         if image.format in ("JPEG", "MPO") and has_too_many_scans(data):
             raise ImageRejected("decode", "too_many_scans", f"more than {MAX_SCANS} times over the image")
         return _decode(image)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height, px, of the image in ``path`` as `decode_bgr` would give it; reads its header alone.
+
+    Raises ImageRejected(stage "decode") when there is no such header, OSError when the file cannot be read.
+    """
+    with path.open("rb") as file, _rejecting_broken_bytes(), Image.open(file, formats=_FORMATS) as image:
+        turned = _orientation(image) >= _FIRST_ON_ITS_SIDE
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def resize_max_side(bgr: Bgr, max_side: int) -> tuple[Bgr, float, float]:

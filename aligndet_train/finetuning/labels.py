@@ -25,7 +25,7 @@ class Labels:
     """annotations: a COCO json. images: the folder its file names are relative to. classes: in category order.
 
     source: what the user named; ``annotations`` is another file where mmdet could not read that one. names: the file
-    names of all images.
+    names of all images. sizes: their width and height in px as the labels have them, 0 where they say none.
     """
 
     annotations: Path
@@ -33,6 +33,7 @@ class Labels:
     classes: tuple[str, ...]
     source: Path
     names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def read_labels(path: Path, images: Path | None, scratch: Path) -> Labels:
     _require_images(truth.names, folder, path)
     as_it_is = path.is_file() and not is_voc_list(path) and _fit_file(path)
     annotations = path if as_it_is else _write_coco(truth, truth.classes, scratch, path)
-    return Labels(annotations.resolve(), folder.resolve(), truth.classes, path, tuple(truth.names))
+    sizes = tuple((int(width), int(height)) for width, height in truth.sizes)
+    return Labels(annotations.resolve(), folder.resolve(), truth.classes, path, tuple(truth.names), sizes)
 
 
 def matched(labels: Labels, classes: tuple[str, ...], scratch: Path) -> Labels:
@@ -203,7 +205,7 @@ def _fit(content: Mapping[str, Any]) -> bool:
     """Whether what the file says is what mmdet and pycocotools take it for.
 
     Both number classes by the order of ``categories``, not by their ids, and find them by name; pycocotools takes a
-    box of id 0 for unmatched.
+    box of id 0 for unmatched, and overwrites ``ignore``.
     """
     numbers = [category["id"] for category in content["categories"]]
     boxes = [annotation.get("id") for annotation in content["annotations"]]
@@ -213,7 +215,7 @@ def _fit(content: Mapping[str, Any]) -> bool:
         and 0 not in boxes
         and len(set(boxes)) == len(boxes)
         and all(
-            annotation.keys() >= _OF_ANNOTATIONS and _has_area(annotation)
+            annotation.keys() >= _OF_ANNOTATIONS and not annotation.get("ignore") and _has_area(annotation)
             for annotation in content["annotations"]
         )
         and all(_is_positive(image.get(side)) for image in content["images"] for side in ("width", "height"))

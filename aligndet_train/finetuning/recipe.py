@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 
 from aligndet_train.detectors.class_names import class_name
 from aligndet_train.finetuning.base_batch import base_batch
+from aligndet_train.finetuning.coco_ap import METRIC
 from aligndet_train.finetuning.labels import Labels, require_boxes
 from aligndet_train.optimizer import Bfloat16OptimWrapper
 from proposals.errors import AlignDetError
@@ -183,7 +184,7 @@ def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions
     require_boxes(val, "measure AP on", _filter_of(config.val_dataloader.dataset))
     _set_loader(config.val_dataloader, val, options, config)
     config.val_evaluator = {
-        "type": "CocoMetric",
+        "type": METRIC,
         "ann_file": str(val.annotations),
         "metric": "bbox",
         "proposal_nums": _MOST_BOXES,
@@ -362,9 +363,12 @@ def _move(scheduler: ConfigDict, usual: int, epochs: int, steps: int) -> None:
         latest = max(1, epochs - 1)
         scheduler.milestones = [min(max(1, round(m * factor)), latest) for m in scheduler.milestones]
     to_the_end = scheduler.get("end", usual) >= usual
+    falls_to_its_end = scheduler.get("T_max") == scheduler.get("end", usual) - scheduler.get("begin", 0)
     for name in ("begin", "end", "T_max"):
         if name in scheduler:
             # A first phase (a warm-up) keeps an epoch.
             scheduler[name] = max(round(scheduler[name] * factor), int(name != "begin"))
     if "end" in scheduler and to_the_end:
         scheduler.end = epochs
+    if falls_to_its_end:  # rounded by itself a cosine may end before its phase, and rise again
+        scheduler.T_max = scheduler.get("end", epochs) - scheduler.get("begin", 0)

@@ -27,6 +27,7 @@ from aligndet_train.detectors.two_stage import repeated_regressor
 from aligndet_train.distributed import any_rank, joined_processes, lost_ranks_explained
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
+from aligndet_train.finetuning.image_sizes import other_sizes
 from aligndet_train.finetuning.labels import Labels, matched, shared_images
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
@@ -50,7 +51,9 @@ _FIGURES = {
 _LABELS = "labels"
 # What must be equal for a run to be resumed,
 _IDENTITY = ("config", "settings", "train", "val", "weights", "classes", "options", "global_batch")
-# but for these options,
+# files by their content alone, wherever they lie now,
+_WHERE_IT_LIES = ("train.file:", "val.file:", "weights.file:")
+# and but for these options,
 _FREE_TO_CHANGE = ("workers", "eval_interval", "launcher")
 # and where the folder says the batch of all ranks (older ones do not), that of one.
 _OF_ONE_RANK = ("batch_size",)
@@ -180,27 +183,32 @@ def _finetune(
         for hook in (StopAtNonFiniteHook(_advice(run["lr"], options)), results, loader):
             if hook is not None:
                 runner.register_hook(hook)
-        runner.logger.info(
-            chosen.reason
-            if last is None
-            else f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
-        )
-        _tell(runner, chosen.left_out, _shared_warning(train, val))
+        began = f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
+        remarks = (chosen.reason if last is None else began, chosen.left_out)
+        _tell(runner, [line for line in remarks if line], _warnings(train, val))
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
         with unreadable_image_named():
             runner.train()
+    if val is None and is_main_process():
+        write_results(results.path, run, [])
     figures = results.epochs[-1] if results.epochs else {}
     return FinetuneResult(figures, loader.report if loader else None, work_dir / RESULTS)
 
 
-def _tell(runner: Runner, left_out: str | None, warning: str | None) -> None:
+def _tell(runner: Runner, remarks: list[str], warnings: list[str]) -> None:
     """Both in the log, and where a person looks."""
-    if left_out is not None:
-        runner.logger.info(left_out)
-        say(left_out)
-    if warning is not None:
-        runner.logger.warning(warning)
-        say(f"warning: {warning}")
+    for line in remarks:
+        runner.logger.info(line)
+        say(line)
+    for line in warnings:
+        runner.logger.warning(line)
+        say(f"warning: {line}")
+
+
+def _warnings(train: Labels, val: Labels | None) -> list[str]:
+    sets = [train] if val is None else [train, val]
+    found = [*map(other_sizes, sets), _shared_warning(train, val)]
+    return [line for line in found if line is not None]
 
 
 def _shared_warning(train: Labels, val: Labels | None) -> str | None:
@@ -373,7 +381,7 @@ def _resumed(work_dir: Path, run: dict[str, Any]) -> dict[str, Any]:
     names = [name for name in _IDENTITY if name in saved]
     before, now = ({name: content[name] for name in names} for content in (saved, run))
     options = _FREE_TO_CHANGE + (_OF_ONE_RANK if "global_batch" in saved else ())
-    free = tuple(f"options.{name}:" for name in options)
+    free = (*_WHERE_IT_LIES, *(f"options.{name}:" for name in options))
     different = [line for line in identity_difference(before, now) if not line.startswith(free)]
     if different:
         lines = "".join(f"\n  {line}" for line in different)

@@ -12,6 +12,7 @@ import numpy as np
 from aligndet_train.finetuning.labels import coco_form
 from aligndet_train.finetuning.voc_lists import is_voc_list, read_truth
 from proposals.errors import AlignDetError
+from proposals.ground_truth import require_own_ids
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def split(annotations: Path, out: Path, percents: Sequence[float], seeds: Sequen
         raise AlignDetError(f"{wrong[0]:g} % of a set cannot be taken: give percentages above 0, up to 100")
     try:
         whole = _read(annotations)
+        for kind in ("images", "categories"):
+            require_own_ids(whole[kind], kind)
         ids = [image["id"] for image in whole["images"]]
         names = {category["id"]: category["name"] for category in whole["categories"]}
         owners = [(box["image_id"], box["category_id"]) for box in whole["annotations"]]

@@ -18,7 +18,7 @@ Crops = Literal["images", "proposals"]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ImageDomainConfig:
-    """What every method has; the defaults are SimSiam's for ResNet-50.
+    """What every method has. Only those below can be run: they have a ``method`` and a ``title``.
 
     epochs / iterations: length of the run; iterations, when given, wins. batch_size: images a step on one GPU.
     lr: for base_batch_size images a step, scaled linearly; its cosine ends at zero.
@@ -51,6 +51,10 @@ class ImageDomainConfig:
     seed: Annotated[int, Field(ge=0)] = 0
     views: ImageViewConfig = field(default_factory=ImageViewConfig)
 
+    def remarks(self, images: int) -> list[str]:
+        """What a run on so many images should know, a line each."""
+        return []
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SimSiamConfig(ImageDomainConfig):
@@ -73,9 +77,9 @@ class MocoConfig(ImageDomainConfig):
     """MoCo v2 (Chen et al. 2020); defaults are the paper's for ResNet-50 and 200 epochs.
 
     hidden_dims: width inside the projector; None takes that of the backbone's features. temperature: the loss's.
-    queue_size: keys of past steps that serve as negatives; more than there are pictures, and a picture's own old keys
-    are among them. key_momentum: the key encoder's; that of its batch statistics rises to it as (step + 1) / (step +
-    10).
+    queue_size: keys of past steps that serve as negatives; of a dataset with fewer images a picture's own old keys are
+    among them. key_momentum: the key encoder's; that of its batch statistics rises to it as (step + 1) / (step + 2).
+    collapse_ratio: lower than SimSiam's, as the projector has no normalisation and begins at a third of 1/sqrt(dims).
     """
 
     method: ClassVar[str] = "moco_v2"
@@ -84,10 +88,21 @@ class MocoConfig(ImageDomainConfig):
     epochs: Count = 200
     lr: Positive = 0.03
     projection_dims: Count = 128
+    collapse_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     hidden_dims: Count | None = None
     temperature: Positive = 0.2
     queue_size: Count = 65_536
     key_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
+
+    def remarks(self, images: int) -> list[str]:
+        """That the queue is longer than the dataset."""
+        if self.queue_size <= images:
+            return []
+        return [
+            f"the queue of {self.queue_size:,} keys is longer than the {images:,} images: an image's own old keys are "
+            "among those that it is pushed away from. Shorten it, in a new --work-dir: --cfg-options "
+            f"queue_size={max(1, images // 4)}"
+        ]
 
 
 CONFIGS: dict[str, type[ImageDomainConfig]] = {kind.method: kind for kind in (SimSiamConfig, MocoConfig)}

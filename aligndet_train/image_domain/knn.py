@@ -160,13 +160,14 @@ class LabelledCrops:
 @contextmanager
 def _with_rank_0s_buffers(model: ImageDomainModel) -> Iterator[None]:
     """On CPUs each rank has batch statistics of its own (training.with_global_statistics), and rank 0's are saved."""
-    own = [buffer.clone() for buffer in model.buffers()]
-    for buffer in model.buffers():
+    buffers = list(model.backbone.buffers())
+    own = [buffer.clone() for buffer in buffers]
+    for buffer in buffers:
         broadcast(buffer)
     try:
         yield
     finally:
-        for buffer, value in zip(model.buffers(), own, strict=True):
+        for buffer, value in zip(buffers, own, strict=True):
             buffer.copy_(value)
 
 

@@ -1,7 +1,8 @@
 """MoCo v2's network: a query encoder, its slow copy for the keys, and a queue of past keys (Chen et al. 2020).
 
-One thing is not the paper's: the keys are normalised by averaged batch statistics (EMAN, Cai et al. 2021) where MoCo
-shuffles the batch over the GPUs, so that it works on one GPU as well and ranks need not exchange images.
+Not as in the paper: keys are normalised by averaged batch statistics (after EMAN, Cai et al. 2021) where MoCo shuffles
+the batch over the GPUs, so one GPU is enough and ranks exchange no images; for a short run these follow faster at first
+than the weights, as they begin with nothing. Nothing is dropped out of a key. The queue begins empty, not random.
 """
 
 import copy
@@ -35,6 +36,7 @@ class Moco(ImageDomainModel):
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.register_buffer("queue", torch.zeros(config.queue_size, config.projection_dims))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.train()
 
     def train(self, mode: bool = True) -> "Moco":
         """As torch's; the key encoder always stays in evaluation mode."""
@@ -58,7 +60,8 @@ class Moco(ImageDomainModel):
     def after_step(self, step: int) -> None:
         """Move the key encoder towards the query encoder (MoCo v1, eq. 2), its batch statistics faster at first."""
         momentum = self.config.key_momentum
-        of_statistics = min(momentum, (step + 1) / (step + 10))
+        # Of all steps alike, at first: the weights that they are for lag behind as well.
+        of_statistics = min(momentum, (step + 1) / (step + 2))
         for key, query in ((self.key_backbone, self.backbone), (self.key_projector, self.projector)):
             _follow(list(key.parameters()), list(query.parameters()), 1 - momentum)
             _follow(_statistics(key), _statistics(query), 1 - of_statistics)
@@ -77,8 +80,10 @@ class Moco(ImageDomainModel):
 
 
 def _statistics(encoder: nn.Module) -> list[Tensor]:
-    """Its buffers, but for counters."""
-    return [buffer for buffer in encoder.buffers() if buffer.is_floating_point()]
+    """Those of batches alone: other buffers never change, and may hold infinities, of which an average is none."""
+    return [
+        value for name, value in encoder.named_buffers() if name.endswith(("running_mean", "running_var"))
+    ]
 
 
 def _follow(values: list[Tensor], targets: list[Tensor], share: float) -> None:

@@ -21,7 +21,7 @@ from aligndet_train.checkpoint import LAST, as_damage, decoded, encoded, load_ch
 from aligndet_train.distributed import joined_processes, lost_ranks_explained
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, ThroughputHook
 from aligndet_train.image_domain.collapse import CollapseMonitor
-from aligndet_train.image_domain.config import ImageDomainConfig, MocoConfig
+from aligndet_train.image_domain.config import ImageDomainConfig
 from aligndet_train.image_domain.crops import CropStream
 from aligndet_train.image_domain.hooks import FIXED_RATE, CollapseHook, KnnHook, ScheduleHook
 from aligndet_train.image_domain.knn import LabelledCrops
@@ -228,17 +228,7 @@ def _summary(plan: Plan, model: ImageDomainModel, optimizer: torch.optim.Optimiz
         f"{len(plan.dataset):,} images, views of {drawn_from}, {plan.steps:,} steps of {global_batch} images, "
         f"learning rate {rate:g} ({config.lr:g} x {global_batch}/{config.base_batch_size})",
         f"output_std of an even spread: {config.projection_dims**-0.5:.5f}; a collapsed output has none",
-        *_queue_remark(config, len(plan.dataset)),
+        *config.remarks(len(plan.dataset)),
         f"images as {'RGB' if inputs.bgr_to_rgb else 'BGR'}, mean {inputs.mean}, std {inputs.std}",
         f"resumed at step {plan.start}" if plan.start else "from step 0",
-    ]
-
-
-def _queue_remark(config: ImageDomainConfig, images: int) -> list[str]:
-    pictures = images * (config.proposals_per_image if config.crops == "proposals" else 1)
-    if not isinstance(config, MocoConfig) or config.queue_size <= pictures:
-        return []
-    return [
-        f"the queue of {config.queue_size:,} keys is longer than the {pictures:,} pictures there are: a picture's own "
-        f"old keys are pushed away from it. Shorten it, in a new --work-dir: --cfg-options queue_size={pictures // 2}"
     ]

@@ -39,14 +39,16 @@ def test_a_failed_job_is_written_down_and_not_repeated(tmp_path):
     assert count.read_text() == "x"
 
 
-def test_a_process_that_was_killed_is_started_again_by_the_next_run(tmp_path):
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise SystemExit(130)"])
+def test_a_process_that_was_stopped_is_started_again_by_the_next_run(tmp_path, end):
+    """130 is what aligndet returns after Ctrl-C, which a terminal sends to all of its processes."""
     flag = tmp_path / "flag"
     code = f"""
 import os, pathlib, signal
 flag = pathlib.Path({str(flag)!r})
 if not flag.exists():
     flag.touch()
-    os.kill(os.getpid(), signal.SIGKILL)
+    {end}
 """
     killed = job(tmp_path, "killed", code)
     go([killed], tmp_path)

@@ -206,6 +206,7 @@ split IMAGE FRESH
 split ANNOTATIONS BELOW_A_FILE/x
 split ANNOTATIONS GARBAGE_JSON
 split ANNOTATIONS FRESH --percent 0
+split ANNOTATIONS FRESH --percent 1 5 10
 split ANNOTATIONS FRESH --percent 200
 split ANNOTATIONS FRESH --percent nan
 split ANNOTATIONS FRESH --percent five

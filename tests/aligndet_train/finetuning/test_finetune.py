@@ -111,7 +111,11 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert "train.sha256" in refused[1]
     refused = invoke(*command, "--epochs", 2, "--cfg-options", "model.bbox_head.loss_bbox.loss_weight=2.0")
     assert "settings:" in refused[1]
-    moved = tuple(tmp_path / "G" if word == tmp_path / "F" else word for word in command)
+    elsewhere = {tmp_path / "F": tmp_path / "G"}
+    for file in (exported, labels.annotations):
+        elsewhere[file] = tmp_path / f"moved{file.suffix}"
+        shutil.copy(file, elsewhere[file])
+    moved = tuple(elsewhere.get(word, word) for word in command)
     shutil.copytree(tmp_path / "F", tmp_path / "G")
     (tmp_path / "G" / "last_checkpoint").write_text("/where/it/was/epoch_2.pth")
     code, output = invoke(*moved, "--epochs", 2)
@@ -123,6 +127,20 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert code == 0, output
     measured = json.loads((tmp_path / "E" / "results.json").read_text())["last"]
     assert measured | {"epoch": 2} == again["last"]
+
+
+def test_without_a_set_to_measure_on_the_results_still_say_what_was_run(labels, tmp_path):
+    command = (
+        "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
+        labels.images, "--image-size", "128x96", "--workers", 0, "--batch-size", 4, "--epochs", 1,
+        "--work-dir", tmp_path,
+    )  # fmt: skip
+    code, output = invoke(*command)
+    assert code == 0, output
+    assert re.search(r"lr [\d.e-]+ \(stock .* images.*\), weight decay", output)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["epochs"], results["last"]) == ([], {})
+    assert results["run"]["global_batch"] == 4
 
 
 def test_a_run_goes_on_with_its_own_rates_and_global_batch_and_keeps_its_results(labels, tmp_path):

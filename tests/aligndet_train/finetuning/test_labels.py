@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from mmdet.evaluation.metrics import CocoMetric
 from mmdet.registry import DATASETS
 from mmengine.structures import InstanceData
 
+from aligndet_train.finetuning.coco_ap import CocoAp
+from aligndet_train.finetuning.image_sizes import other_sizes
 from aligndet_train.finetuning.labels import Labels, matched, read_labels, require_boxes, shared_images
 from proposals.errors import AlignDetError
+from proposals.images import upright_size
 
 BOXES = {"a": [10.0, 20.0, 60.0, 50.0], "b": [80.0, 10.0, 40.0, 90.0]}
 
@@ -56,7 +58,7 @@ def learned(labels: Labels) -> dict[str, list[float]]:
 
 def measured(labels: Labels) -> float:
     """AP of a detector that finds every box, by the metric that fine-tuning uses."""
-    metric = CocoMetric(ann_file=str(labels.annotations), metric="bbox")
+    metric = CocoAp(ann_file=str(labels.annotations), metric="bbox")
     metric.dataset_meta = {"classes": labels.classes}
     corners = [[x, y, x + w, y + h] for x, y, w, h in BOXES.values()]
     found = InstanceData(
@@ -130,6 +132,41 @@ def test_boxes_of_a_category_that_is_not_listed_are_named(photos, tmp_path):
     del content["categories"][1]
     with pytest.raises(AlignDetError, match=r"1 of 2 annotations .* categories .* \(ids 7\)"):
         read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_ids_that_two_entries_share_are_refused(kind, photos, tmp_path):
+    """As in two files joined into one: the boxes of both would go to the second entry."""
+    content = coco([(3, "a"), (7, "b")])
+    content[kind].append({**content[kind][0], "file_name": "coffee.jpg", "name": "c"})
+    with pytest.raises(AlignDetError, match=rf"1 ids are of several {kind}, \d first: number them anew"):
+        read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+
+
+def test_numbers_that_are_text_on_one_side_alone_are_named(photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")], image={"id": "5"})
+    with pytest.raises(AlignDetError, match=r"no annotation is of an image that is listed: .* 5, '5'"):
+        read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("first_id", [0, 1])
+def test_what_is_marked_ignore_is_neither_learned_nor_measured(first_id, photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")], first_id)
+    content["annotations"][1]["ignore"] = 1
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    (truth,) = (json.loads(labels.annotations.read_text()),)
+    assert [box["iscrowd"] for box in truth["annotations"]] == [0, 1]
+    assert [box["id"] for box in truth["annotations"]] == [1, 2]
+
+
+def test_images_of_another_size_than_their_labels_say_are_told(photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")])
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    width, height = upright_size(photos / "astronaut.jpg")
+    assert f"astronaut.jpg is {width} x {height} px upright, the labels say 160 x 160" in other_sizes(labels)
+    content = coco([(3, "a"), (7, "b")], image={"width": width, "height": height})
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    assert other_sizes(labels) is None
 
 
 def test_an_empty_image_file_is_named(photos, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmdet.registry import DATASETS, PARAM_SCHEDULERS
 from mmengine.config import Config
+from mmengine.optim import CosineAnnealingLR
 
 from aligndet_train.config import read_config
 from aligndet_train.finetuning.labels import Labels, read_labels
@@ -227,6 +228,26 @@ def test_phases_of_a_schedule_keep_their_share(labels):
     ]
     rtmdet = recipe(stock("rtmdet/rtmdet_tiny_8xb32-300e_coco"), labels, epochs=30)
     assert next(hook.switch_epoch for hook in rtmdet.custom_hooks if "switch_epoch" in hook) == 28
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 4, 5, 7, 9, 11])
+def test_a_cosine_falls_to_its_floor_and_stays_there(epochs, labels):
+    made = recipe(stock("rtmdet/rtmdet_tiny_8xb32-300e_coco"), labels, epochs=epochs)
+    (cosine,) = (phase for phase in made.param_scheduler if phase["type"] == "CosineAnnealingLR")
+    weight = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=made.optim_wrapper.optimizer.lr)
+    optimizer.param_groups[0]["initial_lr"] = made.optim_wrapper.optimizer.lr
+    length = 20
+    settings = {
+        name: value for name, value in cosine.items() if name not in ("type", "convert_to_iter_based")
+    }
+    scheduler = CosineAnnealingLR.build_iter_from_epoch(optimizer=optimizer, epoch_length=length, **settings)
+    seen = []
+    for _ in range(epochs * length):
+        seen.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < seen[0] * 0.06 + cosine["eta_min"]
 
 
 def test_one_scheduler_needs_no_list(labels):

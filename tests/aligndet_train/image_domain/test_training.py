@@ -139,7 +139,7 @@ def test_moco_stopped_and_resumed_has_the_same_losses_and_weights_queue_included
     assert all(torch.equal(value, first[f"backbone.{name}"]) for name, value in state.items())
     log = read_log(whole)
     assert "MoCo v2: " in log
-    assert "the queue of 96 keys is longer than the 8 pictures there are" in log
+    assert "the queue of 96 keys is longer than the 8 images" in log
 
 
 def test_the_rate_follows_the_cosine_and_the_loss_falls(undisturbed):
@@ -200,9 +200,10 @@ def labelled(tmp_path) -> Path:
     return tmp_path / "labelled"
 
 
-def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, labelled, tmp_path):
+@pytest.mark.parametrize("method", [(), MOCO])
+def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, labelled, tmp_path, method):
     knn = ("--knn", str(labelled), "--knn-interval", "2")
-    words = arguments(mined_dataset, tmp_path / "W", "--crops", "proposals", "--amp", *knn, steps=4)
+    words = arguments(mined_dataset, tmp_path / "W", "--crops", "proposals", "--amp", *method, *knn, steps=4)
     code, output = invoke(*words)
     assert code == 0, output
     measured = [json.loads(line) for line in (tmp_path / "W" / "knn.jsonl").read_text().splitlines()]

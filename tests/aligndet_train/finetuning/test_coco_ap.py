@@ -1,0 +1,77 @@
+"""The figures against pycocotools, asked for directly."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from aligndet_train.finetuning.coco_ap import CocoAp
+
+IMAGES, BOXES, CLASSES = 12, 5, 3
+
+
+def truth_and_found(seed: int) -> tuple[dict, list[dict]]:
+    """Random boxes, and a detector's that are near some of them."""
+    rng = np.random.default_rng(seed)
+    truth = {
+        "images": [{"id": i, "width": 400, "height": 300, "file_name": f"{i}.jpg"} for i in range(IMAGES)],
+        "categories": [{"id": c + 1, "name": f"class {c}"} for c in range(CLASSES)],
+        "annotations": [],
+    }
+    found = []
+    for image in range(IMAGES):
+        boxes = np.concatenate([rng.uniform(0, 200, (BOXES, 2)), rng.uniform(8, 150, (BOXES, 2))], axis=1)
+        labels = rng.integers(CLASSES, size=BOXES)
+        for box, label in zip(boxes, labels, strict=True):
+            truth["annotations"].append(
+                {"id": len(truth["annotations"]) + 1, "image_id": image, "category_id": int(label) + 1,
+                 "bbox": box.tolist(), "area": float(box[2] * box[3]), "iscrowd": 0}
+            )  # fmt: skip
+        moved = boxes + rng.normal(0, 6, boxes.shape)
+        corners = np.concatenate([moved[:, :2], moved[:, :2] + np.maximum(moved[:, 2:], 1)], axis=1)
+        found.append({"img_id": image, "bboxes": corners, "scores": rng.random(BOXES), "labels": labels})
+    return truth, found
+
+
+def measured(path: Path, found: list[dict]) -> dict[str, float]:
+    metric = CocoAp(ann_file=str(path), metric="bbox", proposal_nums=(1, 10, 100))
+    metric.dataset_meta = {"classes": tuple(f"class {c}" for c in range(CLASSES))}
+    for image in found:
+        prediction = {name: torch.tensor(image[name]) for name in ("bboxes", "scores", "labels")}
+        metric.process(
+            {}, [{"img_id": image["img_id"], "ori_shape": (300, 400), "pred_instances": prediction}]
+        )
+    return metric.evaluate(size=IMAGES)
+
+
+def test_figures_are_pycocotools_own_and_not_rounded(tmp_path):
+    truth, found = truth_and_found(0)
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    figures = measured(tmp_path / "t.json", found)
+    rows = [
+        {"image_id": image["img_id"], "category_id": int(label) + 1, "score": float(score),
+         "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
+        for image in found
+        for box, score, label in zip(image["bboxes"].tolist(), image["scores"], image["labels"], strict=True)
+    ]  # fmt: skip
+    api = COCO(str(tmp_path / "t.json"))
+    evaluation = COCOeval(api, api.loadRes(rows), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    names = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+    expected = {f"coco/bbox_{name}": value for name, value in zip(names, evaluation.stats[:6], strict=True)}
+    assert figures == pytest.approx(expected, abs=1e-12)
+    assert 0.1 < figures["coco/bbox_mAP"] < 0.9
+    assert abs(1000 * figures["coco/bbox_mAP"] - round(1000 * figures["coco/bbox_mAP"])) > 1e-3
+
+
+def test_nothing_found_gives_no_figures(tmp_path):
+    truth, found = truth_and_found(0)
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    empty = {"bboxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, np.int64)}
+    assert measured(tmp_path / "t.json", [{**image, **empty} for image in found]) == {}
