@@ -4,6 +4,7 @@
     python benchmarks/transfer.py run PACK --work-dir W --budget 540 --parallel 4      # again and again, until done
     python benchmarks/transfer.py report W --out docs/results.md
 
+`pictures` makes what `pack` is given out of COCO's and Pascal VOC's archives, for the pictures of docs/results.md.
 `pack` shrinks the pictures to 320 px and mines POOL; PACK is all that the machine with the GPU needs. `run`
 pretrains each detector on PACK's proposals, then fine-tunes three arms of it on the labelled pictures: `backbone`
 (its usual start), `box` (+ box-domain pretraining), `keep` (+ its box predictors). The arms share schedule, data
@@ -122,6 +123,13 @@ def run(args: argparse.Namespace) -> None:
         sys.exit(os.EX_TEMPFAIL)
 
 
+def pictures(args: argparse.Namespace) -> None:
+    """See transfer_pictures."""
+    import transfer_pictures
+
+    transfer_pictures.pictures(args)
+
+
 def pack(args: argparse.Namespace) -> None:
     """See transfer_pack."""
     import transfer_pack
@@ -130,11 +138,18 @@ def pack(args: argparse.Namespace) -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The three verbs."""
+    """The four verbs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True)
+    gathering = verbs.add_parser(
+        "pictures", help="those of docs/results.md, from your copies of COCO and VOC"
+    )
+    gathering.add_argument("--coco", type=Path, required=True, help="folder of val2017's pictures")
+    gathering.add_argument("--voc", type=Path, required=True, help="VOCdevkit/VOC2012")
+    gathering.add_argument("--out", type=Path, required=True)
+    gathering.set_defaults(verb=pictures)
     packing = verbs.add_parser("pack", help="shrink the pictures and mine the pool")
     packing.add_argument("pool", type=Path, help="folder of unlabelled photographs")
     for name in ("train", "val", "images", "out"):
