@@ -8,9 +8,10 @@
 `pack` shrinks the pictures to 320 px and mines POOL; PACK is all that the machine with the GPU needs. `run`
 pretrains each detector on PACK's proposals, then fine-tunes three arms of it on the labelled pictures: `backbone`
 (its usual start), `box` (+ box-domain pretraining), `keep` (+ its box predictors). The arms share schedule, data
-and seeds; each one's learning rate is the best of one grid on a fifth of the training pictures that is held out
-for that alone. Every step is a file, so a run that is stopped goes on; it exits with 0 when all is done, 75 when the
-budget ended before, 1 when a job failed. The report names those; `run --retry-failed` tries them again.
+and seeds, not the weight decay, which the paper halves from pretrained weights; each one's learning rate is the best of
+one grid on a fifth of the training pictures that is held out for that alone. Every step is a file, so a run that is
+stopped goes on; it exits with 0 when all is done, 75 when the budget ended before, 1 when a job failed. The report
+names those; `run --retry-failed` tries them again.
 `--ablate` adds the paper's ablations of --detectors. Without a GPU, one detector at half the size is what a core can
 do in two hours:
 
