@@ -193,6 +193,7 @@ def mine(
             glob=glob,
             column=image_column,
             image_root=image_root,
+            out=place,
         )
         outcome = run_job(opened, place, recipe, options, progress)
     if quiet:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.image_task import Refusal
 from pipeline.plan import PlanFile, ShardTask, tasks
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
@@ -186,7 +187,7 @@ def _size(uri: str, folders: Sequence[Path]) -> int:
 def _mine_again(
     root: Path, manifest: Manifest, names: Sequence[str], folders: Sequence[Path], on_repair: OnRepair
 ) -> None:
-    if manifest.source.kind.startswith("import-"):
+    if manifest.source.imported:
         raise AlignDetError(
             f"shards {', '.join(names)} of {root} hold boxes that were imported, not mined, so they cannot be mined "
             "again. Import them again: aligndet convert FILE NEW_FOLDER --to dataset --images FOLDER"
@@ -207,10 +208,14 @@ def _mine_again(
         for name in names:
             task = planned[name]
             source = FolderSource(_folder_of(task, folders))
-            record = mine_shard(
-                task, Work(source, staging, manifest.recipe, job, embed=manifest.images is None)
-            )
             rejected = _committed_rejections(root, manifest, entries[name], task)
+            # What was rejected then may be readable now, but it is no part of what was committed.
+            refused = {
+                row.key: Refusal(row.stage, row.reason, row.detail, row.traceback_hash)
+                for row in rejected or ()
+            }
+            work = Work(source, staging, manifest.recipe, job, embed=manifest.images is None)
+            record = mine_shard(task, work, quarantine=refused)
             _require_same(record, rejected, entries[name], manifest, source.root)
             if rejected is not None:
                 again = record.model_copy(update={"rejected": rejected})

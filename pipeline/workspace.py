@@ -206,7 +206,14 @@ def _open_retry(out: Path, recipe: Recipe, source: Source, listed: ListedPlan | 
     manifest = read_manifest(out)
     theirs = JobIdentity.of(manifest)
     told = theirs.source.model_copy(update={"kind": source.kind, "column": source.images.column})
-    here = theirs.model_copy(update={"recipe": recipe, "source": told, "versions": library_versions()})
+    here = theirs.model_copy(
+        update={
+            "recipe": recipe,
+            "source": told,
+            "versions": library_versions(),
+            "images": None if theirs.images is None else source.images,
+        }
+    )
     _refuse_difference(out, here.as_told_by(theirs).diff(theirs))
     if is_there(out / layout.APPEND) and not _holds_retry(out, manifest):
         raise AlignDetError(

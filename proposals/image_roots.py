@@ -72,7 +72,8 @@ class ImageRoot(BaseModel):
         found = _MEMBER.match(uri)
         if found is None:
             raise ImageRejected("read", "broken_container", "the tar cannot be read to its end")
-        return fetch(self.locate(found[1]), int(found[2]), int(found[3]))
+        size = int(found[3])
+        return fetch(self.locate(found[1]), int(found[2]), size) if size else b""
 
     def _read_row(self, uri: str) -> bytes:
         found = _ROW.match(uri)
@@ -85,4 +86,4 @@ class ImageRoot(BaseModel):
             return data
         if path is None:
             raise ImageRejected("read", "missing", "its row holds neither bytes nor a path")
-        return fetch(ImageRoot(kind="list", root=self.root).locate(path))
+        return ImageRoot(kind="list", root=self.root).read(path)

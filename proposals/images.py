@@ -102,7 +102,8 @@ def upright_size(path: Path) -> tuple[int, int]:
     Raises ImageRejected(stage "decode") when there is no such header, OSError when the file cannot be read.
     """
     with path.open("rb") as file, _rejecting_broken_bytes(), Image.open(file, formats=_FORMATS) as image:
-        turned = _orientation(image) >= _FIRST_ON_ITS_SIDE
+        # Pillow says the size of a TIFF upright already.
+        turned = image.format != "TIFF" and _orientation(image) >= _FIRST_ON_ITS_SIDE
         return (image.height, image.width) if turned else (image.width, image.height)
 
 

@@ -14,8 +14,8 @@ METRIC = "AlignDetCocoAp"
 _NAMES = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
-@METRICS.register_module(name=METRIC, force=True)  # type: ignore[untyped-decorator]
-class CocoAp(CocoMetric):  # type: ignore[misc]
+@METRICS.register_module(name=METRIC, force=True)
+class CocoAp(CocoMetric):
     """mmdet's CocoMetric on boxes of a COCO json, but not rounded: its tenth of a point is as large as what seeds
     of one run differ by."""
 

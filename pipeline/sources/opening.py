@@ -1,13 +1,14 @@
 """From what a user types to a source: which kind it is, when they do not say."""
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pipeline.sources.base import Source
+from pipeline.sources.base import Source, as_text
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.listed import CocoSource, ListSource
 from pipeline.sources.tables import ArrowSource, ParquetSource, image_column, read_schema
 from pipeline.sources.tars import TarSource
-from pipeline.sources.walk import has_image_suffix, walk
+from pipeline.sources.walk import Found, has_image_suffix, walk
 from proposals.errors import AlignDetError, MissingExtraError
 from proposals.image_roots import Kind
 from proposals.image_rows import can_hold_images
@@ -33,27 +34,57 @@ def open_source(
     glob: str | None = None,
     column: str | None = None,
     image_root: str | None = None,
+    out: Path | None = None,
 ) -> Source:
     """The source at the path or URL ``name``.
 
     kind: None guesses, by the suffix of a file and by what lies in a folder. ``name`` may hold braces, as
     ``train-{000..146}.tar``. glob: of image names, in folders and tars. column: of images, in tables. image_root:
-    where relative names of a list or COCO json start, its own folder by default. Raises AlignDetError when there
-    is nothing there, or nothing to decide the kind by.
+    where relative names of a list or COCO json start, its own folder by default. out: a folder whose tars and tables
+    are no part of the source. Raises AlignDetError when there is nothing there, nothing to decide the kind by, or an
+    option that this kind has no use for.
     """
-    if "{" in name:
-        return _of_files(_expanded(name), kind, glob, column)
+    source = _opened(name, kind, glob, column, image_root, out)
+    for option, value, kinds in (
+        ("--glob", glob, ("folder", "webdataset")),
+        ("--image-column", column, ("parquet", "arrow")),
+        ("--image-root", image_root, ("list", "coco")),
+    ):
+        if value is not None and source.kind not in kinds:
+            raise AlignDetError(
+                f"{option} {value} is for sources of kind {' and '.join(kinds)}, and {name} is of kind {source.kind}."
+            )
+    return source
+
+
+def _opened(
+    name: str,
+    kind: Kind | None,
+    glob: str | None,
+    column: str | None,
+    image_root: str | None,
+    out: Path | None,
+) -> Source:
     path = as_path(name)
+    if "{" in name and (is_remote(path) or not path.exists()):
+        return _of_files(_expanded(name), kind, glob, column)
     place = path if is_remote(path) else _resolved(path)
-    suffix = place.suffix.lower()
-    if suffix in _BY_SUFFIX and not (not is_remote(place) and place.is_dir()):
+    found = _BY_SUFFIX.get(place.suffix.lower())
+    if _is_file(name, place, kind or found, found):
         _require_file(place)
-        return _of_file(place, kind or _BY_SUFFIX[suffix], glob, column, image_root)
+        return _of_file(place, kind or found or "folder", glob, column, image_root)
     if scheme_of(name) in WEB:
         raise AlignDetError(
             f"{name}: a web server cannot be listed. Give a list of URLs, or tars by their names."
         )
-    return _of_folder(place, kind or _guess(place), glob, column)
+    return _of_folder(place, kind or _guess(place, out), glob, column, out)
+
+
+def _is_file(name: str, place: Path, kind: Kind | None, by_suffix: Kind | None) -> bool:
+    """Whether ``place`` is one file, or named like one. Spark names folders so, and ends them with a slash."""
+    if is_remote(place):
+        return by_suffix is not None and not name.endswith("/")
+    return not place.is_dir() and (by_suffix is not None or (kind is not None and place.is_file()))
 
 
 def _resolved(path: Path) -> Path:
@@ -62,6 +93,8 @@ def _resolved(path: Path) -> Path:
 
 
 def _of_file(place: Path, kind: Kind, glob: str | None, column: str | None, image_root: str | None) -> Source:
+    if kind == "folder":
+        raise AlignDetError(f"{place} is a file: a source of kind folder is a folder.")
     if kind in ("list", "coco"):
         root = image_root or str(place.parent)
         cls = ListSource if kind == "list" else CocoSource
@@ -82,15 +115,44 @@ def _of_files(names: list[str], kind: Kind | None, glob: str | None, column: str
     return _of_containers(folders.pop(), [place.name for place in places], guessed, glob, column)
 
 
-def _of_folder(place: Path, kind: Kind, glob: str | None, column: str | None) -> Source:
+def _of_folder(place: Path, kind: Kind, glob: str | None, column: str | None, out: Path | None) -> Source:
     if kind == "folder":
         return FolderSource(place, glob)
     if kind not in _CONTAINERS:
         raise AlignDetError(f"{place} is a folder: a source of kind {kind} is a file.")
-    files = [found.path for found in walk(place) if found.path.lower().endswith(_CONTAINERS[kind])]
+    there = [found.path for found in _walked(place, out)]
+    files = [path for path in there if path.lower().endswith(_CONTAINERS[kind])]
+    if kind == "arrow":
+        files = _without_caches(files, there)
     if not files:
         raise AlignDetError(f"{place} holds no {_CONTAINERS[kind]} file.")
     return _of_containers(str(place), files, kind, glob, column)
+
+
+def _walked(place: Path, out: Path | None) -> Iterator[Found]:
+    """The files below ``place``, but for those of a job whose folder lies there as well."""
+    inside = None if out is None else _below(place, out)
+    return (found for found in walk(place) if inside is None or not found.path.startswith(f"{inside}/"))
+
+
+def _below(place: Path, out: Path) -> str | None:
+    """The path of ``out`` below ``place``, with forward slashes; None where it is not there."""
+    if is_remote(place) != is_remote(out):
+        return None
+    if not is_remote(place):
+        place, out = place.resolve(), out.resolve()
+    above, inner = str(place).rstrip("/") + "/", str(out).rstrip("/")
+    return as_text(inner.removeprefix(above)) if inner.startswith(above) else None
+
+
+def _without_caches(files: list[str], there: list[str]) -> list[str]:
+    """``files`` but for what `datasets` keeps of .map and .filter beside a dataset that it saved."""
+    saved = {str(PurePosixPath(path).parent) for path in there if PurePosixPath(path).name == "state.json"}
+    return [
+        file
+        for file in files
+        if str(PurePosixPath(file).parent) not in saved or not PurePosixPath(file).name.startswith("cache-")
+    ]
 
 
 def _of_containers(root: str, files: list[str], kind: Kind, glob: str | None, column: str | None) -> Source:
@@ -131,13 +193,13 @@ def _column_of(root: str, files: list[str]) -> str:
     return found
 
 
-def _guess(place: Path) -> Kind:
+def _guess(place: Path, out: Path | None) -> Kind:
     if not is_remote(place) and not place.is_dir():
         raise AlignDetError(
             f"{place} is neither a folder nor a file that names or holds images. See --source-kind."
         )
     seen: set[Kind] = set()
-    for found in walk(place):
+    for found in _walked(place, out):
         if has_image_suffix(found.path):
             return "folder"
         seen |= {kind for kind, suffix in _CONTAINERS.items() if found.path.lower().endswith(suffix)}
@@ -151,8 +213,12 @@ def _guess(place: Path) -> Kind:
 def _expanded(name: str) -> list[str]:
     from webdataset.shardlists import braceexpand
 
-    names = list(braceexpand.braceexpand(name))
-    return [one for one in names if one]
+    try:
+        return [one for one in braceexpand.braceexpand(name) if one]
+    except ValueError as error:
+        raise AlignDetError(
+            f"{name}: its braces do not close, and there is nothing of that name. As in train-{{000..146}}.tar"
+        ) from error
 
 
 def _require_file(place: Path) -> None:

@@ -1,5 +1,6 @@
 """The images inside WebDataset tars, each found by the bytes it has in its tar."""
 
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
 from proposals.tar_headers import TarHeaders
 
+_AT_A_TIME = 2**16
+
 
 @dataclass(frozen=True)
 class TarSource(Source):
     """Every member with the suffix of an image, tar after tar, in the order of its headers; plain tars only.
 
-    tars: paths below ``root``. glob: only members whose name matches. A tar that cannot be read to its end gives
-    what comes before, and one entry more, which is rejected.
+    tars: paths below ``root``. glob: only members whose name matches. Links to members before them are images of
+    their own; a link to elsewhere, and a sparse member, are listed without bytes. A tar that cannot be read to its
+    end, or that others were joined to, gives what comes before, and one entry more, which is rejected.
     """
 
     kind: ClassVar[Kind] = "webdataset"
@@ -48,20 +52,43 @@ class TarSource(Source):
             raise AlignDetError(f"the {len(self.tars)} tars of {self.root or Path.cwd()} hold no image.")
 
     def _members(self, tar: str, stream: BinaryIO) -> Iterator[SourceEntry]:
-        headers = TarHeaders(stream)
+        headers, places = TarHeaders(stream), dict[str, tuple[int, int]]()
         for member in headers:
             name = as_text(member.name)
-            if member.isreg() and not member.issparse() and self._wants(name):
-                place = f"{member.offset_data}+{member.size}"
-                yield SourceEntry(f"{tar}/{place}/{name.lstrip('/')}", member.size)
+            place = _place(member, places) if has_image_suffix(name) else None
+            if place is not None and self._wants(name):
+                start, size = place
+                yield SourceEntry(f"{tar}/{start}+{size}/{name.lstrip('/')}", size)
         _require_end(stream, headers.end)
 
     def _wants(self, name: str) -> bool:
         return has_image_suffix(name) and (self.glob is None or fnmatchcase(name, self.glob))
 
 
+def _place(member: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
+    """First byte and bytes of an image; none of them where the tar does not hold it in one piece, so that it is
+    rejected as empty. None for folders and devices.
+
+    places: of the images before it, to which links may point.
+    """
+    if member.islnk() or member.issym():
+        beside = posixpath.dirname(member.name) if member.issym() else ""
+        target = posixpath.normpath(posixpath.join(beside, member.linkname))
+        return places.get(target, (member.offset_data, 0))
+    if not member.isreg():
+        return None
+    place = (member.offset_data, 0 if member.issparse() else member.size)
+    places[posixpath.normpath(member.name)] = place
+    return place
+
+
 def _require_end(stream: BinaryIO, end: int) -> None:
-    # At a damaged header tarfile stops as if that were the end.
+    # At a damaged header tarfile stops as if that were the end, and at the end of the first of joined tars.
     stream.seek(end)
-    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("it goes on with something that is no member")
+    rest = stream.read(tarfile.BLOCKSIZE)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it has no end")
+    while rest:
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError("it goes on with something that is no member")
+        rest = stream.read(_AT_A_TIME)

@@ -27,6 +27,12 @@ _COLUMNS = {
     "status": ("sc:Text", "ok, or the fallback rule that gave the boxes."),
 }
 
+_MINED = """The boxes
+come from selective search: no label and no model was used. They are meant as pseudo ground truth for pretraining
+detectors, and cover what looks like a thing at any scale, so most of them are no annotated object."""
+_IMPORTED = """The boxes
+were imported from another program's file, not mined: what made them, labels or a model perhaps, is not known here."""
+
 
 def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id: str) -> int:
     """Write the repository folder ``out``: the dataset (hard links, copies across filesystems), card and metadata.
@@ -64,11 +70,15 @@ def _card(manifest: Manifest, name: str, license_id: str) -> str:
     totals, recipe = manifest.totals, manifest.recipe
     size = next((label for limit, label in _SIZES if totals.images < limit), "n>10M")
     rules = "".join(f"| {key} | `{value}` |\n" for key, value in recipe.model_dump().items())
+    imported = manifest.source.imported
+    makers = _IMPORTED if imported else _MINED
+    table = "" if imported else f"| recipe | |\n|---|---|\n{rules}\n"
+    tags = "" if imported else "selective-search, "
     return f"""---
 pretty_name: {json.dumps(name)}
 license: {json.dumps(license_id)}
 task_categories: [object-detection]
-tags: [object-proposals, selective-search, self-supervised, aligndet, webdataset]
+tags: [object-proposals, {tags}self-supervised, aligndet, webdataset]
 size_categories: [{json.dumps(size)}]
 configs:
 - config_name: boxes
@@ -78,20 +88,16 @@ configs:
 
 # {_plain(name)}
 
-{totals.proposals:,} class-agnostic boxes on {totals.images:,} images, in {len(manifest.shards):,} shards. The boxes
-come from selective search: no label and no model was used. They are meant as pseudo ground truth for pretraining
-detectors, and cover what looks like a thing at any scale, so most of them are no annotated object.
+{totals.proposals:,} class-agnostic boxes on {totals.images:,} images, in {len(manifest.shards):,} shards. {makers}
 
 - `shards/*.parquet`, which `load_dataset` gives: one row an image. `boxes` are x1, y1, x2, y2 in pixels of the
   upright image (EXIF orientation applied), half-open (width = x2 - x1), best first; `rank` is ascending.
 {_images(manifest)}
 - {totals.rejected:,} images gave no row; `rejected.parquet` says why.
 
-| recipe | |
-|---|---|
-{rules}
-Fingerprint of the recipe: `{manifest.recipe_fingerprint}`. Source: {_plain(manifest.source.kind)},
-{manifest.source.images:,} images. Format: `{manifest.format}` {manifest.format_version}.
+{table}Fingerprint of the recipe: `{manifest.recipe_fingerprint}`.
+Source: {_plain(manifest.source.kind)}, {manifest.source.images:,} images.
+Format: `{manifest.format}` {manifest.format_version}.
 
 The licence above is the one stated for the boxes; each image keeps its own.
 """
@@ -131,11 +137,12 @@ def _croissant(manifest: Manifest, name: str, license_id: str) -> dict[str, Any]
         "encodingFormat": "application/x-parquet",
         "includes": "shards/*.parquet",
     }
+    made = "imported" if manifest.source.imported else "selective-search"
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "name": name,
-        "description": f"{manifest.totals.proposals} selective-search boxes on {manifest.totals.images} images.",
+        "description": f"{manifest.totals.proposals} {made} boxes on {manifest.totals.images} images.",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "license": license_id,
         "version": "1.0.0",

@@ -19,6 +19,7 @@ from proposals.dataset.assemble import PLAN_SCHEMA, assemble, plan_bytes
 from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
+    IMPORTED,
     CommitRecord,
     Manifest,
     Rejection,
@@ -28,6 +29,7 @@ from proposals.dataset.manifest import (
 )
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
+from proposals.fetch import SourceUnavailableError, fetch
 from proposals.filters import Filtered
 from proposals.images import ImageRejected, decode_bgr
 from proposals.recipe import Recipe
@@ -62,7 +64,7 @@ def write_dataset(job: Import, root: Path) -> Manifest:
     plan = _plan(job, placed)
     identity = JobIdentity(
         recipe=job.recipe,
-        source=SourceInfo.of(f"import-{job.kind}", _listed(plan)),
+        source=SourceInfo.of(f"{IMPORTED}{job.kind}", _listed(plan)),
         images_per_shard=job.images_per_shard,
         versions=library_versions(),
     )
@@ -137,9 +139,9 @@ def _load(image: ImageBoxes, uri: str, path: Path | None) -> MinedImage:
     if path is None:
         raise ImageRejected("read", "not_found", "no such file, or several of that name, or another entry's")
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageRejected("read", "unreadable", type(error).__name__) from error
+        data = fetch(str(path))
+    except SourceUnavailableError as error:
+        raise ImageRejected("read", "unreadable", str(error.__cause__ or error)) from error
     decoded = decode_bgr(data)
     size, told = (decoded.width, decoded.height), (image.width, image.height)
     if all(told) and size != told:

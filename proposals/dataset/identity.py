@@ -9,6 +9,8 @@ from proposals.dataset.manifest import Manifest, SourceInfo
 from proposals.image_roots import ImageRoot
 from proposals.recipe import Recipe
 
+_DISPATCH = "opencv_dispatch"
+
 
 class JobIdentity(BaseModel):
     """Everything that decides the bytes of a dataset: two jobs with the same identity write the same files.
@@ -30,10 +32,16 @@ class JobIdentity(BaseModel):
         return cls(**{name: getattr(manifest, name) for name in cls.model_fields})
 
     def as_told_by(self, other: "JobIdentity") -> "JobIdentity":
-        """This identity without a column of images when ``other``, an older one, does not tell its own."""
+        """This identity with the CPU level of ``other``, on which no byte depends, and without a column of images when
+        ``other``, an older one, does not tell its own.
+        """
+        versions = dict(self.versions)
+        if _DISPATCH in versions and _DISPATCH in other.versions:
+            versions[_DISPATCH] = other.versions[_DISPATCH]
+        told = self.model_copy(update={"versions": versions})
         if other.source.column is not None:
-            return self
-        return self.model_copy(update={"source": self.source.model_copy(update={"column": None})})
+            return told
+        return told.model_copy(update={"source": self.source.model_copy(update={"column": None})})
 
     def fingerprint(self) -> str:
         """sha256, in hex, of the canonical JSON."""

@@ -120,6 +120,10 @@ class CommitRecord(BaseModel):
     versions: dict[str, str]
 
 
+# Begins the kind of a source whose boxes were imported.
+IMPORTED = "import-"
+
+
 class SourceInfo(BaseModel):
     """Where the images came from: the kind of source, how many it lists, a hash of their names and sizes.
 
@@ -132,6 +136,11 @@ class SourceInfo(BaseModel):
     images: int = Field(ge=0, le=bounds.MAX_IMAGES)
     fingerprint: str
     column: str | None = None
+
+    @property
+    def imported(self) -> bool:
+        """Whether the boxes are another program's: the recipe was declared then, not run."""
+        return self.kind.startswith(IMPORTED)
 
     @model_serializer(mode="wrap")
     def _without_absent_column(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from proposals.dataset.assemble import PLAN_SCHEMA, assemble, plan_bytes, read_p
 from proposals.dataset.files import fsync, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
+    IMPORTED,
     CommitRecord,
     FileEntry,
     Manifest,
@@ -84,6 +85,7 @@ def _identity(parts: Sequence[_Part]) -> JobIdentity:
                 f"{part.root} was not made as {parts[0].root} was:{listed}\n"
                 "Boxes of different makes do not belong into one dataset: mine one of them again."
             )
+    _require_one_make(parts)
     _require_same_place(parts)
     manifests = [part.manifest for part in parts]
     source = first.source if len(parts) == 1 else _joined_source(manifests)
@@ -95,6 +97,15 @@ def _identity(parts: Sequence[_Part]) -> JobIdentity:
         versions={name: version for name, version in first.versions.items() if (name, version) in shared},
         images=first.images,
     )
+
+
+def _require_one_make(parts: Sequence[_Part]) -> None:
+    imported = {part.manifest.source.imported: part.root for part in parts}
+    if len(imported) > 1:
+        raise AlignDetError(
+            f"the boxes of {imported[True]} were imported, those of {imported[False]} mined, and one dataset would "
+            "say of all that its recipe was run. Keep them apart."
+        )
 
 
 def _require_same_place(parts: Sequence[_Part]) -> None:
@@ -114,7 +125,9 @@ def _joined_source(manifests: Sequence[Manifest]) -> SourceInfo:
     sources = [manifest.source for manifest in manifests]
     digest = hashlib.sha256("\n".join(source.fingerprint for source in sources).encode())
     return SourceInfo(
-        kind="merged", images=sum(source.images for source in sources), fingerprint=digest.hexdigest()
+        kind=f"{IMPORTED}merged" if sources[0].imported else "merged",
+        images=sum(source.images for source in sources),
+        fingerprint=digest.hexdigest(),
     )
 
 

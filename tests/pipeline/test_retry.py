@@ -144,6 +144,19 @@ def test_another_recipe_and_an_unfinished_job_are_refused(source, out):
         begin_retry(out, _RECIPE, source)
 
 
+def test_images_that_stay_where_they_are_are_tried_again_there(source, photos, tmp_path):
+    out, elsewhere = tmp_path / "out", shutil.copytree(source.root, tmp_path / "elsewhere")
+    plan, identity = _job(source)
+    identity = identity.model_copy(update={"images": source.images})
+    opened = begin(out, plan, identity)
+    work = Work(source, out, _RECIPE, identity.fingerprint(), embed=False)
+    quarantine = {layout.key_of(_WRONGED[0]): _REFUSAL}
+    commit(opened, {task.name: mine_shard(task, work, quarantine=quarantine) for task in opened.pending})
+    with pytest.raises(AlignDetError, match=r"images.root: .* there, .*elsewhere here"):
+        begin_retry(out, _RECIPE, FolderSource(elsewhere))
+    assert len(begin_retry(out, _RECIPE, source).pending) > 0
+
+
 def test_a_dataset_without_rejected_images_is_left_alone(photos, mine_folder, tmp_path):
     out = mine_folder(photos, tmp_path / "out", _RECIPE)
     assert begin_retry(out, _RECIPE, FolderSource(photos)).finished is not None

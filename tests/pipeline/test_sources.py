@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import pickle
+import subprocess
 import tarfile
 import threading
 from importlib.util import find_spec
@@ -235,6 +236,74 @@ def test_a_damaged_tar_gives_what_comes_before_and_one_refusal(tmp_path, damage)
         assert _reason(source, listed[1]) == "container_cut"
 
 
+def test_links_in_a_tar_are_images_and_what_it_does_not_hold_is_rejected(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, kind, target in (
+            ("a/0.jpg", tarfile.REGTYPE, ""),
+            ("hard.jpg", tarfile.LNKTYPE, "a/0.jpg"),
+            ("a/soft.jpg", tarfile.SYMTYPE, "0.jpg"),
+            ("away.jpg", tarfile.SYMTYPE, "/etc/0.jpg"),
+            ("folder.jpg", tarfile.DIRTYPE, ""),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            info.size = 3 if kind == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(b"one"))
+    found = _content(open_source(str(tmp_path)))
+    assert [(uri.split("/", 2)[2], size, data) for uri, size, data in found] == [
+        ("a/0.jpg", 3, b"one"),
+        ("hard.jpg", 3, b"one"),
+        ("a/soft.jpg", 3, b"one"),
+        ("away.jpg", 0, b""),
+    ]
+
+
+def test_a_sparse_image_is_rejected_and_not_lost(tmp_path):
+    with (tmp_path / "0.bmp").open("wb") as file:
+        file.truncate(10**6)
+        file.write(b"end")
+    subprocess.run(["tar", "cSf", "x.tar", "0.bmp"], cwd=tmp_path, check=True)
+    ((uri, size, data),) = _content(open_source(str(tmp_path / "x.tar")))
+    assert uri.endswith("/0.bmp")
+    assert (size, data) == (0, b"")
+
+
+def test_a_tar_that_another_was_joined_to_says_so(tmp_path):
+    _tar(tmp_path / "a.tar", [("0.jpg", b"one")])
+    _tar(tmp_path / "b.tar", [("1.jpg", b"two")])
+    joined = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(joined)
+    source = open_source(str(tmp_path / "b.tar"))
+    assert [entry.uri for entry in source.entries()] == ["b.tar/512+3/0.jpg", "b.tar"]
+    assert _reason(source, "b.tar") == "broken_container"
+
+
+@pytest.mark.parametrize("kind", [None, "webdataset", "parquet"])
+def test_a_job_inside_of_its_source_does_not_mine_itself(tmp_path, kind):
+    if kind == "parquet":
+        pq.write_table(pa.table({"raw": [b"x"]}), tmp_path / "a.parquet")
+    else:
+        _tar(tmp_path / "x.tar", [("0.jpg", b"one")])
+    out = tmp_path / "deep" / "OUT"
+    before = _content(open_source(str(tmp_path), kind, out=out))
+    (out / "shards").mkdir(parents=True)
+    _tar(out / "shards" / "00000.tar", [("0.jpg", b"one")])
+    for name in ("plan", "rejected"):
+        pq.write_table(pa.table({"raw": [b"x"]}), out / f"{name}.parquet")
+    assert _content(open_source(str(tmp_path), kind, out=out)) == before
+    assert len(before) == 1
+    remote = _copy_to_url(tmp_path, f"inside-{kind}")
+    found = open_source(remote, kind, out=as_path(f"{remote}/deep/OUT"))
+    assert _content(found) == before
+
+
+def test_a_dead_url_in_a_table_is_a_refusal_like_one_in_a_list(tmp_path):
+    pq.write_table(pa.table({"url": ["http://127.0.0.1:9/a.jpg"]}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"), column="url")
+    (entry,) = source.entries()
+    assert _reason(source, entry.uri) == "unreachable"
+
+
 def test_rows_of_parquet_are_images(tmp_path):
     rows = [{"bytes": f"image {i}".encode(), "path": f"deep/{i}.jpg" if i != 2 else None} for i in range(90)]
     table = pa.table({"image": rows, "label": list(range(90))})
@@ -268,6 +337,52 @@ def test_a_hugging_face_dataset_on_disk_is_a_source(photos, tmp_path):
     assert [uri.split("/")[1:] for uri, _, _ in found] == [
         [str(i), path.name] for i, path in enumerate(files)
     ]
+
+
+def test_what_datasets_keeps_of_map_and_filter_is_no_source(photos, tmp_path):
+    files = sorted(photos.glob("*.jpg"))[:3]
+    rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in files]}
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    before = _content(open_source(str(tmp_path / "saved")))
+    saved = datasets.load_from_disk(str(tmp_path / "saved"))
+    saved.map(lambda row: row)
+    saved.filter(lambda row: True)
+    assert len(list((tmp_path / "saved").glob("cache-*.arrow"))) == 2
+    assert _content(open_source(str(tmp_path / "saved"))) == before
+
+
+def test_a_kind_that_is_said_goes_before_the_name_of_the_file(folder, tmp_path):
+    (tmp_path / "names").write_text("a.jpg\n")
+    assert _content(open_source(str(tmp_path / "names"), "list", image_root=str(folder)))[0][2] == b"first"
+    _tar(tmp_path / "x", [("0.jpg", b"one")])
+    with pytest.raises(AlignDetError, match="is a file: a source of kind folder is a folder"):
+        open_source(str(tmp_path / "names"), "folder")
+
+
+def test_braces_of_a_name_that_is_there_are_part_of_it(folder, tmp_path):
+    folder.rename(tmp_path / "my{photos}")
+    assert len(_content(open_source(str(tmp_path / "my{photos}")))) == 3
+    with pytest.raises(AlignDetError, match="its braces do not close"):
+        open_source(str(tmp_path / "photos{x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "list.txt",
+            {"glob": "*.png"},
+            "--glob .* for sources of kind folder and webdataset, .* of kind list",
+        ),
+        ("in", {"column": "image"}, "--image-column image is for sources of kind parquet and arrow"),
+        ("in", {"image_root": "/x"}, "--image-root /x is for sources of kind list and coco"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(folder, tmp_path, name, options, message):
+    (tmp_path / "list.txt").write_text("in/a.jpg\n")
+    with pytest.raises(AlignDetError, match=message):
+        open_source(str(tmp_path / name), **options)
 
 
 def test_what_cannot_be_guessed_is_asked_for(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from proposals.errors import AlignDetError
-from proposals.images import ImageRejected, decode_bgr, resize_max_side
+from proposals.images import ImageRejected, decode_bgr, resize_max_side, upright_size
 from proposals.jpeg_scans import MAX_SCANS, has_too_many_scans
 from tests.attacks.images import scans
 
@@ -74,13 +74,16 @@ _STORED = {
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", _STORED)
-def test_every_exif_orientation_comes_out_upright(orientation, kind):
+def test_every_exif_orientation_comes_out_upright(orientation, kind, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(_STORED[orientation](_RGB)))
-    image = decode_bgr(_encode(stored, kind, exif=exif))
+    data = _encode(stored, kind, exif=exif)
+    image = decode_bgr(data)
     assert np.array_equal(image.bgr[:, :, ::-1], _RGB)
     assert (image.width, image.height, image.orientation) == (20, 12, orientation)
+    (tmp_path / "stored").write_bytes(data)
+    assert upright_size(tmp_path / "stored") == (20, 12)
 
 
 def test_an_orientation_out_of_range_is_ignored():

@@ -87,6 +87,28 @@ def test_other_recipes_and_versions_are_refused_field_by_field(inputs, folders, 
     assert not (tmp_path / "c").exists()
 
 
+def test_imported_and_mined_boxes_stay_apart_and_imported_ones_say_so(inputs, tmp_path):
+    first, second = inputs
+    imported = [tmp_path / "one", tmp_path / "two"]
+    for root, copy in zip((first, second), imported, strict=True):
+        shutil.copytree(root, copy)
+        manifest = read_manifest(copy)
+        told = manifest.source.model_copy(update={"kind": "import-coco"})
+        write_model(copy / layout.MANIFEST, manifest.model_copy(update={"source": told}))
+    assert "were imported, those of" in _merge([imported[0], second], tmp_path / "mixed")
+    _merge(imported, tmp_path / "both")
+    assert read_manifest(tmp_path / "both").source.kind == "import-merged"
+    card = CliRunner().invoke(
+        build_app(),
+        ["convert", str(tmp_path / "both"), str(tmp_path / "hub"), "--to", "huggingface", "--license", "mit"],
+    )
+    assert card.exit_code == 0, card.output
+    said = (tmp_path / "hub" / "README.md").read_text() + (tmp_path / "hub" / "croissant.json").read_text()
+    assert "were imported" in said
+    assert "selective" not in said
+    assert "| recipe |" not in said
+
+
 def test_an_image_in_both_is_refused(inputs, tmp_path):
     assert "3 images have the same path" not in _merge(inputs, tmp_path / "c")
     message = _merge([inputs[0], inputs[0]], tmp_path / "d")

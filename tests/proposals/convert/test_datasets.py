@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -65,6 +66,18 @@ def test_images_that_do_not_fit_are_rejected_and_listed(photos, tmp_path):
     assert (cat_record.status, china.status) == ("ok", "fallback_whole_image")
     reasons = CliRunner().invoke(build_app(), ["stats", str(tmp_path / "out"), "--json"]).output
     assert json.loads(reasons)["rejected"] == {"read: other_size": 1, "read: not_found": 1}
+
+
+def test_a_file_larger_than_readers_take_is_rejected(photos, tmp_path, monkeypatch):
+    limit = (photos / "cat.jpg").stat().st_size
+    monkeypatch.setattr("proposals.fetch.MAX_IMAGE_BYTES", limit)
+    larger = next(path.name for path in sorted(photos.glob("*.jpg")) if path.stat().st_size > limit)
+    _coco(tmp_path / "boxes.json", "cat.jpg", larger)
+    _convert(tmp_path / "boxes.json", tmp_path / "out", "--to", "dataset", "--images", photos)
+    dataset = open_dataset(tmp_path / "out")
+    assert [record.uri for record in dataset] == ["cat.jpg"]
+    (row,) = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
+    assert (row["uri"], row["reason"]) == (larger, "too_large")
 
 
 def _coco(path, *names):
