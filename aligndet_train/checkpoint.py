@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from aligndet_train.torch_files import load_plain
+from proposals.dataset.files import temporary_beside
 from proposals.errors import AlignDetError
 
 FORMAT = 1
@@ -48,19 +49,30 @@ def save_checkpoint(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    temporary = folder / f".{LAST}.{os.getpid()}"
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
     last = folder / LAST
-    if last.exists():
-        # A hard link first: at no moment is there no last.pth.
-        spare = folder / f".{PREVIOUS}.{os.getpid()}"
-        _link_or_copy(last, spare)
-        spare.replace(folder / PREVIOUS)
-    temporary.replace(last)
+    with temporary_beside(last) as (temporary,):
+        with disk_blamed(), temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if last.exists():
+            # A hard link first: at no moment is there no last.pth.
+            spare = folder / f".{PREVIOUS}.{os.getpid()}"
+            _link_or_copy(last, spare)
+            spare.replace(folder / PREVIOUS)
+        temporary.replace(last)
     return last
+
+
+@contextmanager
+def disk_blamed() -> Iterator[None]:
+    """Raise the system's error where torch hides it: closing what could not be written, its zip writer fails again."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

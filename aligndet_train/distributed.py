@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.dist import get_rank, get_world_size
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from torch import Tensor, nn
 
 from proposals.errors import AlignDetError
@@ -100,11 +100,16 @@ def _translate_slurm() -> None:
 
 
 def wrapped(model: nn.Module) -> nn.Module:
-    """``model`` with its gradients averaged over the processes; itself in a single process."""
+    """``model`` with its gradients averaged over the processes; itself in a single process.
+
+    Each process keeps its own batch statistics (YOLOX, NAS-FPN), as in mmdet, and rank 0's are saved; where a config
+    asks for those of all (SyncBN, RTMDet) torch has them on GPUs alone.
+    """
+    if not torch.cuda.is_available():
+        model = revert_sync_batchnorm(model)
     if get_world_size() == 1:
         return model
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else None
-    # Buffers are equal anyway: those of the frozen backbone never change, those of the heads are no statistics.
     wrapper: nn.Module = MMDistributedDataParallel(
         model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
     )

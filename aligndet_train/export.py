@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aligndet_train.box_domain import build_detector
-from aligndet_train.checkpoint import load_checkpoint
+from aligndet_train.checkpoint import disk_blamed, load_checkpoint
 from aligndet_train.config import head_type
 from aligndet_train.detectors import adapter_for
 from aligndet_train.detectors.adapter import FamilyAdapter
 from aligndet_train.plain_config import require_registered
+from proposals.dataset.files import temporary_beside
 from proposals.errors import AlignDetError
 
 State = dict[str, Tensor]
@@ -115,11 +116,13 @@ def write_weights(state: State, out: Path, checkpoint: dict[str, Any]) -> None:
     identity = checkpoint["identity"]
     meta = {"config": str(identity.get("config")), "step": str(checkpoint["step"]), "format": "pt"}
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
-    if out.suffix == ".safetensors":
-        # Layers of one weight under several names (Deformable DETR, RTMDet): the format wants each name its own.
-        state = {name: value.clone() for name, value in state.items()}
-        save_file(state, temporary, metadata={**meta, "stock_model": json.dumps(identity["stock_model"])})
-    else:
-        torch.save({"state_dict": state, "meta": meta}, temporary)
-    temporary.replace(out)
+    with temporary_beside(out) as (temporary,), disk_blamed():
+        if out.suffix == ".safetensors":
+            # Layers of one weight under several names (Deformable DETR, RTMDet): the format wants each name its own.
+            state = {name: value.clone() for name, value in state.items()}
+            save_file(state, temporary, metadata={**meta, "stock_model": json.dumps(identity["stock_model"])})
+        else:
+            # An open file: of a path torch hides why it cannot be written.
+            with temporary.open("wb") as file:
+                torch.save({"state_dict": state, "meta": meta}, file)
+        temporary.replace(out)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, IterTimerHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
@@ -16,6 +16,7 @@ from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.distributed import sum_over_hosts
 from aligndet_train.monitoring.nonfinite import ADVICE, require_finite
 from aligndet_train.schedules import Schedule
+from proposals.dataset.files import remove_leftovers
 
 
 def _pretrainer(runner: Runner) -> BoxDomainPretrainer:
@@ -94,6 +95,42 @@ class ThroughputHook(Hook):
         self._before = now
 
 
+class ClockHook(Hook):
+    """Let mmengine's clock of a step start when all hooks are done: else the next step would seem to have waited for
+    its images while a checkpoint was written. It must be the last one that is registered.
+    """
+
+    priority = "LOWEST"
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Start it anew."""
+        for hook in runner.hooks:
+            if isinstance(hook, IterTimerHook):
+                hook.t = time.time()
+
+
+class BoundedHistoryHook(Hook):
+    """Keep no more of each figure than the log averages over; length: of that, in steps.
+
+    mmengine keeps a million values of each and copies them in every step, which after some epochs takes milliseconds.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Bound those that are new; the optimizer's are in a hub of their own."""
+        for hub in (runner.message_hub, runner.optim_wrapper.message_hub):
+            for buffer in hub.log_scalars.values():
+                buffer.max_length = self.length
+
+
 class SkippedHook(Hook):
     """Say how many images could not be read and were replaced, every ``interval`` steps in which there were more."""
 
@@ -139,6 +176,11 @@ class CheckpointHook(Hook):
         self.folder, self.interval, self.identity, self.start = folder, interval, identity, start
         self.advice = advice
         self._saved = -1
+
+    def before_train(self, runner: Runner) -> None:
+        """Remove what a run left that was killed while it saved."""
+        if is_main_process():
+            remove_leftovers(self.folder)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None

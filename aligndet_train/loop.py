@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
+import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from aligndet_train.distributed import any_rank, wrapped
+from aligndet_train.hooks import BoundedHistoryHook, ClockHook
 from aligndet_train.loader import workers_ended
 from aligndet_train.resumable import ResumablePlan
 from aligndet_train.stream import Sample
@@ -34,12 +36,32 @@ class TrainingStoppedError(AlignDetError):
 
 def run_to_the_end(runner: Runner) -> None:
     """Train, and end the loader's processes. Raises TrainingStoppedError when it stopped before the last step."""
-    with workers_ended(runner.train_dataloader):
+    with workers_ended(runner.train_dataloader), memory_blamed():
         runner.train()
     if runner.iter < runner.max_iters:
         raise TrainingStoppedError(
             f"stopped at step {runner.iter} of {runner.max_iters}; the same command goes on from there"
         )
+
+
+@contextmanager
+def memory_blamed() -> Iterator[None]:
+    """Turn what a lack of memory raises, on the GPU or in a process that decodes, into an AlignDetError with advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise AlignDetError(
+            f"the GPU's memory does not hold a step: {str(error).splitlines()[0]} Take fewer images a step "
+            "(--batch-size), --amp, or smaller pictures, in a new --work-dir; or end what else runs on it"
+        ) from error
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        told = str(error).splitlines()[0].strip(" .")
+        raise AlignDetError(
+            f"a process that decodes images ended: {told}. Most often the machine, or its shared memory (/dev/shm), was "
+            "full: take fewer --workers, or none (--workers 0), and run the same command again"
+        ) from error
 
 
 class StreamTrainLoop(IterBasedTrainLoop):
@@ -96,7 +118,7 @@ def step_runner(
             "checkpoint": None,
             "logger": {"type": "LoggerHook", "interval": options.log_interval},
         },
-        custom_hooks=hooks,
+        custom_hooks=[*hooks, BoundedHistoryHook(options.log_interval), ClockHook()],
         log_processor={"by_epoch": False, "window_size": options.log_interval},
         # mmengine's own INFO is pages of environment and hook lists; ours begins with AnnounceHook.
         log_level="WARNING",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
-from mmdet.models.dense_heads import AutoAssignHead, DETRHead, FreeAnchorRetinaHead
+from mmdet.models.dense_heads import AutoAssignHead, DABDETRHead, DETRHead, FreeAnchorRetinaHead, TOODHead
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 from torch import Tensor, nn
 
@@ -27,7 +27,13 @@ def keep_sensitive_float32(detector: nn.Module) -> None:
     ``binary_cross_entropy``, whatever the type of its inputs. Without autocast nothing changes.
     """
     for name, module in list(detector.named_modules()):
-        if isinstance(module, _HEADS_OF_PROBABILITIES):
+        if isinstance(module, DABDETRHead):
+            # Its decoder adds what this layer gives to the reference points of the next.
+            keep_float32(module.fc_reg)
+        if isinstance(module, TOODHead):
+            # A deformable convolution of boxes, which rounds them to the type of its offsets.
+            keep_float32(module, "deform_sampling")
+        elif isinstance(module, _HEADS_OF_PROBABILITIES):
             keep_float32(module, "loss_by_feat")
         elif (
             isinstance(module, _TAKES_COORDINATES)

@@ -32,6 +32,7 @@ from aligndet_train.finetuning.labels import Labels, matched, shared_images
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from aligndet_train.finetuning.unreadable import unreadable_image_named
+from aligndet_train.loop import memory_blamed
 from aligndet_train.resumable import require_one_start
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.errors import AlignDetError
@@ -187,7 +188,7 @@ def _finetune(
         remarks = (chosen.reason if last is None else began, chosen.left_out)
         _tell(runner, [line for line in remarks if line], _warnings(train, val))
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
-        with unreadable_image_named():
+        with unreadable_image_named(), memory_blamed():
             runner.train()
     if val is None and is_main_process():
         write_results(results.path, run, [])

@@ -46,7 +46,7 @@ class MetricsHook(Hook):
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.start_step)
+        self._board = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.start_step + 1)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None

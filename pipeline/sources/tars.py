@@ -17,6 +17,8 @@ from proposals.image_roots import ImageRoot, Kind
 from proposals.tar_headers import TarHeaders
 
 _AT_A_TIME = 2**16
+# Names that links may point to; a hostile tar has as many as memory takes.
+_LINK_TARGETS = 2**20
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def _place(member: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> tuple
     if not member.isreg():
         return None
     place = (member.offset_data, 0 if member.issparse() else member.size)
-    places[posixpath.normpath(member.name)] = place
+    if len(places) < _LINK_TARGETS:
+        places[posixpath.normpath(member.name)] = place
     return place
 
 

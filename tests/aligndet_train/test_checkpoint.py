@@ -1,6 +1,9 @@
 """Checkpoint files: atomic, previous kept, refused when they are not ours."""
 
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +41,35 @@ def test_round_trip_and_previous(tmp_path, model_and_optimizer):
     assert last["identity"] == identity
     assert torch.equal(last["model"]["weight"], model.weight)
     optimizer.load_state_dict(last["optimizer"])
+
+
+# Files of this process may not grow beyond 100 kB, as on a disk that is full.
+_FULL = """
+import pathlib, resource, signal, sys, torch
+from aligndet_train.checkpoint import save_checkpoint
+from aligndet_train.export import write_weights
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+folder, model = pathlib.Path(sys.argv[1]), torch.nn.Linear(300, 300)
+save = {
+    "last": lambda: save_checkpoint(folder, model, torch.optim.SGD(model.parameters(), lr=0.1), 2, {}),
+    "pth": lambda: write_weights(model.state_dict(), folder / "model.pth", {"identity": {}, "step": 1}),
+}[sys.argv[2]]
+try:
+    save()
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.parametrize("file", ["last", "pth"])
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, model_and_optimizer, file):
+    save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
+    words = [sys.executable, "-c", _FULL, str(tmp_path), file]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.stdout == "File too large\n", done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == [LAST]
+    assert load_checkpoint(tmp_path / LAST)["step"] == 1
 
 
 def test_pickled_code_is_refused_and_not_run(tmp_path):

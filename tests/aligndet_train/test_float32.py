@@ -92,6 +92,32 @@ def test_losses_of_probabilities_are_computed_outside_of_autocast(samples):
     stock_losses("tood", samples)
 
 
+def test_tood_samples_its_boxes_unrounded():
+    head = build_detector(tiny_stock("tood")).bbox_head
+    keep_sensitive_float32(head)
+    generator = torch.Generator().manual_seed(0)
+    boxes = 150 + torch.rand(1, 4, 6, 6, generator=generator)
+    offsets = torch.zeros(1, 8, 6, 6)
+    with bfloat16():
+        sampled = head.deform_sampling(boxes, offsets.bfloat16())
+    assert sampled.dtype == torch.float32
+    assert torch.equal(sampled, head.deform_sampling(boxes, offsets))
+    assert (sampled - boxes).abs().max() < 1e-4
+
+
+def test_dab_detr_moves_its_reference_points_in_float32(samples):
+    run = load_run_config(CONFIGS / "tiny_dab_detr.py", {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    seen = []
+    model.student.decoder.ref_point_head.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].dtype)
+    )
+    with bfloat16():
+        assert_finite(model(**model.data_preprocessor(samples(0, 3), True)))
+    assert len(seen) > 1
+    assert set(seen) == {torch.float32}
+
+
 def test_ddq_pretrains_where_cuda_would_refuse(samples):
     run = load_run_config(CONFIGS / "tiny_ddq.py", {"classes": 5}, {})
     model = build_pretrainer(run.stock_model, run.pretrain).train()

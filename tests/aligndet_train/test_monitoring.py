@@ -61,7 +61,8 @@ def test_tensorboard_has_the_same_figures(trained):
     events = EventAccumulator(str(work / "tensorboard")).Reload()
     last = json.loads((work / "metrics.jsonl").read_text().splitlines()[-1])
     for name in ("loss", "retrieval", "data_wait_share"):
-        assert events.Scalars(name)[-1].step == 4
+        # Killed and resumed after step 2.
+        assert [event.step for event in events.Scalars(name)] == [1, 2, 3, 4]
         assert events.Scalars(name)[-1].value == pytest.approx(last[name], rel=1e-5)
 
 
