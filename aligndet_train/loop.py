@@ -59,8 +59,8 @@ def memory_blamed() -> Iterator[None]:
             raise
         told = str(error).splitlines()[0].strip(" .")
         raise AlignDetError(
-            f"a process that decodes images ended: {told}. Most often the machine, or its shared memory (/dev/shm), was "
-            "full: take fewer --workers, or none (--workers 0), and run the same command again"
+            f"a process that decodes images ended: {told}. Most often the machine, or its shared memory (/dev/shm), "
+            "was full: take fewer --workers, or none (--workers 0), and run the same command again"
         ) from error
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.models.layers.transformer import dab_detr_layers
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 from mmengine.logging import MessageHub
 
@@ -105,13 +106,16 @@ def test_tood_samples_its_boxes_unrounded():
     assert (sampled - boxes).abs().max() < 1e-4
 
 
-def test_dab_detr_moves_its_reference_points_in_float32(samples):
+def test_dab_detr_moves_its_reference_points_in_float32(samples, monkeypatch):
     run = load_run_config(CONFIGS / "tiny_dab_detr.py", {}, {})
     model = build_pretrainer(run.stock_model, run.pretrain).train()
-    seen = []
-    model.student.decoder.ref_point_head.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].dtype)
-    )
+    seen, encoded = [], dab_detr_layers.coordinate_to_encoding
+
+    def watched(coord_tensor, **more):
+        seen.append(coord_tensor.dtype)
+        return encoded(coord_tensor=coord_tensor, **more)
+
+    monkeypatch.setattr(dab_detr_layers, "coordinate_to_encoding", watched)
     with bfloat16():
         assert_finite(model(**model.data_preprocessor(samples(0, 3), True)))
     assert len(seen) > 1
