@@ -327,11 +327,17 @@ def test_a_broken_table_is_one_refusal(tmp_path):
     assert _reason(source, "b.parquet") == "broken_container"
 
 
-def test_a_hugging_face_dataset_on_disk_is_a_source(photos, tmp_path):
+def _saved_by_datasets(photos, folder):
+    """The three photographs that a Hugging Face dataset in ``folder`` is made of."""
     files = sorted(photos.glob("*.jpg"))[:3]
     rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in files]}
     features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder)
+    return files
+
+
+def test_a_hugging_face_dataset_on_disk_is_a_source(photos, tmp_path):
+    files = _saved_by_datasets(photos, tmp_path / "saved")
     found = _content(open_source(str(tmp_path / "saved")))
     assert [data for _, _, data in found] == [path.read_bytes() for path in files]
     assert [uri.split("/")[1:] for uri, _, _ in found] == [
@@ -340,10 +346,7 @@ def test_a_hugging_face_dataset_on_disk_is_a_source(photos, tmp_path):
 
 
 def test_what_datasets_keeps_of_map_and_filter_is_no_source(photos, tmp_path):
-    files = sorted(photos.glob("*.jpg"))[:3]
-    rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in files]}
-    features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    _saved_by_datasets(photos, tmp_path / "saved")
     before = _content(open_source(str(tmp_path / "saved")))
     saved = datasets.load_from_disk(str(tmp_path / "saved"))
     saved.map(lambda row: row)
