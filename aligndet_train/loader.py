@@ -15,6 +15,7 @@ from aligndet_train.stream.dataset import Damaged
 from aligndet_train.stream.packing import SampleLoader
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_clusters
+from proposals.errors import AlignDetError
 
 # For the trainer to finish its step and write a checkpoint, with its workers alive.
 _SECONDS_TO_STOP = 100
@@ -60,12 +61,15 @@ def step_loader(
 ) -> "DataLoader[Sample]":
     """``steps`` batches of this rank, from ``start`` on, of what ``samples`` makes of the dataset or its cached form.
 
-    batch_size: of this rank. window: see StepSampler. cache: see RunOptions.
+    batch_size: of this rank. window: see StepSampler. cache: see RunOptions. Raises AlignDetError when what the cache
+    begins to fetch is no longer ``dataset``.
     """
     expect = None
     if cache is not None:
-        dataset = CachedDataset(dataset.root, cache)
-        expect = Prefetcher(dataset).expect
+        cached = CachedDataset(dataset.root, cache)
+        if cached.manifest != dataset.manifest:
+            raise AlignDetError(f"{dataset.root} was changed while the run began: start it again")
+        dataset, expect = cached, Prefetcher(cached).expect
     sampler = StepSampler(
         dataset.shard_sizes.tolist(),
         start=start,

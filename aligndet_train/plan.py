@@ -11,7 +11,13 @@ from mmengine.dist import get_world_size
 from aligndet_train.checkpoint import decoded, encoded, saved_run
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
-from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder, require_one_start
+from aligndet_train.resumable import (
+    ResumablePlan,
+    dataset_identity,
+    make_work_folder,
+    require_one_dataset,
+    require_one_start,
+)
 from aligndet_train.run_options import RunOptions
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_cluster_record
@@ -28,8 +34,10 @@ class Plan(ResumablePlan):
 def plan_run(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: RunOptions) -> Plan:
     """What ``run`` comes to on ``dataset``. Creates ``work_dir``.
 
-    Raises AlignDetError when that fails, when it holds another run, and what ``with_classes`` raises.
+    Raises AlignDetError when that fails, when it holds another run, when the ranks see other datasets, and what
+    ``with_classes`` raises.
     """
+    require_one_dataset(dataset)
     run = with_classes(run, dataset)
     make_work_folder(work_dir)
     steps = total_steps(run.pretrain, len(dataset), get_world_size())

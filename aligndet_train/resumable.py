@@ -16,6 +16,9 @@ from proposals.dataset import ProposalDataset
 from proposals.errors import AlignDetError
 from proposals.outputs import require_outside_datasets
 
+# Of a digest: what an int64 holds.
+_DIGITS = 15
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResumablePlan:
@@ -63,6 +66,18 @@ def require_one_start(work_dir: Path, start: int) -> None:
         raise AlignDetError(
             f"the ranks do not see the same checkpoint in {work_dir} (here: number {start}): put --work-dir on a file "
             "system that all nodes share"
+        )
+
+
+def require_one_dataset(dataset: ProposalDataset) -> None:
+    """Every rank must call it: raises AlignDetError when they have not all opened the same dataset.
+
+    Each would cut its share out of another order: images twice, others never.
+    """
+    if spread_over_hosts(int(dataset_identity(dataset)["manifest"][:_DIGITS], 16)):
+        raise AlignDetError(
+            f"the ranks do not see the same dataset at {dataset.root} (here: {len(dataset):,} images): bring its "
+            "copies on all nodes to the same state, or start again once nobody changes it"
         )
 
 

@@ -196,6 +196,7 @@ def command_line() -> argparse.ArgumentParser:
         "--budget", type=float, default=float("inf"), help="seconds after which nothing is started"
     )
     running.add_argument("--pretrain-epochs", type=int, help="epochs of pretraining, not the recipe's")
+    running.add_argument("--pretrain-batch", type=int, help="images a step of pretraining, not the recipe's")
     running.add_argument(
         "--ablate", nargs="*", choices=list(ABLATIONS), metavar="NAME",
         help=f"pretrain and fine-tune these too: {', '.join(ABLATIONS)}; without a name: all",

@@ -160,9 +160,10 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
     options += [part for option in args.pretrain_options for part in ("--cfg-options", option)]
     images = json.loads(described.read_text())["totals"]["images"]
     recipe = RECIPES[detector]
-    steps = (args.pretrain_epochs or recipe.pretrain_epochs) * images // recipe.pretrain_batch
+    batch = args.pretrain_batch or recipe.pretrain_batch
+    steps = (args.pretrain_epochs or recipe.pretrain_epochs) * images // batch
     run = aligndet("pretrain", *recipe.source(detector), "--data", data, "--work-dir", folder, *precision(args),
-                   "--iterations", steps, "--batch-size", recipe.pretrain_batch, "--workers", args.workers,
+                   "--iterations", steps, "--batch-size", batch, "--workers", args.workers,
                    "--checkpoint-interval", 50, *options)  # fmt: skip
     finished = folder / "finished"
     jobs = [Job(f"pretrain {name}", run, finished, inputs=(described,))]

@@ -16,8 +16,8 @@ from pipeline.heartbeat import (
     this_process,
     write_beat,
 )
+from proposals.dataset.files import alone_with
 from proposals.errors import AlignDetError
-from proposals.paths import is_remote
 
 _LOOK_SECONDS = BEAT_SECONDS / 2
 
@@ -32,7 +32,7 @@ def claimed(out: Path, say: Say) -> Iterator[None]:
     AlignDetError when another run lives. No lock: what a store or a cut line lets pass, `commit` finds.
     """
     last = _after_silence(out, say)
-    with _alone_here(out):
+    with alone_with(out):
         if read_heartbeat(out) not in (None, last):
             raise _taken(out, read_heartbeat(out))
         now = time.time()
@@ -93,23 +93,6 @@ def _is_dead(beat: dict[str, Any]) -> bool:
     except OSError:
         return True
     return False
-
-
-@contextmanager
-def _alone_here(out: Path) -> Iterator[None]:
-    """Of two processes of one machine, or of one file server that can, one after the other."""
-    if is_remote(out):
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _who(beat: dict[str, Any] | None) -> str:

@@ -26,7 +26,6 @@ from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import publish, temporary_name, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
-    FORMAT_VERSION,
     CommitRecord,
     FileEntry,
     Manifest,
@@ -36,6 +35,7 @@ from proposals.dataset.manifest import (
     library_versions,
     read_manifest,
     read_record,
+    refuse_newer,
     write_model,
 )
 from proposals.dataset.tables import read_shard
@@ -61,7 +61,7 @@ def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair:
     report = _with_manifest(root, workers, on_repair)
     manifest = read_manifest(root)
     if report.problems:
-        _refuse_newer(root / layout.MANIFEST, manifest.format_version)
+        refuse_newer(root / layout.MANIFEST, manifest.format_version, "repairing")
     if _has(report, layout.PLAN):
         _replace(root, manifest.plan, _rebuilt_plan(root, manifest, folders))
         on_repair(layout.PLAN)
@@ -95,14 +95,6 @@ def _rebuild_arrays(root: Path, manifest: Manifest, report: Report, workers: int
     listed = {layout.CONSOLIDATED, *(entry.path for entry in manifest.consolidated)}
     damaged = bool(manifest.consolidated) and any(problem.file in listed for problem in report.problems)
     return (lost or damaged) and consolidate(root, workers)
-
-
-def _refuse_newer(path: Path, version: str) -> None:
-    if is_newer(version):
-        raise NewerFormatError(
-            f"{path} has format version {version}, newer than {FORMAT_VERSION}: repairing would lose what this "
-            "installation does not know. Nothing was touched. Upgrade it: pip install --upgrade aligndet"
-        )
 
 
 def _is_folder(path: Path) -> bool:
@@ -144,7 +136,7 @@ def _every_task(plan: PlanFile) -> Iterator[ShardTask]:
 def _record(root: Path, task: ShardTask) -> CommitRecord:
     path = layout.record_path(root, task.name)
     record = read_record(path)
-    _refuse_newer(path, record.format_version)
+    refuse_newer(path, record.format_version, "repairing")
     told = record.shard.name, record.shard.images + len(record.rejected)
     if told != (task.name, len(task)):
         raise AlignDetError(f"{path} tells of shard {told[0]} with {told[1]} images, not of {len(task)}.")

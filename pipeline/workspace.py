@@ -36,6 +36,7 @@ from proposals.dataset.manifest import (
     library_versions,
     read_manifest,
     read_record,
+    refuse_newer,
     require_listable,
     write_model,
 )
@@ -134,7 +135,9 @@ def _finished(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace |
 
 def _open(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace:
     if is_there(out / layout.MANIFEST):
-        return _reopen(out, plan, identity, read_manifest(out))
+        manifest = read_manifest(out)
+        refuse_newer(out / layout.MANIFEST, manifest.format_version, "adding images")
+        return _reopen(out, plan, identity, manifest)
     if is_there(out / layout.PLAN):
         theirs = read_identity(out / layout.PLAN)
         identity = identity.as_told_by(theirs)
@@ -198,6 +201,7 @@ def begin_retry(out: Path, recipe: Recipe, source: Source, say: Say = lambda _: 
     versions, or when another run works in it, see `begin`, and what listing the source raises.
     """
     manifest = read_manifest(out)
+    refuse_newer(out / layout.MANIFEST, manifest.format_version, "retrying")
     listed = make_plan(source.entries(), manifest.images_per_shard) if source.kind in _OF_FILES else None
     return _opened(out, say, lambda: _open_retry(out, recipe, source, listed))
 

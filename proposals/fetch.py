@@ -12,10 +12,11 @@ from proposals.images import ImageRejected
 from proposals.paths import WEB, filesystem, scheme_of
 
 MAX_IMAGE_BYTES = 512 * 2**20
+_PIECE = 2**20
 _PAUSES = (0.5, 2.0)
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
-_NO_SUCH_RANGE = 416
+_PART, _NO_SUCH_RANGE = 206, 416
 # Of the answers that an S3 client turns into "missing" and "denied", those about this one object: others are about the
 # bucket, the credentials or the clock, and so about every image.
 _OF_THE_OBJECT = ("AccessDenied", "403", "InvalidObjectState", "NoSuchKey", "NoSuchVersion", "404")
@@ -93,10 +94,9 @@ def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | No
     try:
         if size is None:
             return _read_web(filesystem_, path) if scheme_of(url) in WEB else _read_whole(filesystem_, path)
-        end = start + size
-        data = bytes(filesystem_.cat_file(path, start=start or None, end=end))
-        # A web server may ignore that only a part was asked for.
-        return data[start:end] if len(data) > size else data
+        if scheme_of(url) in WEB:
+            return web_range(filesystem_, path, start, size)
+        return bytes(filesystem_.cat_file(path, start=start, end=start + size))
     except AlignDetError:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -131,11 +131,33 @@ def _read_whole(filesystem_: Any, path: str) -> bytes:
     return data
 
 
-def _read_web(filesystem_: Any, path: str) -> bytes:
-    # In pieces: a stranger's server may send without end. A size, or fsspec would ask for it and hide the answer.
+def web_range(filesystem_: Any, path: str, start: int, size: int) -> bytes:
+    """Up to ``size`` bytes from ``start`` of a file on a web server, which may send all of it all the same.
+
+    Only ``size`` bytes are held. Raises what fsspec does.
+    """
+    wanted = {"Range": f"bytes={start}-{start + size - 1}"}
     data = bytearray()
-    with filesystem_.open(path, "rb", block_size=0, size=1) as stream:
-        while piece := stream.read(2**20):
+    with _web_stream(filesystem_, path, headers=wanted) as stream:
+        before = 0 if stream.r.status == _PART else start
+        while (left := before + size - len(data)) > 0 and (piece := stream.read(min(_PIECE, left))):
+            data += piece
+            skipped = min(before, len(data))
+            before -= skipped
+            del data[:skipped]
+    return bytes(data)
+
+
+def _web_stream(filesystem_: Any, path: str, **options: Any) -> Any:
+    # A size, or fsspec would ask for it and hide the answer.
+    return filesystem_.open(path, "rb", block_size=0, size=1, **options)
+
+
+def _read_web(filesystem_: Any, path: str) -> bytes:
+    # In pieces: a stranger's server may send without end.
+    data = bytearray()
+    with _web_stream(filesystem_, path) as stream:
+        while piece := stream.read(_PIECE):
             data += piece
             if len(data) > MAX_IMAGE_BYTES:
                 raise _too_large()

@@ -31,7 +31,13 @@ from aligndet_train.loader import step_loader
 from aligndet_train.loop import run_to_the_end, step_runner
 from aligndet_train.monitoring import NonFiniteHook
 from aligndet_train.optimizer import wrapped_optimizer
-from aligndet_train.resumable import ResumablePlan, dataset_identity, make_work_folder, require_one_start
+from aligndet_train.resumable import (
+    ResumablePlan,
+    dataset_identity,
+    make_work_folder,
+    require_one_dataset,
+    require_one_start,
+)
 from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import half_cosine
 from aligndet_train.stream import Sample, StreamState
@@ -107,6 +113,7 @@ def _plan(
     options: RunOptions,
 ) -> Plan:
     make_work_folder(work_dir)
+    require_one_dataset(dataset)
     global_batch = config.batch_size * get_world_size()
     if config.batch_size < 2:
         raise AlignDetError("batch normalisation needs 2 images a step on each GPU at least: --batch-size 2")

@@ -17,12 +17,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TextIO, TypeVar
 
 import pyarrow as pa
 
 from proposals.dataset import ProposalDataset
 from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_bounded
+from proposals.dataset.files import fsync
 from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.errors import AlignDetError
@@ -113,14 +114,14 @@ class ShardCache:
         return vars(self._threads).setdefault("held", set())  # type: ignore[no-any-return]
 
     def _there(self, shard: ShardEntry) -> bool:
-        present = [_touched(self.mirror / entry.path) for entry in shard.files]
+        present = [_touched(self.mirror / entry.path, entry.bytes) for entry in shard.files]
         return all(present)
 
     def _complete(self, shard: ShardEntry) -> None:
         """Fetch what is missing; the caller holds the shard's lock."""
         for entry in shard.files:
             target = self.mirror / entry.path
-            if not _touched(target):
+            if not _touched(target, entry.bytes):
                 self._evict(entry.bytes)
                 self._download(entry, target)
 
@@ -132,6 +133,8 @@ class ShardCache:
         try:
             for _ in range(2):
                 if _copied(self._source(entry.path), temporary, entry.bytes) == (entry.bytes, entry.sha256):
+                    # Or a power cut could leave the name without the content.
+                    fsync(temporary)
                     temporary.replace(target)
                     return
         except Exception as error:  # every remote filesystem has exceptions of its own
@@ -167,9 +170,22 @@ class ShardCache:
     @contextmanager
     def _locked(self, name: str, kind: int) -> Iterator[None]:
         # The kernel lets go of a killed process's lock.
-        with (self._locks / name).open("w") as file:
+        with self._lock_file(name) as file:
             fcntl.flock(file, kind)
-            yield
+            try:
+                yield
+            finally:
+                # Closing alone would not do: a process forked meanwhile has the file open, too.
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    def _lock_file(self, name: str) -> TextIO:
+        try:
+            return (self._locks / name).open("a")
+        except PermissionError as error:
+            raise AlignDetError(
+                f"{self._locks / name} is another user's: choose another --cache folder, or make this one writable "
+                "for both"
+            ) from error
 
 
 class CachedDataset(ProposalDataset):
@@ -240,13 +256,14 @@ def _lock_name(path: Path) -> str:
     return f"{path.parent.parent.name}-{path.stem}"
 
 
-def _touched(path: Path) -> bool:
-    """Whether ``path`` is there; if so it counts as used now."""
+def _touched(path: Path, size: int) -> bool:
+    """Whether ``path`` is there, of ``size`` bytes; if so it counts as used now, unless it is another user's."""
     try:
-        os.utime(path)
+        with suppress(PermissionError):
+            os.utime(path)
+        return path.stat().st_size == size
     except FileNotFoundError:
         return False
-    return True
 
 
 def _usage(folder: Path) -> Iterator[tuple[int, int, Path]]:

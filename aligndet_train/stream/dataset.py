@@ -90,7 +90,8 @@ class ProposalStream(Dataset[Sample]):
     def _sample(self, epoch: int, index: int) -> Sample:
         record = self.dataset[index]
         try:
-            image = decode_bgr(self.dataset.image_bytes(index)).bgr
+            limit = self.dataset.manifest.recipe.max_pixels
+            image = decode_bgr(self.dataset.image_bytes(index), max_pixels=limit).bgr
         except ImageRejected as error:
             raise AlignDetError(
                 f"image {record.key} of {self.dataset.root} cannot be decoded: {error}. The dataset is damaged"

@@ -8,7 +8,8 @@ from typing import Any
 
 from proposals.convert.new_folder import CARD, CROISSANT, new_dataset_folder
 from proposals.dataset import ProposalDataset, layout
-from proposals.dataset.manifest import Manifest
+from proposals.dataset.clusters import cluster_faults, read_cluster_record
+from proposals.dataset.manifest import Manifest, refuse_newer
 from proposals.errors import AlignDetError
 
 _SIZES = (
@@ -37,15 +38,18 @@ were imported from another program's file, not mined: what made them, labels or 
 def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id: str) -> int:
     """Write the repository folder ``out``: the dataset (hard links, copies across filesystems), card and metadata.
 
-    It stays a dataset that `open_dataset` reads. Returns how many files there are. Raises AlignDetError when ``out``
-    is not an empty folder or cannot be written, or a file of the dataset is missing; ``out`` is empty again then.
+    It stays a dataset that `open_dataset` reads, cluster ids included; features of regions stay behind. Returns how
+    many files there are. Raises AlignDetError when ``out`` is not an empty folder or cannot be written, or a file of
+    the dataset is missing or of a newer format, or its cluster ids are damaged; ``out`` is empty again then.
     """
     manifest = dataset.manifest
+    refuse_newer(dataset.root / layout.MANIFEST, manifest.format_version, "a repository")
     paths = [manifest.plan.path, manifest.rejected.path]
     paths += [entry.path for shard in manifest.shards for entry in shard.files]
     paths += [entry.path for entry in manifest.consolidated]
     records = [layout.record_path(dataset.root, shard.name) for shard in manifest.shards]
     paths += [record.relative_to(dataset.root).as_posix() for record in records if record.is_file()]
+    paths += _cluster_files(dataset)
     croissant = json.dumps(_croissant(manifest, name, license_id), indent=1, ensure_ascii=False)
     with new_dataset_folder(out):
         (out / CARD).write_text(_card(manifest, name, license_id), encoding="utf-8")
@@ -53,6 +57,16 @@ def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id:
         for path in (*paths, layout.MANIFEST):
             _link(dataset.root / path, out / path)
     return len(paths) + 3
+
+
+def _cluster_files(dataset: ProposalDataset) -> list[str]:
+    record = read_cluster_record(dataset.root)
+    if record is None:
+        return []
+    for fault in cluster_faults(dataset.root, record, dataset.manifest, content=False):
+        advice = f"Run aligndet cluster {dataset.root} again, or remove that file"
+        raise AlignDetError(f"{dataset.root / layout.CLUSTERS_RECORD}: {fault}. {advice}")
+    return [layout.CLUSTERS_RECORD, *(entry.path for entry in record.files)]
 
 
 def _link(source: Path, target: Path) -> None:

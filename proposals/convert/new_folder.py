@@ -10,8 +10,8 @@ from proposals.dataset.files import remove_leftovers
 from proposals.errors import AlignDetError
 
 CARD, CROISSANT = "README.md", "croissant.json"
-_FILES = (layout.MANIFEST, layout.REJECTED, layout.PLAN, CARD, CROISSANT)
-_FOLDERS = (layout.CONSOLIDATED, layout.SHARDS)
+_FILES = (layout.MANIFEST, layout.REJECTED, layout.PLAN, layout.CLUSTERS_RECORD, CARD, CROISSANT)
+_FOLDERS = (layout.CONSOLIDATED, layout.CLUSTERS, layout.SHARDS)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from proposals.dataset.manifest import FORMAT_VERSION, FileEntry, Manifest, Sha2
 from proposals.dataset.seal import seal_state
 from proposals.dataset.zarr_reading import Declared, open_arrays, values
 from proposals.errors import AlignDetError
+from proposals.paths import is_there
 
 MAX_CLUSTERS = 65536
 _CHUNK, _ZARR_SHARD = 4096, 2**20
@@ -64,9 +65,12 @@ def boxes_fingerprint(manifest: Manifest) -> str:
 
 
 def read_cluster_record(root: Path) -> ClusterRecord | None:
-    """The record in the dataset folder ``root``, None without one. Raises AlignDetError when it is damaged."""
+    """The record in the dataset folder ``root``, None without one.
+
+    Raises AlignDetError when it is damaged, or its store cannot be reached.
+    """
     path = root / layout.CLUSTERS_RECORD
-    if not path.is_file():
+    if not is_there(path):
         return None
     data = read_bounded(path, MAX_RECORD_BYTES)
     try:

@@ -16,8 +16,15 @@ import numpy as np
 from proposals.dataset import layout
 from proposals.dataset.bounds import read_parquet
 from proposals.dataset.checks.folder import file_faults
-from proposals.dataset.files import file_sha256, fsync, temporary_name
-from proposals.dataset.manifest import FileEntry, Manifest, ShardEntry, read_manifest, write_model
+from proposals.dataset.files import alone_with, file_sha256, fsync, temporary_name
+from proposals.dataset.manifest import (
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    read_manifest,
+    refuse_newer,
+    write_model,
+)
 from proposals.dataset.processes import ProcessDiedError, map_apart
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, read_shard
 from proposals.errors import AlignDetError
@@ -49,15 +56,26 @@ def consolidate(root: Path, workers: int = 1, zarr_shard: int = ZARR_SHARD) -> b
     """Write proposals.zarr into the dataset ``root`` and enter it in dataset.json; False when it is there, intact.
 
     workers: processes; each Zarr shard, of ``zarr_shard`` elements (a multiple of 4096, or fewer), is written by one.
-    A stopped call leaves the dataset as it was. Raises AlignDetError when the dataset is damaged, holds no image,
-    was changed meanwhile, or when a link is in the place of the arrays.
+    A stopped call leaves the dataset as it was; of two at once the second waits for the first. Raises
+    AlignDetError when the dataset is damaged, of a newer format, holds no image, was changed meanwhile, or when a link
+    is in the place of the arrays.
     """
     root = local_only(root, "consolidate")
     manifest = read_manifest(root)
-    if manifest.consolidated and not any(_faults(root, manifest)):
-        return False
+    refuse_newer(root / layout.MANIFEST, manifest.format_version, "consolidating")
     if not manifest.totals.images:
         raise AlignDetError(f"{root} holds no image, so there is nothing to consolidate.")
+    if not (root / layout.SHARDS).is_dir():
+        raise AlignDetError(f"{root / layout.SHARDS} is missing: the dataset is damaged.")
+    # Not the dataset's own folder, which `mine` locks: it would wait here, and say nothing.
+    with alone_with(root / layout.SHARDS):
+        return _consolidate(root, workers, zarr_shard)
+
+
+def _consolidate(root: Path, workers: int, zarr_shard: int) -> bool:
+    manifest = read_manifest(root)
+    if manifest.consolidated and not any(_faults(root, manifest)):
+        return False
     if (root / layout.CONSOLIDATED).is_symlink():
         raise AlignDetError(
             f"{root / layout.CONSOLIDATED} is a link, and what it leads to is not replaced. Remove the link, then run "

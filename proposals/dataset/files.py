@@ -12,13 +12,14 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from proposals.dataset.layout import TEMPORARY_MARK
 from proposals.errors import AlignDetError
-from proposals.paths import is_remote
+from proposals.fetch import web_range
+from proposals.paths import WEB, is_remote, scheme_of
 
 
 def temporary_name(path: Path) -> Path:
@@ -81,6 +82,26 @@ def copy_atomically(source: Path, path: Path) -> None:
         publish(temporary, path)
 
 
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Of two processes of one machine, or of one file server that can, one after the other.
+
+    path: an existing file or folder, which is only locked. Remote ones, and file servers that cannot, let all pass.
+    """
+    if is_remote(path):
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def fsync(path: Path) -> None:
     """Flush a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -109,6 +130,8 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
     """Up to ``size`` bytes of a file from ``offset`` on, fewer at its end; raises OSError when it cannot be read."""
     if is_remote(path):
         with as_os_errors(path) as (store, name):
+            if scheme_of(str(path)) in WEB:
+                return web_range(store, name, offset, size)
             return bytes(store.cat_file(name, start=offset, end=offset + size))
     # A descriptor per read: nothing to share, so nothing to get wrong in threads, forks and pickles.
     with open_plain(path) as stream:

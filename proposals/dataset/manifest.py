@@ -300,6 +300,18 @@ def is_newer(version: str) -> bool:
     return _numbers(version) > _numbers(FORMAT_VERSION)
 
 
+def refuse_newer(path: Path, version: str, doing: str) -> None:
+    """Raise NewerFormatError when ``path``, of format ``version``, must not be written again by this installation.
+
+    doing: what would be lost by, as in "repairing".
+    """
+    if is_newer(version):
+        raise NewerFormatError(
+            f"{path} has format version {version}, newer than {FORMAT_VERSION}: {doing} would lose what this "
+            "installation does not know. Nothing was touched. Upgrade it: pip install --upgrade aligndet"
+        )
+
+
 def _numbers(version: str) -> tuple[int, int]:
     major, minor = version.split(".")
     return int(major), int(minor)

@@ -23,6 +23,7 @@ from proposals.dataset.manifest import (
     SourceInfo,
     read_manifest,
     read_record,
+    refuse_newer,
     require_listable,
     write_model,
 )
@@ -57,6 +58,7 @@ def merge_datasets(roots: Sequence[Path], out: Path) -> Manifest:
     parts = []
     for root in roots:
         manifest = read_manifest(root)
+        refuse_newer(root / layout.MANIFEST, manifest.format_version, "merging")
         parts.append(_Part(root, manifest, read_plan(root / layout.PLAN)))
     identity = _identity(parts)
     shards = sum(len(part.manifest.shards) for part in parts)

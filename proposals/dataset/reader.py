@@ -1,5 +1,6 @@
 """Reading a finished dataset: a sequence of records with random access to boxes and image bytes."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from proposals.dataset.tables import REFERENCE_SCHEMA, SCHEMA, box_offsets, flat
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
-from proposals.paths import WEB, as_path, scheme_of
+from proposals.paths import WEB, as_path, is_remote, scheme_of
 
 _CACHE_BYTES = 64 * 2**20
 
@@ -81,7 +82,8 @@ class ProposalDataset(Sequence[Record]):
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root = as_path(root)
+        self._root = root = as_path(root)
+        self._process = os.getpid()
         self.manifest: Manifest = read_manifest(root)
         _refuse_pointing_here(root, self.manifest)
         self._shards = [shard for shard in self.manifest.shards if shard.images]
@@ -92,6 +94,13 @@ class ProposalDataset(Sequence[Record]):
 
     def __reduce__(self) -> tuple[type["ProposalDataset"], tuple[Path]]:
         return ProposalDataset, (self.root,)
+
+    @property
+    def root(self) -> Path:
+        """The folder or URL. In a forked process a new path: a filesystem's connections do not survive a fork."""
+        if is_remote(self._root) and self._process != os.getpid():
+            self._root, self._process = as_path(str(self._root)), os.getpid()
+        return self._root
 
     def __len__(self) -> int:
         return int(self._starts[-1])

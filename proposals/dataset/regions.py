@@ -114,6 +114,17 @@ class RegionStore:
             return "does not hold what was written"
         return None
 
+    def strangers(self, manifest: Manifest) -> list[str]:
+        """Paths below the dataset of what lies in the group and belongs to no features of its shards, in order."""
+        group = layout.REGIONS
+        known = {f"{group}/zarr.json"}
+        for shard in manifest.shards:
+            known |= {f"{group}/{shard.name}/zarr.json"}
+            known |= {f"{group}/{shard.name}/c/{row}/0" for row in range(-(-shard.proposals // _CHUNK))}
+        found = sorted(path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir())
+        paths = (path.relative_to(self.root).as_posix() for path in found)
+        return [path for path in paths if path not in known and layout.TEMPORARY_MARK not in path]
+
     def batches(self, manifest: Manifest, rows: int) -> Iterator[Features]:
         """All features in dataset order, at least ``rows`` at a time, but for a dataset that has fewer."""
         held: list[Features] = []

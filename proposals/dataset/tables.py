@@ -1,9 +1,11 @@
 """The Parquet tables of a dataset: their columns, and reading one shard's without trusting it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -47,7 +49,8 @@ def write_table(path: Path, table: pa.Table, boxes: int) -> None:
 def read_shard(root: Path, entry: ShardEntry) -> pa.Table:
     """The table of a shard that holds images, every column in one chunk.
 
-    Raises AlignDetError when its size, columns, list lengths or tar offsets do not fit ``entry``.
+    Raises AlignDetError when its size, columns, list lengths or tar offsets do not fit ``entry``, and for a box that is
+    empty or leaves its image.
     """
     path = layout.parquet_path(root, entry.name)
     table = read_parquet(path, entry.images, entry.proposals).combine_chunks()
@@ -93,6 +96,16 @@ def _schema_fault(schema: pa.Schema, wanted: pa.Schema) -> str | None:
     return None
 
 
+def _box_faults(table: pa.Table) -> Iterator[tuple[npt.NDArray[np.bool_], str]]:
+    """What no box may be, and which of the flat boxes are: a view would cut nothing out of the image, or elsewhere."""
+    boxes, counts = flat_boxes(table), np.diff(box_offsets(table))
+    yield ~(np.isfinite(boxes).all(axis=1) & np.isfinite(flat_ranks(table))), "a box or rank is not finite"
+    yield np.logical_or.reduce(boxes[:, :2] >= boxes[:, 2:], axis=1), "a box is empty (x1 >= x2 or y1 >= y2)"
+    sizes = np.stack([numbers(table.column(name).chunk(0)) for name in ("width", "height")], axis=1)
+    beyond = boxes[:, 2:] > np.repeat(sizes, counts, axis=0)
+    yield np.logical_or.reduce((boxes[:, :2] < 0) | beyond, axis=1), "a box leaves the image"
+
+
 def _value_fault(table: pa.Table, entry: ShardEntry) -> str | None:
     if table.num_rows != entry.images:
         return f"it has {table.num_rows} rows, dataset.json says {entry.images}"
@@ -101,10 +114,10 @@ def _value_fault(table: pa.Table, entry: ShardEntry) -> str | None:
         return "boxes and rank have lists of different lengths"
     if not len(boxes.values) == len(ranks.values) == entry.proposals:
         return f"it has {len(boxes.values)} boxes, dataset.json says {entry.proposals}"
-    finite = np.isfinite(flat_boxes(table)).all(axis=1) & np.isfinite(flat_ranks(table))
-    if not finite.all():
-        row = int(np.searchsorted(box_offsets(table), np.flatnonzero(~finite)[0], side="right")) - 1
-        return f"row {row}, {table.column('key')[row]}: a box or rank is not finite"
+    for wrong, what in _box_faults(table):
+        if wrong.any():
+            row = int(np.searchsorted(box_offsets(table), np.flatnonzero(wrong)[0], side="right")) - 1
+            return f"row {row}, {table.column('key')[row]}: {what}"
     if entry.tar is None:
         known = table.column("tar_offset").null_count < table.num_rows
         return "it has offsets into a tar, and the shard has no tar" if known else None

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aligndet_train.config import load_run_config
 from aligndet_train.distributed import gpu_of_process
-from aligndet_train.resumable import require_one_start
+from aligndet_train.resumable import require_one_dataset, require_one_start
 from aligndet_train.stream import ProposalStream, StepSampler, StreamState
 from proposals.dataset import open_dataset
+from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
+from proposals.recipe import Recipe
 from tests.aligndet_train.conftest import TINY
 from tests.aligndet_train.ranks import free_port, said_by_ranks
 
@@ -181,6 +184,22 @@ def go_on(rank: int, start: int) -> None:
 def test_ranks_that_see_other_checkpoints_refuse_to_go_on(tmp_path):
     said = said_by_ranks(go_on, [5, 0], tmp_path)
     assert all(error.startswith("the ranks do not see the same checkpoint") for error in said)
+
+
+def open_here(rank: int, root: Path) -> None:
+    require_one_dataset(open_dataset(root))
+
+
+def test_ranks_that_see_other_datasets_refuse_to_begin(mined_dataset, photos, mine_folder, tmp_path):
+    other = mine_folder(photos, tmp_path / "other", Recipe(seed=1))
+    said = said_by_ranks(open_here, [mined_dataset, other], tmp_path)
+    assert all(error.startswith("the ranks do not see the same dataset at") for error in said)
+
+
+def test_ranks_with_copies_of_one_dataset_begin(mined_dataset, tmp_path):
+    copy = shutil.copytree(mined_dataset, tmp_path / "copy")
+    consolidate(copy)
+    assert said_by_ranks(open_here, [mined_dataset, copy], tmp_path) == [None, None]
 
 
 def test_ranks_that_see_one_checkpoint_go_on(tmp_path):

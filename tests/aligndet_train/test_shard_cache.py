@@ -1,6 +1,7 @@
 """Shards through a bounded local cache: same samples, whole files, evictions, damage, several processes."""
 
 import multiprocessing
+import os
 import pickle
 import shutil
 import subprocess
@@ -8,16 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from aligndet_train.loader import step_loader
 from aligndet_train.stream import ProposalStream, StepSampler, StreamState
 from aligndet_train.stream.cache import CachedDataset, CacheSpec, DamagedShardError, Prefetcher
 from aligndet_train.stream.dataset import readable
 from proposals.dataset import open_dataset
+from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
 from proposals.paths import as_path
+from proposals.recipe import Recipe
 from tests.aligndet_train.test_training import command, finish, losses
 from tests.damage import flip_a_bit
 
@@ -124,6 +129,53 @@ def test_an_image_that_cannot_be_decoded_is_damage_too(source):
     with pytest.raises(AlignDetError, match=f"image {record.key} .* cannot be decoded"):
         ProposalStream(dataset)[(0, 2)]
     assert record.key in ProposalStream(dataset, damaged="skip")[(0, 2)].skipped
+
+
+@pytest.mark.parametrize("left", [4096, 0])
+def test_a_file_that_a_power_cut_left_short_is_fetched_again(source, mined_dataset, tmp_path, left):
+    cached(source, tmp_path).fetch(0)
+    os.truncate(next(file for file in shard_files(tmp_path) if file.name == "00000.tar"), left)
+    assert_same_samples(cached(source, tmp_path), open_dataset(mined_dataset))
+
+
+def test_a_process_forked_while_a_shard_is_locked_does_not_keep_the_lock(source, tmp_path):
+    dataset = cached(source, tmp_path)
+    with dataset._cache_of_shards.reading(dataset.manifest.shards[0]):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+    try:
+        dataset._cache_of_shards._evict(GENEROUS)
+        assert child.is_alive()
+        assert shard_files(tmp_path) == [], "what nobody reads any more can go"
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_a_dataset_that_changes_while_a_run_begins_is_not_streamed(source, tmp_path):
+    dataset = open_dataset(source)
+    consolidate(source)
+    spec = CacheSpec(tmp_path / "cache", GENEROUS)
+    with pytest.raises(AlignDetError, match="was changed while the run began"):
+        step_loader(
+            dataset,
+            ProposalStream,
+            StreamState(0, 0, 0),
+            batch_size=1,
+            steps=1,
+            window=1,
+            workers=0,
+            cache=spec,
+        )
+
+
+def test_an_image_that_was_mined_above_the_usual_limit_of_pixels_is_streamed(mine_folder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    picture = np.zeros((9480, 9480, 3), np.uint8)
+    picture[:4000, :5000] = (40, 90, 200)
+    cv2.imwrite(str(tmp_path / "photos" / "large.png"), picture)
+    root = mine_folder(tmp_path / "photos", tmp_path / "out", Recipe(max_pixels=90_000_000))
+    assert ProposalStream(open_dataset(root))[(0, 0)].image.shape == (3, 9480, 9480)
 
 
 def read_all(source: Path, folder: Path, limit: int, seed: int, failures) -> None:

@@ -146,6 +146,8 @@ def _no_text(table):
 
 TABLES = {
     "a_box_that_is_no_number": (_floats("boxes", np.nan), "is not finite"),
+    "a_box_beyond_the_image": (_floats("boxes", -2000.0), "leaves the image"),
+    "a_box_of_nothing": (_floats("boxes", 9999.0), "is empty"),
     "an_infinite_box": (_floats("boxes", np.inf), "is not finite"),
     "a_rank_that_is_no_number": (_floats("rank", np.nan), "is not finite"),
     "a_uri_that_is_no_text": (_no_text, "nvalid"),

@@ -11,6 +11,7 @@ from aligndet_train.stream import ProposalStream
 from pipeline.clusters import ClusterSettings, cluster_dataset
 from proposals.cli import build_app
 from proposals.cluster_sheet import COLUMNS, cluster_sheet
+from proposals.convert.hub import write_hub_folder
 from proposals.dataset import ProposalReader, layout, open_dataset
 from proposals.dataset.clusters import read_clusters
 from proposals.dataset.regions import RegionStore
@@ -114,8 +115,40 @@ def test_verify_knows_ids_and_features_and_names_what_is_damaged(dataset):
             layout.CLUSTERS_RECORD if place.startswith(layout.CLUSTERS) else "regions.zarr/00000"
         }
         path.write_bytes(good)
-    (dataset / layout.CLUSTERS / "stranger").write_text("?")
-    assert [p.file for p in verify_dataset(dataset).problems] == ["clusters.zarr/stranger"]
+    strangers = ["clusters.zarr/stranger", "regions.zarr/00000/c/9/0", "regions.zarr/stranger"]
+    for stranger in strangers:
+        (dataset / stranger).parent.mkdir(exist_ok=True)
+        (dataset / stranger).write_text("?")
+    assert sorted(p.file for p in verify_dataset(dataset).problems) == strangers
+
+
+def test_a_published_dataset_carries_its_ids(dataset, tmp_path):
+    ids = clustered(dataset).ids
+    hub = tmp_path / "hub"
+    write_hub_folder(open_dataset(dataset), hub, "name", "cc-by-4.0")
+    assert np.array_equal(read_clusters(hub, open_dataset(hub).manifest).ids, ids)
+    assert verify_dataset(hub, deep=True).problems == ()
+
+
+def test_a_dataset_with_lost_ids_is_not_published(dataset, tmp_path):
+    clustered(dataset)
+    shutil.rmtree(dataset / layout.CLUSTERS)
+    with pytest.raises(AlignDetError, match=r"clusters\.json: .* is missing\. Run aligndet cluster"):
+        write_hub_folder(open_dataset(dataset), tmp_path / "hub", "name", "cc-by-4.0")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_store_that_does_not_answer_is_not_a_dataset_without_ids(dataset, monkeypatch):
+    clustered(dataset)
+    remote = as_path("memory://unreachable")
+    remote.fs.put(str(dataset), remote.path, recursive=True)
+
+    def refuse(path, **_):
+        raise OSError("503: slow down")
+
+    monkeypatch.setattr(remote.fs, "info", refuse)
+    with pytest.raises(AlignDetError, match=r"clusters\.json cannot be reached: 503"):
+        read_clusters(remote, open_dataset(dataset).manifest)
 
 
 def test_damaged_ids_are_refused_by_readers(dataset):

@@ -49,6 +49,19 @@ def _hashes(root):
     return {path.relative_to(root): file_sha256(path) for path in files}
 
 
+def test_of_two_at_once_one_writes_and_both_succeed(copy, whole):
+    call = "import sys; from pathlib import Path; from proposals.dataset.consolidated import consolidate; "
+    call += f"print(consolidate(Path(sys.argv[1]), 1, zarr_shard={_SHARD}))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", call, str(copy)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = sorted(process.communicate(timeout=120)[0].strip() for process in processes)
+    assert said == ["False", "False", "True"]
+    assert _hashes(copy) == _hashes(whole)
+    assert verify_dataset(copy, deep=True).problems == ()
+
+
 def test_it_is_a_plain_sharded_zarr_v3_group(whole):
     group = zarr.open_group(whole / "proposals.zarr", mode="r", zarr_format=3)
     dataset = open_dataset(whole)

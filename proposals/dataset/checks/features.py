@@ -23,6 +23,7 @@ def feature_faults(root: Path, manifest: Manifest, *, deep: bool) -> Iterator[tu
         store.identity()
     except AlignDetError as error:
         yield layout.REGIONS, str(error)
+    yield from ((path, "is unexpected: features have no such file") for path in store.strangers(manifest))
     for shard in manifest.shards:
         folder = store.path / shard.name
         if deep and folder.is_dir() and (fault := store.fault(shard)) is not None:

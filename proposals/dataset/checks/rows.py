@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Manifest, ShardEntry
-from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
+from proposals.dataset.tables import box_offsets, flat_ranks
 from proposals.filters import STATUSES
 
 _Flags = npt.NDArray[np.bool_]
@@ -24,7 +24,7 @@ def row_faults(table: pa.Table, entry: ShardEntry, max_pixels: int) -> Iterator[
     impossible = (width < 1) | (height < 1) | (pixels > max_pixels) | (turn < 1) | (turn > 8)
     yield from _first(wrong_key, keys, "the key is not that of its uri")
     yield from _first(impossible, keys, "width, height or orientation is impossible")
-    yield from _box_faults(table, keys)
+    yield from _list_faults(table, keys)
     statuses = Counter(table.column("status").to_pylist())
     if not set(statuses) <= set(STATUSES) or statuses != entry.statuses:
         yield f"statuses are {dict(statuses)}, dataset.json says {entry.statuses}"
@@ -56,18 +56,11 @@ def record_faults(record: CommitRecord, entry: ShardEntry, manifest: Manifest) -
         yield f"has format version {record.format_version}, dataset.json {manifest.format_version}"
 
 
-def _box_faults(table: pa.Table, keys: list[str]) -> Iterator[str]:
+def _list_faults(table: pa.Table, keys: list[str]) -> Iterator[str]:
     offsets = box_offsets(table)
-    boxes, ranks, counts = flat_boxes(table), flat_ranks(table), np.diff(offsets)
+    ranks, counts = flat_ranks(table), np.diff(offsets)
     owner = np.repeat(np.arange(len(keys)), counts)
     yield from _first(counts < 1, keys, "it has no box")
-    finite = np.isfinite(boxes).all(axis=1) & np.isfinite(ranks)
-    yield from _first(_rows(owner, ~finite, len(keys)), keys, "a box or rank is not finite")
-    width, height = (table.column(name).to_numpy()[owner] for name in ("width", "height"))
-    solid = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    inside = (boxes[:, :2] >= 0).all(axis=1) & (boxes[:, 2] <= width) & (boxes[:, 3] <= height)
-    yield from _first(_rows(owner, finite & ~solid, len(keys)), keys, "a box is empty (x1 >= x2 or y1 >= y2)")
-    yield from _first(_rows(owner, finite & ~inside, len(keys)), keys, "a box leaves the image")
     falls = (ranks[1:] < ranks[:-1]) & (owner[1:] == owner[:-1])
     yield from _first(_rows(owner[1:], falls, len(keys)), keys, "ranks do not ascend")
 

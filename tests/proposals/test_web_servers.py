@@ -1,0 +1,93 @@
+"""A part of a file on a web server: servers that obey, send all of it, or never end; and a process that forks."""
+
+import contextlib
+import functools
+import http.server
+import itertools
+import multiprocessing
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from proposals.dataset import open_dataset
+from proposals.dataset.files import read_range
+from proposals.fetch import fetch
+from proposals.images import ImageRejected
+from proposals.paths import as_path
+
+_BLOCK = 2**18
+
+
+class _Whole(http.server.SimpleHTTPRequestHandler):
+    """The whole file, whatever part was asked for."""
+
+    def log_message(self, *args):
+        pass
+
+
+class _Part(_Whole):
+    """The part that was asked for; of /endless no end."""
+
+    def do_GET(self):
+        if self.path == "/endless":
+            self._blocks_without_end()
+            return
+        if "Range" not in self.headers:
+            super().do_GET()
+            return
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        data = Path(self.translate_path(self.path)).read_bytes()[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _blocks_without_end(self):
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            for number in itertools.count():
+                self.wfile.write(number.to_bytes(4, "big") * (_BLOCK // 4))
+
+
+@contextlib.contextmanager
+def _serving(handler, folder):
+    called = functools.partial(handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), called) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("handler", [_Whole, _Part])
+def test_a_part_is_that_part_whatever_the_server_sends(tmp_path, handler):
+    data = np.random.default_rng(0).bytes(3 * 2**20)
+    (tmp_path / "x.tar").write_bytes(data)
+    with _serving(handler, tmp_path) as url:
+        for start, size in ((0, 5), (7, 2**20 + 9), (2**20 + 3, 2**20), (len(data) - 4, 4)):
+            assert fetch(f"{url}/x.tar", start, size) == data[start : start + size]
+            assert read_range(as_path(f"{url}/x.tar"), start, size) == data[start : start + size]
+        with pytest.raises(ImageRejected, match="ends inside of it"):
+            fetch(f"{url}/x.tar", len(data) - 4, 5)
+
+
+def test_a_server_without_end_is_left_where_the_part_ends(tmp_path):
+    with _serving(_Part, tmp_path) as url:
+        assert fetch(f"{url}/endless", 9 * _BLOCK - 2, 4) == bytes((0, 8, 0, 0))
+
+
+def test_a_dataset_is_read_on_both_sides_of_a_fork(mined_dataset):
+    expected = open_dataset(mined_dataset)
+    with _serving(_Part, mined_dataset) as url:
+        dataset = open_dataset(url)
+        assert dataset.image_bytes(0) == expected.image_bytes(0)
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        child = context.Process(target=lambda: answers.put(dataset.image_bytes(7)))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        assert answers.get() == expected.image_bytes(7)
+        assert dataset.image_bytes(3) == expected.image_bytes(3)
