@@ -28,7 +28,8 @@ _WorkDir = Annotated[Path, typer.Option(help="Where logs, last.pth and backbone.
 _Backbone = Annotated[
     str,
     typer.Option(
-        help=f"resnet50, swin_tiny ..., timm:NAME, or whose backbone to take: {cli_options.CONFIG_HELP}."
+        help="resnet50, swin_tiny ..., timm:NAME, or whose backbone to take, with random weights: "
+        f"{cli_options.CONFIG_HELP}."
     ),
 ]
 _Knn = Annotated[
@@ -98,6 +99,10 @@ def pretrain_backbone(
         "crops": crops, "epochs": epochs, "iterations": iterations, "batch_size": batch_size, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in named.items() if value is not None}
+    if knn is None and (knn_images is not None or knn_interval is not None):
+        raise AlignDetError(
+            "--knn-images and --knn-interval say how to measure: name the pictures with --knn"
+        )
     config = image_domain_config(given | parse_options(cfg_options or []), method)
     labelled = None if knn is None else read_labelled(knn, knn_images, config.views.size)
     options = RunOptions(

@@ -70,24 +70,30 @@ class StreamTrainLoop(IterBasedTrainLoop):
     def __init__(self, *args: Any, start_step: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._iter = start_step
+        self._asked = threading.Event()
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether this process was, by Ctrl-C or SIGTERM: what is not needed for a checkpoint should end soon."""
+        return self._asked.is_set()
 
     def run(self) -> Any:
         """Train from the start step to the last, or to the first Ctrl-C or SIGTERM of any rank; returns the model."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
-        with stop_requests() as stop:
-            while self._iter < self._max_iters and not self._stopped(stop):
+        with stop_requests() as self._asked:
+            while self._iter < self._max_iters and not self._stopped():
                 self.run_iter(readable(next(self.dataloader_iterator)))
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
 
-    def _stopped(self, stop: threading.Event) -> bool:
+    def _stopped(self) -> bool:
         """Ranks stop after the same step, or they would wait for each other: they ask each other now and then."""
         if get_world_size() == 1:
-            return stop.is_set()
-        return self._iter % _STEPS_BETWEEN_AGREEMENTS == 0 and any_rank(stop.is_set())
+            return self.asked_to_stop
+        return self._iter % _STEPS_BETWEEN_AGREEMENTS == 0 and any_rank(self.asked_to_stop)
 
 
 def step_runner(

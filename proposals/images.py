@@ -23,6 +23,9 @@ Bgr = npt.NDArray[np.uint8]
 DEFAULT_MAX_PIXELS = 89_478_485
 MAX_PIXELS_CEILING = 178_956_970
 
+# Of files in which an image is looked for.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
 # Never all that Pillow knows: opening an EPS, for one, runs Ghostscript on it.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligndet_train.checkpoint import decoded, encoded
+from aligndet_train.checkpoint import decoded, disk_blamed, encoded
 from proposals.dataset.files import publish, temporary_beside
 
 STAGE = "image-domain"
@@ -21,13 +21,14 @@ def write_backbone(checkpoint: Mapping[str, Any], out: Path) -> None:
     """Write ``out`` atomically from an image-domain checkpoint, as load_checkpoint returns it.
 
     {"aligndet_backbone": 1, "state_dict": the backbone's own names, "meta": JSON of its config, its inputs' mean, std
-    and channel order, the method and the steps}.
+    and channel order, the method and the steps}. Raises AlignDetError when the disk does not take it.
     """
     identity = checkpoint["identity"]
     meta = {name: identity[name] for name in ("method", "backbone", "inputs")} | {"step": checkpoint["step"]}
     content = {_MARK: FORMAT, "state_dict": _inside(checkpoint["model"]), "meta": encoded(meta)}
-    with temporary_beside(out) as (temporary,):
-        torch.save(content, temporary)
+    with temporary_beside(out) as (temporary,), disk_blamed():
+        with temporary.open("wb") as file:
+            torch.save(content, file)
         publish(temporary, out)
 
 

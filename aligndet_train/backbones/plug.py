@@ -38,7 +38,8 @@ class Fit:
     """How a file's tensors meet a backbone's: every key of the backbone is in one of the first three.
 
     loaded, missing, left_at_init (which may be missing), mismatched ("name: shape in the file, shape wanted"),
-    unexpected, and of these surplus (of blocks beyond the backbone's last): names of the backbone's class.
+    unexpected, and of these surplus (of blocks beyond the backbone's last, or in its blocks and unknown there, which is
+    another architecture's): names of the backbone's class.
     """
 
     loaded: tuple[str, ...]
@@ -50,7 +51,7 @@ class Fit:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing that has to be there is missing or of another shape, and the file's network is no deeper."""
+        """Whether nothing that has to be there is missing or of another shape, and the file's blocks have no more."""
         return bool(self.loaded) and not self.missing and not self.mismatched and not self.surplus
 
 
@@ -83,13 +84,12 @@ def fit(converted: Converted, backbone: Mapping[str, Any]) -> Fit:
 
 
 def _surplus(unexpected: Collection[str], whole: Collection[str]) -> list[str]:
-    """Those of ``unexpected`` in a row of blocks that ``whole`` has too, with fewer blocks."""
-    blocks = {found[0] for name in whole if (found := _BLOCK.match(name))}
+    """Those of ``unexpected`` that ``whole`` has not, in a row of blocks that it has."""
     rows = {found[1] for name in whole if (found := _BLOCK.match(name))}
     return [
         name
         for name in unexpected
-        if (found := _BLOCK.match(name)) and found[1] in rows and found[0] not in blocks
+        if name not in whole and (found := _BLOCK.match(name)) and found[1] in rows
     ]
 
 
@@ -109,7 +109,7 @@ def plugged(path: Path, config: Config) -> tuple[dict[str, Any], Converted, Fit]
     fitted = fit(converted, backbone)
     if not fitted.complete:
         wrong = [f"{name} is missing" for name in fitted.missing] + list(fitted.mismatched)
-        wrong += [f"{name} is of a block that it does not have" for name in fitted.surplus]
+        wrong += [f"{name} has no place in its blocks" for name in fitted.surplus]
         raise AlignDetError(
             f"{path} ({converted.project}, {converted.family.name}) does not fill the detector's {backbone['type']}: "
             f"{len(fitted.loaded)} tensors fit, {len(wrong)} do not, first {'; '.join(wrong[:3]) or 'none'}. "

@@ -7,6 +7,7 @@ FILE.py, .json, .yaml     the ``model.backbone`` of a mmdet config, with the nor
 """
 
 import inspect
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,7 +19,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 from aligndet_train.config import preprocessor_of, read_config
 from aligndet_train.detectors.class_names import with_registered_names
@@ -81,7 +82,7 @@ def find_backbone(name: str) -> BackboneChoice:
 def build_backbone(config: dict[str, Any]) -> nn.Module:
     """The module of a mmdet backbone config, weights as it initialises them; nothing is downloaded.
 
-    Raises AlignDetError when its class is not registered.
+    Raises AlignDetError when its class is not registered or refuses its settings.
     """
     # mmengine logs every initialised parameter at INFO: hundreds of lines that say nothing.
     if not MMLogger.check_instance_created("aligndet-build"):
@@ -90,33 +91,52 @@ def build_backbone(config: dict[str, Any]) -> nn.Module:
     with DefaultScope.overwrite_default_scope("mmdet"):
         try:
             backbone: Any = MODELS.build(ConfigDict(config))
-        except KeyError as error:
-            if "is not in the" not in str(error):
-                raise
-            raise AlignDetError(f"mmdet has no backbone {config.get('type')!r}") from error
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, KeyError) and "is not in the" in str(error):
+                raise AlignDetError(f"mmdet has no backbone {config.get('type')!r}") from error
+            raise AlignDetError(
+                f"mmdet's {config.get('type')} cannot be made with {config}: {error}"
+            ) from error
     backbone.init_weights()
     built: nn.Module = backbone
     return built
 
 
-@torch.no_grad()
 def output_channels(backbone: nn.Module, side: int = 64) -> int:
     """Channels of the maps that are handed out, together. side: px of the image that is tried.
 
     Raises AlignDetError when the backbone takes no image of that size.
     """
+    with torch.no_grad():
+        return sum(int(features.shape[1]) for features in _maps_of_nothing(backbone, side))
+
+
+def parameters_without_gradient(backbone: nn.Module, side: int) -> list[str]:
+    """Names of the trainable parameters that the maps of an image of ``side`` px do not depend on."""
+    torch.autograd.backward([features.sum() for features in _maps_of_nothing(backbone, side)])
+    idle = [name for name, value in backbone.named_parameters() if value.requires_grad and value.grad is None]
+    backbone.zero_grad(set_to_none=True)
+    return idle
+
+
+def without_input(maps: Sequence[Tensor], images: Tensor) -> list[Tensor]:
+    """``maps`` but for ``images`` themselves, which DetectoRS hands out, too: a cue that needs no learning."""
+    return [features for features in maps if features is not images]
+
+
+def _maps_of_nothing(backbone: nn.Module, side: int) -> list[Tensor]:
     training = backbone.training
     backbone.eval()
-    device = next(backbone.parameters()).device
+    images = torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)
     try:
-        maps = backbone(torch.zeros(1, 3, side, side, device=device))
+        maps = without_input(backbone(images), images)
     except (AssertionError, RuntimeError) as error:
         raise AlignDetError(
             f"the backbone takes no image of {side} px ({error}): give it the size that it was made for, "
             "--cfg-options views.size=N"
         ) from error
     backbone.train(training)
-    return sum(int(features.shape[1]) for features in maps)
+    return maps
 
 
 def _of_config(path: Path) -> BackboneChoice:
@@ -149,7 +169,9 @@ def _trainable(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(scales := changed.get("feature_scale"), (list, tuple)):
             changed["feature_scale"] = scales[-1:]
     accepted = constructor_parameters(changed["type"])
-    defaults = {"frozen_stages": -1, "norm_eval": False}
+    # To EfficientNet, which alone has it by default, 0 is none.
+    no_stage = 0 if accepted.get("frozen_stages") == 0 else -1
+    defaults = {"frozen_stages": no_stage, "norm_eval": False}
     changed |= {name: value for name, value in defaults.items() if name in accepted}
     maps = changed.get("out_indices", accepted.get("out_indices"))
     if maps:

@@ -20,6 +20,7 @@ from aligndet_train.image_domain.model import ImageDomainModel
 from aligndet_train.monitoring.metrics import lines_before
 from aligndet_train.schedules import Schedule
 from proposals.dataset.files import write_atomically
+from proposals.errors import AlignDetError
 
 # Key of a parameter group whose rate does not follow the schedule.
 FIXED_RATE = "fixed_rate"
@@ -92,23 +93,25 @@ class CollapseHook(Hook):
 
 
 class KnnHook(Hook):
-    """Append k-NN accuracy, and what chance gives, to WORK_DIR/knn.jsonl.
+    """Append k-NN accuracy, what chance gives, and which pictures it was measured on, to WORK_DIR/knn.jsonl.
 
-    At step 0, every ``interval`` steps (None: never) and at the end; not when the run is stopped before that.
+    At step 0, every ``interval`` steps (None: never) and at the end; not when the run is stopped before that, which
+    ends a measurement. Pictures that cannot be read are an error at step 0, a warning later.
     """
 
-    # After the checkpoint: measuring takes long, and who asked the run to stop may not wait.
+    # After the checkpoint: measuring takes long.
     priority = "LOWEST"
 
     def __init__(self, labelled: LabelledCrops, folder: Path, interval: int | None) -> None:
         self.labelled, self.path, self.interval = labelled, folder / KNN_LOG, interval
+        self._pictures = labelled.fingerprint
         self._measured: set[int] = set()
 
     def before_train(self, runner: Runner) -> None:
         """Drop what a killed run measured beyond the checkpoint; measure that where it was killed before."""
         if is_main_process():
-            kept = self._take_over(runner.iter)
-            write_atomically(self.path, "".join(kept).encode())
+            self._take_over(runner.iter)
+        runner.logger.info(f"k-NN accuracy is measured on {self.labelled.summary}")
         if self._due(runner.iter):
             self._of_run(runner, runner.iter)
 
@@ -126,29 +129,45 @@ class KnnHook(Hook):
 
     def finish(self, model: Callable[[], ImageDomainModel], step: int) -> None:
         """Measure the end of a complete run, if it was killed between its last checkpoint and this."""
-        self._take_over(step)
+        if is_main_process():
+            self._take_over(step)
         if self._wanted(step):
             self._measure(model(), step, print_log)
 
-    def _take_over(self, step: int) -> list[str]:
+    def _take_over(self, step: int) -> None:
+        """Keep what was measured up to ``step``, and know what of it was on these pictures."""
         kept = lines_before(self.path, step) if step else []
-        self._measured = {json.loads(line)["step"] for line in kept}
-        return kept
+        records = [json.loads(line) for line in kept]
+        self._measured = {record["step"] for record in records if record.get("pictures") == self._pictures}
+        write_atomically(self.path, "".join(kept).encode())
 
     def _due(self, step: int) -> bool:
         return step == 0 or (self.interval is not None and step % self.interval == 0)
 
     def _of_run(self, runner: Runner, step: int) -> None:
-        if self._wanted(step):
-            self._measure(_plain(runner), step, runner.logger.info)
+        if not self._wanted(step):
+            return
+        loop: Any = runner.train_loop
+        try:
+            self._measure(_plain(runner), step, runner.logger.info, lambda: loop.asked_to_stop)
+        except AlignDetError as error:
+            if step == 0:
+                raise
+            runner.logger.warning(f"k-NN accuracy at step {step} was not measured: {error}")
 
     def _wanted(self, step: int) -> bool:
         """Whether rank 0, which alone has read the log, has no measurement of ``step``: the same on every rank."""
         return any_rank(is_main_process() and step not in self._measured)
 
-    def _measure(self, model: ImageDomainModel, step: int, say: Callable[[str], None]) -> None:
+    def _measure(
+        self,
+        model: ImageDomainModel,
+        step: int,
+        say: Callable[[str], None],
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        features = self.labelled.features(model, give_up)
         self._measured.add(step)
-        features = self.labelled.features(model)
         if not is_main_process():
             return
         accuracy, chance = knn_figures(features, self.labelled.labels, self.labelled.groups)
@@ -157,5 +176,10 @@ class KnnHook(Hook):
             f"(with shuffled labels: {100 * chance:.2f} %)"
         )
         with self.path.open("a") as file:
-            figures = {"step": step, "knn_accuracy": round(accuracy, 5), "knn_chance": round(chance, 5)}
+            figures = {
+                "step": step,
+                "knn_accuracy": round(accuracy, 5),
+                "knn_chance": round(chance, 5),
+                "pictures": self._pictures,
+            }
             file.write(json.dumps(figures) + "\n")

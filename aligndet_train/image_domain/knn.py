@@ -4,23 +4,30 @@ Each picture is named by the others (leave one out), those cut from the same ima
 exp(similarity / 0.07), as in Wu et al. 2018 and in SimSiam's own monitor.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.dist import all_gather, broadcast, get_rank, get_world_size
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchvision.transforms.v2 import functional as F
 
+from aligndet_train.distributed import any_rank
 from aligndet_train.image_domain.model import ImageDomainModel
 from proposals.errors import AlignDetError
-from proposals.images import Bgr, decode_bgr
+from proposals.images import IMAGE_SUFFIXES, Bgr, decode_bgr
 
 _TEMPERATURE = 0.07
 _NEIGHBOURS = 20
@@ -28,7 +35,7 @@ _SHUFFLES = 5
 # At a time: their similarities to all rows are in memory.
 _ROWS = 1024
 _BATCH = 64
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+_DECODERS = 8
 _MIN_SIDE = 8
 
 
@@ -104,57 +111,81 @@ class LabelledCrops:
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def features(self, model: ImageDomainModel) -> Tensor:
+    @property
+    def summary(self) -> str:
+        """How many there are, for people."""
+        return f"{len(self):,} pictures of {len(self.classes):,} classes"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: of which pictures, boxes, classes and size these are."""
+        rows = [(piece.path.name, piece.box, self.classes[piece.label], piece.group) for piece in self.pieces]
+        return hashlib.sha256(repr((self.size, rows)).encode()).hexdigest()[:16]
+
+    def features(self, model: ImageDomainModel, give_up: Callable[[], bool] = lambda: False) -> Tensor:
         """[N, C] float32 on every rank: the model's pooled features in evaluation mode; its mode is restored.
 
         Every rank must call it, and computes its share: one alone would keep the others waiting beyond NCCL's limit.
+        give_up: asked between batches. Raises AlignDetError, on all ranks, when it says yes or a picture cannot be read
+        on one of them.
         """
         size = -(-len(self) // get_world_size())
         # A rank beyond the last picture computes that once more, for rows that are cut off.
         start = min(get_rank() * size, len(self) - 1)
+        failure: AlignDetError | None = None
         with _with_rank_0s_buffers(model):
-            share = self._features_of(model, self.pieces[start : start + size])
+            try:
+                share = self._features_of(model, self.pieces[start : start + size], give_up)
+            except AlignDetError as error:
+                failure = error
+        if any_rank(failure is not None):
+            raise failure or AlignDetError("another rank could not compute its share: see its log")
         rows = share.new_zeros((size, share.shape[1]))
         rows[: len(share)] = share
         return torch.cat(all_gather(rows))[: len(self)]
 
     @torch.no_grad()
-    def _features_of(self, model: ImageDomainModel, pieces: Sequence[Piece]) -> Tensor:
+    def _features_of(
+        self, model: ImageDomainModel, pieces: Sequence[Piece], give_up: Callable[[], bool]
+    ) -> Tensor:
         training, device = model.training, next(model.parameters()).device
-        model.eval()
         preprocessor: Any = model.data_preprocessor
-        batches = [
-            model.features(preprocessor.normalised(batch.to(device).float() / 255)).float()
-            for batch in self._batches(pieces)
-        ]
-        model.train(training)
-        return torch.cat(batches)
+        rows: list[Tensor] = []
+        model.eval()
+        try:
+            for batch in self._batches(pieces):
+                if give_up():
+                    raise AlignDetError("the run is asked to stop")
+                images = preprocessor.normalised(batch.to(device).float() / 255)
+                rows.append(model.features(images).float())
+        finally:
+            model.train(training)
+        return torch.cat(rows)
 
     def _batches(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
         """[B, 3, size, size] uint8 RGB."""
-        batch: list[Tensor] = []
-        for pixels in self._pictures(pieces):
-            batch.append(pixels)
-            if len(batch) == _BATCH:
-                yield torch.stack(batch)
-                batch = []
-        if batch:
-            yield torch.stack(batch)
+        with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(pieces), _BATCH):
+                of_one_image = groupby(pieces[start : start + _BATCH], key=lambda piece: piece.path)
+                pictures = pool.map(self._pictures, [list(found) for _, found in of_one_image])
+                yield torch.stack([picture for found in pictures for picture in found])
 
-    def _pictures(self, pieces: Sequence[Piece]) -> Iterator[Tensor]:
-        path, image = None, np.zeros((0, 0, 3), np.uint8)
-        for piece in pieces:
-            if piece.path != path:
-                path, image = piece.path, _decoded(piece.path)
-            left, top, right, bottom = piece.box or (0, 0, image.shape[1], image.shape[0])
-            cut = np.ascontiguousarray(image[top:bottom, left:right, ::-1])
-            if min(cut.shape[:2]) == 0:
-                raise AlignDetError(
-                    f"a box of {piece.path}, {piece.box}, lies beyond its {image.shape[1]} x {image.shape[0]} px: "
-                    "repair it or take it out"
-                )
-            rgb = torch.from_numpy(cut).permute(2, 0, 1)
-            yield F.resize(rgb, [self.size, self.size], antialias=True)
+    def _pictures(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Of ``pieces`` of one image, [3, size, size] uint8 RGB each."""
+        image = _decoded(pieces[0].path)
+        return [self._cut(image, piece) for piece in pieces]
+
+    def _cut(self, image: Bgr, piece: Piece) -> Tensor:
+        left, top, right, bottom = piece.box or (0, 0, image.shape[1], image.shape[0])
+        cut = np.ascontiguousarray(image[top:bottom, left:right, ::-1])
+        if min(cut.shape[:2]) == 0:
+            raise AlignDetError(
+                f"a box of {piece.path}, {piece.box}, lies beyond its {image.shape[1]} x {image.shape[0]} px: "
+                "repair it or take it out"
+            )
+        rgb = torch.from_numpy(cut).permute(2, 0, 1)
+        resized: Tensor = F.resize(rgb, [self.size, self.size], antialias=True)
+        return resized
 
 
 @contextmanager
@@ -188,6 +219,10 @@ def read_labelled(source: Path, images: Path | None, size: int) -> LabelledCrops
     nothing to measure on.
     """
     if source.is_dir():
+        if images is not None:
+            raise AlignDetError(
+                f"--knn-images {images} goes with a COCO json, and {source} is a folder: drop it"
+            )
         pieces, classes = _from_folder(source)
     elif source.is_file():
         pieces, classes = _from_coco(source, images)
@@ -209,14 +244,33 @@ def read_labelled(source: Path, images: Path | None, size: int) -> LabelledCrops
 
 
 def _from_folder(folder: Path) -> tuple[list[Piece], list[str]]:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-    ]
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    _refuse_splits(folder, names)
+    found = {
+        name: [path for path in sorted((folder / name).rglob("*")) if _is_picture(path)] for name in names
+    }
+    left_out = [f"{folder / name} has none" for name in names if not found[name]]
+    left_out += [f"{path} is in no class folder" for path in sorted(folder.iterdir()) if _is_picture(path)]
+    if left_out:
+        print_log(f"labelled pictures: {len(left_out)} left out, first {left_out[0]}", level=logging.WARNING)
+    classes = [name for name in names if found[name]]
+    files = [(path, label) for label, name in enumerate(classes) for path in found[name]]
     return [Piece(path, None, label, group) for group, (path, label) in enumerate(files)], classes
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _refuse_splits(folder: Path, names: list[str]) -> None:
+    """Raise AlignDetError when two of the folders have class folders of the same names: those of train and val."""
+    inside = [{entry.name for entry in (folder / name).iterdir() if entry.is_dir()} for name in names]
+    for (first, classes), (second, others) in pairwise(zip(names, inside, strict=True)):
+        if len(classes & others) > 1:
+            raise AlignDetError(
+                f"{first} and {second} in {folder} have folders of the same names, so they are no classes but parts of "
+                f"a set: give {folder / second}"
+            )
 
 
 def _from_coco(path: Path, images: Path | None) -> tuple[list[Piece], list[str]]:

@@ -3,8 +3,15 @@
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
+from torch import nn
 
-from aligndet_train.backbones.registry import BackboneChoice, build_backbone, output_channels
+from aligndet_train.backbones.registry import (
+    BackboneChoice,
+    build_backbone,
+    output_channels,
+    parameters_without_gradient,
+)
 from aligndet_train.image_domain.config import ImageDomainConfig, MocoConfig, SimSiamConfig
 from aligndet_train.image_domain.moco import Moco
 from aligndet_train.image_domain.model import ImageDomainModel, TwoCropPreprocessor
@@ -20,5 +27,17 @@ def build_model(choice: BackboneChoice, config: ImageDomainConfig) -> ImageDomai
     backbone = build_backbone(choice.config)
     preprocessor = TwoCropPreprocessor(choice.inputs, config.views, config.seed)
     channels = output_channels(backbone, config.views.size)
+    _freeze_what_learns_nothing(backbone, config.views.size)
     model: ImageDomainModel = _MODELS[type(config)](backbone, channels, preprocessor, config)
     return model
+
+
+def _freeze_what_learns_nothing(backbone: nn.Module, side: int) -> None:
+    """DistributedDataParallel waits for every gradient; and who uses the weights should know which are random."""
+    idle = parameters_without_gradient(backbone, side)
+    for name in idle:
+        backbone.get_parameter(name).requires_grad_(False)
+    if idle:
+        print_log(
+            f"{len(idle)} parameters of the backbone have no part in its features and stay as they are, {idle[0]} first"
+        )

@@ -68,7 +68,7 @@ class Moco(ImageDomainModel):
 
     @torch.no_grad()
     def _keys(self, views: Tensor) -> Tensor:
-        return normalize(self.key_projector(pooled(self.key_backbone(views))).float(), dim=1)
+        return normalize(self.key_projector(pooled(self.key_backbone(views), views)).float(), dim=1)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:

@@ -8,6 +8,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from aligndet_train.backbones.registry import without_input
 from aligndet_train.distributed import averaged_figures
 from aligndet_train.image_domain.crops import CropSample
 from aligndet_train.image_domain.views import ImageView, ImageViewConfig, apply_image_views, draw_two_views
@@ -73,7 +74,7 @@ class ImageDomainModel(BaseModel, ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """[B, C]: the feature maps of normalised ``images`` [B, 3, H, W], averaged over their cells, side by side."""
-        return pooled(self.backbone(images))
+        return pooled(self.backbone(images), images)
 
     def forward(self, views: tuple[Tensor, Tensor], mode: str = "loss") -> dict[str, Tensor]:
         """See losses. Only ``mode="loss"`` exists: a pretraining model predicts nothing."""
@@ -87,9 +88,9 @@ class ImageDomainModel(BaseModel, ABC):
         return loss, averaged_figures(figures)
 
 
-def pooled(maps: Sequence[Tensor]) -> Tensor:
-    """[B, C]: feature ``maps``, [B, c, h, w] each, averaged over their cells, side by side."""
-    return torch.cat([features.mean(dim=(2, 3)) for features in maps], dim=1)
+def pooled(maps: Sequence[Tensor], images: Tensor) -> Tensor:
+    """[B, C]: feature ``maps`` of ``images``, [B, c, h, w] each, averaged over their cells, side by side."""
+    return torch.cat([features.mean(dim=(2, 3)) for features in without_input(maps, images)], dim=1)
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from aligndet_train.loader import step_loader
 from aligndet_train.loop import run_to_the_end, step_runner
 from aligndet_train.monitoring import NonFiniteHook
 from aligndet_train.optimizer import wrapped_optimizer
+from aligndet_train.plain_config import is_config
 from aligndet_train.resumable import (
     ResumablePlan,
     dataset_identity,
@@ -237,5 +238,12 @@ def _summary(plan: Plan, model: ImageDomainModel, optimizer: torch.optim.Optimiz
         f"output_std of an even spread: {config.projection_dims**-0.5:.5f}; a collapsed output has none",
         *config.remarks(len(plan.dataset)),
         f"images as {'RGB' if inputs.bgr_to_rgb else 'BGR'}, mean {inputs.mean}, std {inputs.std}",
-        f"resumed at step {plan.start}" if plan.start else "from step 0",
+        f"resumed at step {plan.start}"
+        if plan.start
+        else f"from step 0 and random weights{_unless_named(plan)}",
     ]
+
+
+def _unless_named(plan: Plan) -> str:
+    """What who gave a detector's config might take for granted."""
+    return ": those that the config names are not loaded" if is_config(plan.choice.name) else ""

@@ -8,8 +8,6 @@ from typing import ClassVar
 from proposals.dataset.manifest import SourceInfo
 from proposals.image_roots import ImageRoot, Kind
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-
 
 @dataclass(frozen=True)
 class SourceEntry:

@@ -6,10 +6,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.sources.base import SUFFIXES, Source, SourceEntry
+from pipeline.sources.base import Source, SourceEntry
 from pipeline.sources.walk import has_image_suffix, walk
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
+from proposals.images import IMAGE_SUFFIXES
 from proposals.paths import is_remote
 
 
@@ -45,6 +46,6 @@ class FolderSource(Source):
             what = (
                 f"that matches {self.glob}"
                 if self.glob
-                else f": no file ends in {', '.join(sorted(SUFFIXES))}"
+                else f": no file ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
             raise AlignDetError(f"{self.root} holds no image{' ' if self.glob else ''}{what}.")

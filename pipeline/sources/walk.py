@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.base import SUFFIXES, as_text
+from pipeline.sources.base import as_text
 from pipeline.sources.runs import sorted_pairs
 from proposals.errors import AlignDetError
+from proposals.images import IMAGE_SUFFIXES
 from proposals.paths import filesystem, is_folder, is_remote
 
 
@@ -35,7 +36,7 @@ def walk(root: Path) -> Iterator[Found]:
 
 def has_image_suffix(name: str) -> bool:
     """Whether ``name`` ends as an image file does."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a third of Path's time, once an image
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a third of Path's time, once an image
 
 
 def _walk_local(root: Path) -> Iterator[Found]:

@@ -89,6 +89,22 @@ def test_a_deeper_networks_file_fits_none_that_is_shallower(name, into, tmp_path
     assert fitting_backbones(convert(tmp_path / "w.pth")) == [into]
 
 
+def test_a_network_with_more_inside_its_blocks_fits_none_that_has_less(tmp_path):
+    with torch.device("meta"):
+        squeezed, plain = (
+            timm.create_model("seresnet50").state_dict(),
+            timm.create_model("resnet50").state_dict(),
+        )
+        efficient = timm.create_model("tf_efficientnet_b0").state_dict()
+    torch.save(expanded(squeezed), tmp_path / "se.pth")
+    torch.save(expanded(plain), tmp_path / "plain.pth")
+    torch.save(expanded(efficient), tmp_path / "b0.pth")
+    assert fitting_backbones(convert(tmp_path / "se.pth")) == []
+    assert fitting_backbones(convert(tmp_path / "plain.pth")) == ["resnet50"]
+    with pytest.raises(AlignDetError, match=r"_se_conv_reduce_weight has no place in its blocks"):
+        plugged(tmp_path / "b0.pth", read_config(shipped_config("fcos_lite0"), {}))
+
+
 def test_the_refusal_of_a_deeper_network_names_a_block_too_many(tmp_path):
     torch.save(tensors(layouts.resnet50()), tmp_path / "w.pth")
     shallow = {"type": "ResNet", "depth": 50, "stem_channels": 8, "base_channels": 8, "num_stages": 3}
@@ -97,7 +113,7 @@ def test_the_refusal_of_a_deeper_network_names_a_block_too_many(tmp_path):
     state = tensors(layouts.resnet50() | {"layer3.6.conv1.weight": (32, 128, 1, 1)})
     torch.save(state, tmp_path / "w.pth")
     fifty = {"model.backbone.depth": 50, "model.neck.in_channels": [32, 64, 128, 256]}
-    with pytest.raises(AlignDetError, match=r"layer3\.6\.conv1\.weight is of a block that it does not have"):
+    with pytest.raises(AlignDetError, match=r"layer3\.6\.conv1\.weight has no place in its blocks"):
         plugged(tmp_path / "w.pth", read_config(TINY["fcos"], fifty))
 
 

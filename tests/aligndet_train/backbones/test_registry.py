@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import aligndet_train.configs
-from aligndet_train.backbones.registry import build_backbone, find_backbone, output_channels
+from aligndet_train.backbones.registry import build_backbone, find_backbone, output_channels, without_input
 from aligndet_train.image_domain.config import image_domain_config
 from aligndet_train.image_domain.methods import build_model
 from proposals.errors import AlignDetError
 
+OF_MMDET = Path(mmdet.__file__).parent / ".mim" / "configs"
 FOLDER = Path(next(iter(aligndet_train.configs.__path__)))
 # One of each kind of backbone; Lite0 hands out other maps to every detector.
 NAMES = ("fcos", "mask_rcnn_r18", "mask_rcnn_mbv2", "mask_rcnn_swin_s")
@@ -62,11 +63,10 @@ MMDETS = (
 
 @pytest.mark.parametrize("config", MMDETS)
 def test_every_layer_of_a_mmdet_backbone_learns(config):
-    path = Path(mmdet.__file__).parent / ".mim" / "configs" / config
     settings = image_domain_config(
         {"views.size": 64, "projection_dims": 8, "hidden_dims": 8, "predictor_dims": 4}
     )
-    model = build_model(find_backbone(str(path)), settings)
+    model = build_model(find_backbone(str(OF_MMDET / config)), settings)
     views = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model((views[0], views[1]))["loss_simsiam"].backward()
     assert [name for name, value in model.backbone.named_parameters() if value.grad is None] == []
@@ -87,3 +87,37 @@ def test_a_preprocessor_beside_the_model_counts_and_none_is_refused(tmp_path):
 def test_a_model_that_fails_on_the_views_size_is_refused_in_words():
     with pytest.raises(AlignDetError, match="takes no image of 96 px"):
         output_channels(build_backbone(find_backbone("timm:levit_128s").config), 96)
+
+
+def test_an_efficientnet_has_no_frozen_stage():
+    config = OF_MMDET / "efficientnet" / "retinanet_effb3_fpn_8xb4-crop896-1x_coco.py"
+    backbone = build_backbone(find_backbone(str(config)).config)
+    backbone.train()
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_settings_that_a_backbone_refuses_are_said():
+    with pytest.raises(AlignDetError, match=r"mmdet's ResNet cannot be made with .*depth.*19"):
+        build_backbone({"type": "ResNet", "depth": 19})
+
+
+def test_what_the_features_do_not_depend_on_is_frozen_and_said(capsys):
+    name = str(OF_MMDET / "yolo" / "yolov3_mobilenetv2_8xb24-320-300e_coco.py")
+    model = build_model(find_backbone(name), image_domain_config({"views.size": 64}))
+    frozen = [name for name, value in model.backbone.named_parameters() if not value.requires_grad]
+    assert "3 parameters of the backbone have no part in its features" in capsys.readouterr().out
+    assert len(frozen) == 3
+    assert all(name.startswith("conv2.") for name in frozen)
+    model.features(torch.rand(2, 3, 64, 64)).sum().backward()
+    learns = [value for value in model.backbone.parameters() if value.requires_grad]
+    assert all(value.grad is not None for value in learns)
+    assert build_model(find_backbone("resnet18"), image_domain_config({"views.size": 64}))
+
+
+def test_a_backbone_that_hands_out_its_input_does_not_see_colours_as_features():
+    images = torch.rand(2, 3, 8, 8)
+    (only,) = without_input((images, images + 1), images)
+    assert torch.equal(only, images + 1)
+    detectors = OF_MMDET / "detectors" / "detectors_cascade-rcnn_r50_1x_coco.py"
+    backbone = build_backbone(find_backbone(str(detectors)).config)
+    assert output_channels(backbone, 128) == 2048

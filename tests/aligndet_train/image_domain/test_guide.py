@@ -107,7 +107,7 @@ def test_four_commands_of_the_guide_on_a_mined_dataset(mined_dataset, photos, tm
         result = CliRunner().invoke(build_app(), tiny(words))
         assert result.exit_code == 0, f"{words}: {result.output} {result.exception!r}"
         if words[1] == "pretrain":
-            assert "0 unexpected" in result.output
+            assert ", 0 unexpected" in result.output
     check_outcome(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import cv2
@@ -165,6 +166,33 @@ def test_a_class_none_of_whose_boxes_is_large_enough_is_none(colours):
 
     with pytest.raises(AlignDetError, match="has 4 pictures of 1 classes"):
         read_labelled(labels_of(colours, small)[0], None, 24)
+
+
+def test_class_folders_hold_what_mining_takes_and_what_is_left_out_is_said(colours, capsys):
+    folder = colours / "folders"
+    picture = cv2.imread(str(folder / "red" / "0.png"))
+    (folder / "scans").mkdir()
+    cv2.imwrite(str(folder / "scans" / "a.tif"), picture)
+    (folder / "empty").mkdir()
+    cv2.imwrite(str(folder / "loose.png"), picture)
+    labelled = read_labelled(folder, None, 24)
+    assert labelled.classes == ("blue", "red", "scans")
+    assert labelled.summary == "13 pictures of 3 classes"
+    assert f"2 left out, first {folder / 'empty'} has none" in capsys.readouterr().out
+
+
+def test_parts_of_a_set_are_not_taken_for_classes(colours):
+    shutil.copytree(colours / "folders", colours / "set" / "train")
+    shutil.copytree(colours / "folders", colours / "set" / "val")
+    with pytest.raises(AlignDetError, match=r"train and val in .* give .*/val"):
+        read_labelled(colours / "set", None, 24)
+
+
+def test_equal_pictures_and_boxes_have_one_fingerprint(colours):
+    first, again = (read_labelled(colours / "coco" / "set.json", None, 24) for _ in range(2))
+    assert first.fingerprint == again.fingerprint
+    assert first.fingerprint != read_labelled(colours / "coco" / "set.json", None, 32).fingerprint
+    assert first.fingerprint != read_labelled(colours / "folders", None, 24).fingerprint
 
 
 def test_what_cannot_be_measured_says_why(colours, tmp_path):

@@ -19,11 +19,13 @@ from typer.testing import CliRunner
 from aligndet_train.backbones.ours import read_ours
 from aligndet_train.backbones.registry import build_backbone, find_backbone
 from aligndet_train.checkpoint import LAST, load_checkpoint
+from aligndet_train.image_domain import knn
 from aligndet_train.image_domain.training import synchronised
 from aligndet_train.schedules import half_cosine
 from proposals.cli import build_app
 from proposals.dataset.consolidated import consolidate
-from tests.aligndet_train.image_domain.conftest import TINY, TINY_BACKBONE, TINY_MOCO
+from proposals.errors import AlignDetError
+from tests.aligndet_train.image_domain.conftest import TINY, TINY_BACKBONE, TINY_MOCO, small_simsiam
 from tests.damage import flip_a_bit
 
 STEPS = 40
@@ -214,6 +216,45 @@ def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, labelled, tmp_path
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:2]))
     assert invoke(*words)[0] == 0
     assert [json.loads(line) for line in log.read_text().splitlines()] == measured
+    # A power cut in the middle of the last line.
+    log.write_text(log.read_text()[:-30])
+    assert invoke(*words)[0] == 0
+    assert [json.loads(line) for line in log.read_text().splitlines()] == measured
+    # Other pictures: the end is measured on them, too.
+    shutil.copy(labelled / "red" / "0.png", labelled / "green" / "red.png")
+    assert invoke(*words)[0] == 0
+    *before, last = [json.loads(line) for line in log.read_text().splitlines()]
+    assert before == measured
+    assert (last["step"], last["knn_accuracy"]) == (4, pytest.approx(8 / 9, abs=1e-4))
+    assert last["pictures"] != measured[-1]["pictures"]
+
+
+def test_pictures_that_are_lost_meanwhile_do_not_end_the_run(mined_dataset, labelled, tmp_path, monkeypatch):
+    read, asked = knn._decoded, []
+
+    def lost(path):
+        asked.append(path)
+        if len(asked) > 8:  # after those of step 0
+            raise AlignDetError(f"labelled picture {path} cannot be read")
+        return read(path)
+
+    monkeypatch.setattr(knn, "_decoded", lost)
+    words = arguments(mined_dataset, tmp_path / "W", "--knn", str(labelled), "--knn-interval", "2", steps=4)
+    code, output = invoke(*words)
+    assert code == 0, output
+    log = "".join(path.read_text() for path in (tmp_path / "W").rglob("*.log"))
+    assert "k-NN accuracy is measured on 8 pictures of 2 classes" in log
+    assert "k-NN accuracy at step 2 was not measured: labelled picture" in log
+    assert [json.loads(line)["step"] for line in (tmp_path / "W" / "knn.jsonl").read_text().splitlines()] == [
+        0
+    ]
+
+
+def test_a_run_that_is_asked_to_stop_ends_a_measurement(labelled):
+    labelled_crops, (model, _) = knn.read_labelled(labelled, None, 24), small_simsiam()
+    with pytest.raises(AlignDetError, match="the run is asked to stop"):
+        labelled_crops.features(model, lambda: True)
+    assert model.training
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_knn_and_measures_its_checkpoint_when_it_goes_on(
@@ -330,6 +371,7 @@ def test_two_ranks_train_agree_and_share_the_knn(mined_dataset, labelled, tmp_pa
         (["--method", "moco_v2"], "predictor_dims: Unexpected keyword argument"),
         (["--cfg-options", "stride=2"], "stride: Unexpected keyword argument"),
         (["--crops", "boxes"], "crops: Input should be 'images' or 'proposals'"),
+        (["--knn-interval", "5"], "name the pictures with --knn"),
         (["--knn", "gone"], "no labelled pictures at gone"),
         (["--data", "gone"], "gone"),
         (["--launcher", "pytorch"], "RANK is not set"),
