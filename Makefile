@@ -28,7 +28,7 @@ repair-opencv:
 
 # make demo IMAGES=folder uses your own pictures.
 demo: setup
-	$(BIN)/python examples/demo.py $(IMAGES)
+	$(BIN)/python examples/demo.py $(if $(IMAGES),"$(IMAGES)")
 
 test: setup lint
 	$(TEST_ENV) $(PYTEST)

@@ -43,7 +43,11 @@ def detectors(
                 table.add_row(trial.config.removesuffix(".py"), trial.reason)
     else:
         console.print(f"--detector NAME: {', '.join(_shipped())}", soft_wrap=True)
-        console.print("--config FILE: a stock mmdet config of these families, or your own on top of one.")
+        console.print(
+            "--config FILE: your own, on top of a stock one of these families. The whole of it may be the line "
+            '_base_ = "mmdet::atss/atss_r50_fpn_1x_coco.py"',
+            soft_wrap=True,
+        )
         table = Table("adapter", "stock configs converted, trained, exported and loaded", title="mmdet's zoo")
         for adapter, trials in groupby(
             sorted(passed, key=lambda t: str(t.adapter)), key=lambda t: str(t.adapter)

@@ -142,6 +142,10 @@ def preprocessor_of(config: Config, source: Path | str) -> tuple[str, dict[str, 
     raise AlignDetError(f"{source} has no `data_preprocessor`, so how its images are normalised is unknown")
 
 
+# How a config takes over one that mmdet brings along.
+OF_MMDET = '"mmdet::atss/atss_r50_fpn_1x_coco.py"'
+
+
 def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = False) -> Config:
     """A mmdet config file with dotted ``--cfg-options`` applied. Python code is run; JSON and YAML are plain data.
 
@@ -152,7 +156,8 @@ def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = F
     """
     if not path.is_file():
         raise AlignDetError(
-            f"no config file at {path}; shipped detectors: {', '.join(available_detectors())}"
+            f"no config file at {path}; shipped detectors: {', '.join(available_detectors())}. One of mmdet's own: "
+            f"give a file with the line _base_ = {OF_MMDET}"
         )
     config = read_plain(path) if is_plain(path) else _run_config(path)
     try:

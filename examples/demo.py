@@ -32,8 +32,9 @@ def run(title: str, *command: str | Path) -> None:
 def main(images: Path | None) -> None:
     """Run every step on ``images``, in a folder of its own below demo/."""
     from aligndet_train.config import shipped_config
+    from proposals.dataset import open_dataset
 
-    home = Path("demo") / (images.resolve().name if images else "photographs")
+    home = Path("demo") / (images.resolve().name if images else "the-photographs")
     if images is None:
         images = home / "images"
         run(
@@ -51,9 +52,7 @@ def main(images: Path | None) -> None:
         "--cfg-options", "pretrain.sampled_boxes=1024", "--cfg-options", "pretrain.views.short_sides=(192, 224)",
     )  # fmt: skip
     run("4. Export", ALIGNDET, "export", work / "last.pth", model, "--keep-predictors")
-    picture = next(
-        path for path in sorted(images.rglob("*")) if path.suffix.lower() in {".jpg", ".jpeg", ".png"}
-    )
+    picture = images / open_dataset(mined)[0].uri
     load = EXAMPLES / "load_in_stock_mmdet.py"
     run("5. Load it in stock mmdet", sys.executable, load, shipped_config(DETECTOR), model, picture)
     print(f"\nproposals  {mined}\nsheet      {sheet}\nweights    {model}\nlog        {work}")

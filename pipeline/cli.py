@@ -205,4 +205,5 @@ def mine(
             else f"{out} is complete already, mined from the same images by the same recipe: nothing to do."
         )
     console.print(summary(outcome, place, time.monotonic() - start))
-    console.print(f"look at it: aligndet show {out} --out sheet.png", highlight=False, soft_wrap=True)
+    if outcome.manifest.totals.images:
+        console.print(f"look at it: aligndet show {out} --out sheet.png", highlight=False, soft_wrap=True)

@@ -70,6 +70,8 @@ def sizes_line(clusters: Clusters) -> str:
 
 def _require_features(store: RegionStore, manifest: Manifest, settings: ClusterSettings) -> None:
     missing = store.missing(manifest)
+    if not manifest.totals.images:
+        raise AlignDetError(f"{store.root} holds no image, so there is nothing to cluster")
     if store.identity() is None or missing:
         raise AlignDetError(
             f"{store.root} lacks the features of {len(missing)} of {len(manifest.shards)} shards. Run: "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.cluster import connected
+from pipeline.signals import Drain
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.dataset.manifest import ShardEntry
 from proposals.dataset.regions import Features, RegionStore
@@ -54,7 +55,7 @@ def extract_regions(root: Path, options: RegionOptions, report: Callable[[int, i
     """Write features of every box of the dataset ``root`` into its regions.zarr; what is there is kept.
 
     report: called with (shards done, shards in all). Raises AlignDetError: no dataset, another backbone's features
-    there, weights or an image that cannot be read, a worker that died three times, interrupted (exit code 130).
+    there, weights or an image that cannot be read, a worker that died three times, interrupted (exit code 130 or 143).
     """
     from aligndet_train.cli import parse_options
     from aligndet_train.regions import region_settings
@@ -66,15 +67,17 @@ def extract_regions(root: Path, options: RegionOptions, report: Callable[[int, i
     shards = [shard for shard in dataset.manifest.shards if shard.images]
     if not shards:
         raise AlignDetError(f"{root} holds no image, so there are no regions.")
-    with connected(options.address, options.workers) as ray:
+    with Drain() as drain:
         try:
-            crew = _Crew(ray, settings, options, len(shards))
-            store.begin(crew.identity())
-            missing = store.missing(dataset.manifest)
-            found = len(shards) - len(missing)
-            crew.run(store, missing, lambda done: report(found + done, len(shards)))
+            with connected(options.address, options.workers) as ray:
+                drain.install()
+                crew = _Crew(ray, settings, options, len(shards))
+                store.begin(crew.identity())
+                missing = store.missing(dataset.manifest)
+                found = len(shards) - len(missing)
+                crew.run(store, missing, lambda done: report(found + done, len(shards)))
         except KeyboardInterrupt:
-            raise _interrupted(store, dataset) from None
+            raise _interrupted(store, dataset, drain.exit_code) from None
     return RegionOutcome(len(missing), found, store.read(shards[0]).shape[1])
 
 
@@ -172,10 +175,10 @@ class _RegionActor:
         return np.concatenate(parts)
 
 
-def _interrupted(store: RegionStore, dataset: ProposalDataset) -> AlignDetError:
+def _interrupted(store: RegionStore, dataset: ProposalDataset, exit_code: int) -> AlignDetError:
     missing = len(store.missing(dataset.manifest))
     error = AlignDetError(
         f"interrupted: {missing} shards of {dataset.root} are missing. Run the same command again to resume."
     )
-    error.exit_code = 130
+    error.exit_code = exit_code
     return error

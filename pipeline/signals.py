@@ -23,7 +23,7 @@ class Drain:
     def __enter__(self) -> "Drain":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in _HANDLED}
-            self._install()
+            self.install()
         return self
 
     def __exit__(
@@ -36,7 +36,7 @@ class Drain:
         """From now on there is something to drain; ``announce`` is called when that is asked for."""
         self._announce = announce
         if self._before:
-            self._install()  # again: ray.init has handlers of its own
+            self.install()
 
     @property
     def exit_code(self) -> int:
@@ -47,7 +47,8 @@ class Drain:
         """Whether a signal asked to drain."""
         return self.number is not None
 
-    def _install(self) -> None:
+    def install(self) -> None:
+        """Handle the signals: again after ray.init, which has handlers of its own."""
         for number in _HANDLED:
             signal.signal(number, self._handle)
 

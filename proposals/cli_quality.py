@@ -37,10 +37,10 @@ def recall(
     from rich.console import Console
 
     from proposals.dataset import open_dataset
-    from proposals.ground_truth import read_ground_truth
+    from proposals.ground_truth import read_objects
     from proposals.quality import measure_datasets
 
-    truth = read_ground_truth(gt)
+    truth = read_objects(gt)
     paths = [dataset] if compare is None else [dataset, compare]
     found = measure_datasets([open_dataset(path) for path in paths], truth)
     scored = [(str(path), quality, pairing) for path, (quality, pairing) in zip(paths, found, strict=True)]
@@ -95,14 +95,14 @@ def report(
     Example: `aligndet report mined/ -o report.html --gt instances_val2017.json`
     """
     from proposals.dataset import open_dataset
-    from proposals.ground_truth import read_ground_truth
+    from proposals.ground_truth import read_objects
     from proposals.outputs import require_outside_datasets
     from proposals.quality import measure_dataset
     from proposals.report import collect, render
 
     require_outside_datasets(out)
     opened = open_dataset(dataset)
-    quality = None if gt is None else measure_dataset(opened, read_ground_truth(gt))[0]
+    quality = None if gt is None else measure_dataset(opened, read_objects(gt))[0]
     page = render(opened, collect(opened), quality, pictures).encode("utf-8", "replace")
     try:
         out.write_bytes(page)

@@ -94,7 +94,7 @@ def _verbs() -> list[Check]:
         try:
             entry.load()
         except Exception as error:  # whatever a broken half raises
-            again = "pip install --force-reinstall --no-deps aligndet"
+            again = "pip install --force-reinstall --no-deps .    (in its clone)"
             found.append(Check(f"verbs of {entry.name}", "broken", one_line(error), again))
     return found
 

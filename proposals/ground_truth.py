@@ -57,6 +57,16 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
         ) from error
 
 
+def read_objects(path: str | Path) -> GroundTruth:
+    """As `read_ground_truth`; raises AlignDetError for a file without a single box, too."""
+    truth = read_ground_truth(path)
+    if not len(truth.boxes):
+        raise AlignDetError(
+            f"{path} has no box, so there is nothing to compare with: name annotations that have"
+        )
+    return truth
+
+
 def _from_coco(content: dict[str, Any]) -> GroundTruth:
     images, annotations = content["images"], content["annotations"]
     for kind in ("images", "categories"):

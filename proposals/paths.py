@@ -16,6 +16,8 @@ _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 # What pathlib makes of a URL.
 _SQUEEZED = re.compile(r"^(" + "|".join(sorted(SCHEMES)) + r"):/(?!/)")
 _EXTRAS = {"s3": "s3"}
+# Answers of a web server that say nothing about the file: it timed out, or was asked too much.
+_LATER = (408, 425, 429)
 
 
 def scheme_of(name: str) -> str | None:
@@ -56,12 +58,19 @@ def is_there(path: Path) -> bool:
     remote: Any = path
     try:  # not path.is_file(): fsspec answers no when a store does not answer
         return bool(remote.fs.info(remote.path)["type"] == "file")
-    except FileNotFoundError:
-        return False
+    except FileNotFoundError as error:
+        # What fsspec makes of every failure of a web server, too, the server's own answer inside.
+        status = getattr(error.__cause__, "status", None)
+        answered = isinstance(status, int) and 400 <= status < 500 and status not in _LATER
+        if scheme_of(str(path)) not in WEB or answered:
+            return False
+        raise _unreachable(path, error.__cause__ or error) from error
     except Exception as error:  # every backend has exceptions of its own
-        raise AlignDetError(
-            f"{path} cannot be reached: {error}. Are address, name and credentials right?"
-        ) from error
+        raise _unreachable(path, error) from error
+
+
+def _unreachable(path: Path, error: BaseException) -> AlignDetError:
+    return AlignDetError(f"{path} cannot be reached: {error}. Are address, name and credentials right?")
 
 
 def is_remote(path: Path) -> bool:

@@ -55,12 +55,27 @@ def _load(path: Path) -> Any:
         return load_plain(path, _HARMLESS)
     except Exception as error:  # a file that is no pickle fails in whatever way its bytes happen to lead to
         refused = _code_in(str(error))
+        if not _may_be_weights(path):
+            raise AlignDetError(
+                f"{path} is not a weights file: it begins like none. An error page, or a Git LFS pointer, in place of "
+                "the file that was to be downloaded?"
+            ) from error
         if refused:
             raise AlignDetError(
                 f"{path} holds pickled code ({refused}), which is refused because loading it would run it. Ask for a "
                 "file of tensors alone, or, if you trust it, save its state_dict again with torch.save elsewhere"
             ) from error
         raise AlignDetError(f"{path} is not a weights file: {type(error).__name__}: {error}") from error
+
+
+def _may_be_weights(path: Path) -> bool:
+    """Whether the file begins as torch's archives, pickles of protocol 2 and later, or safetensors do."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return True  # why it cannot be read is told already
+    return start.startswith((b"PK\x03\x04", b"\x80")) or start[8:] == b"{"
 
 
 def _code_in(message: str) -> str:

@@ -37,7 +37,7 @@ def split(annotations: Path, out: Path, percents: Sequence[float], seeds: Sequen
     """Write ``STEM.PERCENT@SEED.json`` in ``out`` for every pair; everything but images and boxes stays as it was.
 
     annotations: a COCO json, a VOC folder or a list of one, whose subsets are COCO jsons, too. Raises AlignDetError
-    for a file that is none of these, or a percentage outside (0, 100].
+    for a file that is none of these or empty, or a percentage outside (0, 100].
     """
     wrong = [percent for percent in percents if not 0 < percent <= 100]
     if wrong:
@@ -57,8 +57,8 @@ def split(annotations: Path, out: Path, percents: Sequence[float], seeds: Sequen
         raise AlignDetError(
             f"{annotations} is not a COCO annotation file ({type(error).__name__}: {error})"
         ) from error
-    if not ids:
-        raise AlignDetError(f"{annotations} lists no image")
+    if not ids or not owners:
+        raise AlignDetError(f"{annotations} lists no {'box' if ids else 'image'}: there is nothing to split")
     # A VOC folder may be called "." or "VOC.2012".
     stem = annotations.resolve().name if annotations.is_dir() else annotations.stem
     out.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ if ! "$prefix/bin/python" -m proposals.opencv; then
 fi
 
 ALIGNDET_CACHE_DIR="$prefix/cache" "$prefix/bin/aligndet" warmup
+# They are the building user's alone, and the container runs as another, who copies them.
+chmod -R a+rX "$prefix/cache"
 case $half in
   mine) "$prefix/bin/python" -c "import pipeline.job, ray, boto3" ;;
   train) "$prefix/bin/python" -c "import aligndet_train.training, torch" ;;

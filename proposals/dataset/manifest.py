@@ -22,7 +22,7 @@ from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError, NewerFormatError
 from proposals.filters import STATUSES, Status
 from proposals.image_roots import ImageRoot
-from proposals.paths import as_path, is_there
+from proposals.paths import WEB, as_path, is_remote, is_there, scheme_of
 from proposals.recipe import Recipe
 
 FORMAT_NAME = "aligndet-proposals"
@@ -30,7 +30,7 @@ FORMAT_VERSION = "1.1"  # the newest that is read
 EMBEDDED_VERSION = "1.0"  # what is written where the images are in tars, so that older readers read it
 _MANIFEST_BYTES = 2**20  # of dataset.json without its shards, at most
 _MAX_FILE_BYTES = 10**13 - 1
-_UPGRADE = "Upgrade it: pip install --upgrade aligndet"
+_UPGRADE = "Upgrade it: git pull in its clone, then pip install ."
 
 Model = TypeVar("Model", bound=BaseModel)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -308,7 +308,7 @@ def refuse_newer(path: Path, version: str, doing: str) -> None:
     if is_newer(version):
         raise NewerFormatError(
             f"{path} has format version {version}, newer than {FORMAT_VERSION}: {doing} would lose what this "
-            "installation does not know. Nothing was touched. Upgrade it: pip install --upgrade aligndet"
+            f"installation does not know. Nothing was touched. {_UPGRADE}"
         )
 
 
@@ -359,9 +359,23 @@ def _check_format(path: Path, data: bytes) -> str:
     return found.format_version
 
 
+def _how_to_one(root: Path) -> str:
+    if scheme_of(str(root)) in WEB:
+        return "Is the address that of its folder?"
+    if is_remote(root) or not root.exists():
+        return f"Make one: aligndet mine IMAGES {root}"
+    if is_there(root.parent / layout.MANIFEST):
+        return f"Name the dataset: {root.parent}"
+    if root.is_dir() and not any(root.iterdir()):
+        return f"Make one: aligndet mine IMAGES {root}"
+    return f"Make one, in a folder of its own: aligndet mine {root} OUT"
+
+
 def _why_no_manifest(root: Path) -> str:
     if not is_there(as_path(root) / layout.PLAN):
-        return f"{root} is not a proposal dataset: it holds no {layout.MANIFEST}. Make one: aligndet mine IMAGES {root}"
+        return (
+            f"{root} is not a proposal dataset: it holds no {layout.MANIFEST}. {_how_to_one(as_path(root))}"
+        )
     done = sum(1 for _ in (root / layout.SHARDS).glob("*.json"))
     return (
         f"{root} is in progress, not a dataset: {done} shards are done and {layout.MANIFEST} is not written yet. "

@@ -10,6 +10,9 @@ import zipfile
 import pytest
 import torch
 
+from aligndet_train.backbones.files import read_file
+from proposals.errors import AlignDetError
+
 _EXTENSIONS = ("pth", "pt", "bin", "ckpt", "safetensors", "npz", "npy", "pkl", "tar", "onnx", "")
 _READERS = ("checkpoint", "weights", "exported")
 
@@ -38,6 +41,21 @@ def test_pickled_code_is_refused_and_does_not_run(confined, tmp_path, extension,
     for reader in _READERS:
         assert confined.read(reader, path).kind == "refused"
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<!DOCTYPE html><title>404</title>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        b"\xff\xd8\xff\xe0 a picture",
+        b"",
+    ],
+)
+def test_what_is_no_weights_file_is_not_called_code(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(AlignDetError, match="is not a weights file: it begins like none"):
+        read_file(tmp_path / "w.pth")
 
 
 def test_the_payload_works():

@@ -41,6 +41,9 @@ recall DATASET --gt MISSING
 recall DATASET --gt EMPTY
 recall DATASET --gt GARBAGE_JSON
 recall DATASET --gt LIST_JSON
+recall DATASET --gt NO_BOXES
+report DATASET -o FRESH.html --gt NO_BOXES
+split NO_BOXES FRESH
 recall DATASET --gt IMAGE
 recall DATASET --gt ANNOTATIONS --compare EMPTY
 report MISSING
@@ -265,6 +268,10 @@ def _files(folder: Path) -> dict[str, Path]:
         "GARBAGE.py": ("garbage.py", b"this is { no Python"),
         "RAISES.py": ("raises.py", b"raise RuntimeError('a config that raises')"),
         "LIST_JSON": ("list.json", b"[1, 2, 3]"),
+        "NO_BOXES": (
+            "no_boxes.json",
+            b'{"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": []}',
+        ),
         "BELOW_A_FILE": ("file", b""),
     }
     for name, content in contents.values():

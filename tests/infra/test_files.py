@@ -181,6 +181,8 @@ def test_the_images_install_script_makes_a_working_environment(half, tmp_path):
     lint(str(INFRA / "docker" / "install.sh"), half, str(INFRA.parent), str(prefix), sys.executable)
     verb = {"mine": "mine", "train": "pretrain"}[half]
     lint(str(prefix / "bin" / "aligndet"), verb, "--help")
+    (kernels,) = (prefix / "cache").iterdir()
+    assert kernels.stat().st_mode & 0o005 == 0o005, "the container's user reads them"
     other = {"mine": "import torch", "train": "import ray"}[half]
     missing = subprocess.run([prefix / "bin" / "python", "-c", other], capture_output=True, check=False)
     assert missing.returncode != 0, f"the {half} image should not need: {other}"

@@ -126,6 +126,20 @@ def test_any_other_folder_is_refused(tmp_path):
         open_dataset(tmp_path)
 
 
+def test_who_names_something_near_a_dataset_is_told_what_to_name(copy, photos, tmp_path):
+    (tmp_path / "new").mkdir()
+    for name, advice in (
+        (photos, rf"folder of its own: aligndet mine {photos} OUT"),
+        (copy / "shards", rf"Name the dataset: {copy}$"),
+        (copy / layout.MANIFEST, rf"Name the dataset: {copy}$"),
+        (tmp_path / "new", r"Make one: aligndet mine IMAGES .*new$"),
+        (tmp_path / "gone", r"Make one: aligndet mine IMAGES .*gone$"),
+        ("http://127.0.0.1:9/ds", "cannot be reached"),
+    ):
+        with pytest.raises(AlignDetError, match=advice):
+            open_dataset(name)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,6 +13,7 @@ import pytest
 
 from proposals.dataset import open_dataset
 from proposals.dataset.files import read_range
+from proposals.errors import AlignDetError
 from proposals.fetch import fetch
 from proposals.images import ImageRejected
 from proposals.paths import as_path
@@ -76,6 +77,16 @@ def test_a_part_is_that_part_whatever_the_server_sends(tmp_path, handler):
 def test_a_server_without_end_is_left_where_the_part_ends(tmp_path):
     with _serving(_Part, tmp_path) as url:
         assert fetch(f"{url}/endless", 9 * _BLOCK - 2, 4) == bytes((0, 8, 0, 0))
+
+
+def test_a_web_server_that_has_no_dataset_is_told_from_one_that_does_not_answer(tmp_path):
+    with (
+        _serving(_Whole, tmp_path) as url,
+        pytest.raises(AlignDetError, match=r"Is the address that of its folder\?"),
+    ):
+        open_dataset(f"{url}/nothing")
+    with pytest.raises(AlignDetError, match="cannot be reached"):
+        open_dataset(f"{url}/nothing")
 
 
 def test_a_dataset_is_read_on_both_sides_of_a_fork(mined_dataset):

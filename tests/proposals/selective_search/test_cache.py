@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -71,6 +72,38 @@ def test_a_read_only_warm_cache_is_copied(tmp_path, monkeypatch, fresh_directory
     assert refuge.parent.parent == tmp_path
     assert (refuge / "kernel.nbc").read_bytes() == b"compiled"
     assert cache.is_warm()
+
+
+AS_ANOTHER_USER = """
+import os, sys
+from proposals.selective_search import cache
+
+os.setuid(65534)
+print(cache.is_warm(), (cache.directory() / "kernel.nbc").read_bytes().decode())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can become another user")
+def test_what_root_compiled_and_let_be_read_is_copied_by_another_user(fresh_directory):
+    # Not tmp_path: its parents are root's alone.
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        environment = {"ALIGNDET_CACHE_DIR": f"{place}/cache", "TMPDIR": f"{place}/tmp"}
+        (Path(place) / "tmp").mkdir()
+        (Path(place) / "tmp").chmod(0o1777)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ALIGNDET_CACHE_DIR", environment["ALIGNDET_CACHE_DIR"])
+            home = cache.directory()
+        (home / "kernel.nbc").write_bytes(b"compiled")
+        cache._marker(home).touch()
+        subprocess.run(["chmod", "-R", "a+rX", f"{place}/cache"], check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_ANOTHER_USER],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == "True compiled", done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no POSIX permissions here")
