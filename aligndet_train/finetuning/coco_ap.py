@@ -20,12 +20,16 @@ class CocoAp(CocoMetric):
     of one run differ by."""
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """``bbox_mAP`` and so on, as fractions, -1 where nothing is of that size; empty when no box was found."""
+        """``bbox_mAP`` and so on, as fractions, -1 where nothing is of that size; empty when no box was found.
+
+        The boxes stay in ``outfile_prefix``.bbox.json where one is given.
+        """
         truth = self._coco_api
         self.cat_ids = truth.get_cat_ids(cat_names=self.dataset_meta["classes"])
         self.img_ids = truth.get_img_ids()
         with TemporaryDirectory() as folder:
-            files = self.results2json([found for _, found in results], f"{folder}/results")
+            prefix = self.outfile_prefix or f"{folder}/results"
+            files = self.results2json([found for _, found in results], prefix)
             boxes = json.loads(Path(files["bbox"]).read_bytes())
         if not boxes:
             return {}

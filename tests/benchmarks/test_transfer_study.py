@@ -69,6 +69,14 @@ def test_a_study_is_packed_run_in_slices_and_reported(pictures, tmp_path):
     rows = transfer("report", work).stdout
     assert "| fcos_lite0 | short | 100 % | + box-domain |" in rows
     assert rows.count("| 1 of 1 |") == 1
+    script = SCRIPT.with_name("class_agnostic.py")
+    agnostic = subprocess.run(
+        [sys.executable, script, "measure", pack, work, "--out", tmp_path / "agnostic.json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert agnostic.returncode == 0, agnostic.stderr
+    (row,) = json.loads((tmp_path / "agnostic.json").read_text())
+    assert row["class_agnostic"].keys() == row["named"].keys() == {"AP", "AP50", "AP75", "AR100"}
     other = transfer(*options, "--image-size", 96, "--rates", 0.006, 0.012)
     assert other.returncode == 1
     assert "- --cfg-options pretrain.views.long_side=89" in other.stderr

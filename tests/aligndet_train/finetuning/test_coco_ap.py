@@ -37,8 +37,8 @@ def truth_and_found(seed: int) -> tuple[dict, list[dict]]:
     return truth, found
 
 
-def measured(path: Path, found: list[dict]) -> dict[str, float]:
-    metric = CocoAp(ann_file=str(path), metric="bbox", proposal_nums=(1, 10, 100))
+def measured(path: Path, found: list[dict], prefix: str | None = None) -> dict[str, float]:
+    metric = CocoAp(ann_file=str(path), metric="bbox", proposal_nums=(1, 10, 100), outfile_prefix=prefix)
     metric.dataset_meta = {"classes": tuple(f"class {c}" for c in range(CLASSES))}
     for image in found:
         prediction = {name: torch.tensor(image[name]) for name in ("bboxes", "scores", "labels")}
@@ -68,6 +68,17 @@ def test_figures_are_pycocotools_own_and_not_rounded(tmp_path):
     assert figures == pytest.approx(expected, abs=1e-12)
     assert 0.1 < figures["coco/bbox_mAP"] < 0.9
     assert abs(1000 * figures["coco/bbox_mAP"] - round(1000 * figures["coco/bbox_mAP"])) > 1e-3
+
+
+def test_the_boxes_stay_where_a_place_is_named(tmp_path):
+    truth, found = truth_and_found(0)
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    assert measured(tmp_path / "t.json", found, str(tmp_path / "found")) == measured(
+        tmp_path / "t.json", found
+    )
+    boxes = json.loads((tmp_path / "found.bbox.json").read_text())
+    assert len(boxes) == IMAGES * BOXES
+    assert boxes[0].keys() == {"image_id", "bbox", "score", "category_id"}
 
 
 def test_nothing_found_gives_no_figures(tmp_path):
