@@ -28,7 +28,7 @@ def detectors(
     from rich.console import Console
     from rich.table import Table
 
-    from aligndet_train.zoo import zoo_table
+    from aligndet_train.zoo import OF_MMDET, zoo_table
 
     zoo = zoo_table()
     if as_json:
@@ -45,7 +45,7 @@ def detectors(
         console.print(f"--detector NAME: {', '.join(_shipped())}", soft_wrap=True)
         console.print(
             "--config FILE: your own, on top of a stock one of these families. The whole of it may be the line "
-            '_base_ = "mmdet::atss/atss_r50_fpn_1x_coco.py"',
+            + OF_MMDET,
             soft_wrap=True,
         )
         table = Table("adapter", "stock configs converted, trained, exported and loaded", title="mmdet's zoo")

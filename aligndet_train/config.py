@@ -17,6 +17,7 @@ from aligndet_train.detectors import adapter_for
 from aligndet_train.detectors.class_names import class_name, with_registered_names
 from aligndet_train.plain_config import is_plain, read_plain
 from aligndet_train.views import ViewConfig
+from aligndet_train.zoo import OF_MMDET
 from proposals.errors import AlignDetError
 
 Count = Annotated[int, Field(ge=1)]
@@ -142,10 +143,6 @@ def preprocessor_of(config: Config, source: Path | str) -> tuple[str, dict[str, 
     raise AlignDetError(f"{source} has no `data_preprocessor`, so how its images are normalised is unknown")
 
 
-# How a config takes over one that mmdet brings along.
-OF_MMDET = '"mmdet::atss/atss_r50_fpn_1x_coco.py"'
-
-
 def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = False) -> Config:
     """A mmdet config file with dotted ``--cfg-options`` applied. Python code is run; JSON and YAML are plain data.
 
@@ -157,7 +154,7 @@ def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = F
     if not path.is_file():
         raise AlignDetError(
             f"no config file at {path}; shipped detectors: {', '.join(available_detectors())}. One of mmdet's own: "
-            f"give a file with the line _base_ = {OF_MMDET}"
+            f"give a file with the line {OF_MMDET}"
         )
     config = read_plain(path) if is_plain(path) else _run_config(path)
     try:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 TABLE = Path(__file__).parent / "zoo.json"
 
+# The line of a config that takes over one of mmdet's own.
+OF_MMDET = '_base_ = "mmdet::atss/atss_r50_fpn_1x_coco.py"'
+
 
 @dataclass(frozen=True)
 class Trial:

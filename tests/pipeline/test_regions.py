@@ -62,6 +62,22 @@ def test_killed_and_resumed_features_are_those_of_one_process(shards_of_one):
     assert "another backbone or size (long_side, short_side differ)" in " ".join(refused.stderr.split())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_with_its_code_and_it_goes_on(shards_of_one, number, code):
+    root = shards_of_one
+    running = subprocess.Popen(command(root), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (root / layout.REGIONS / "00001").is_dir() and time.monotonic() < deadline:
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == code, said
+    assert "interrupted: " in said
+    assert subprocess.run(command(root), capture_output=True, check=False).returncode == 0
+
+
 def entry(manifest, name):
     return next((shard for shard in manifest.shards if shard.name == name), manifest.shards[0])
 

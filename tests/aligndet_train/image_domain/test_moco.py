@@ -8,7 +8,6 @@ from torch.nn.functional import interpolate, normalize
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.config import MocoConfig, image_domain_config
 from aligndet_train.image_domain.moco import Moco
-from aligndet_train.image_domain.model import pooled
 from aligndet_train.image_domain.training import build_optimizer, synchronised
 from proposals.errors import AlignDetError
 from tests.aligndet_train.image_domain.conftest import small_moco
@@ -52,7 +51,7 @@ def test_the_loss_compares_with_the_keys_of_the_steps_before():
     first, second = views(1)
     past, keys = model._keys(views(0)[1]), model._keys(second)
     figures = model((first, second))
-    queries = normalize(model.projector(pooled(model.backbone(first))), dim=1)
+    queries = normalize(model.projector(model.features(first)), dim=1)
     own, others = (queries * keys).sum(dim=1) / config.temperature, queries @ past.T / config.temperature
     expected = (torch.logsumexp(torch.cat([own[:, None], others], dim=1), dim=1) - own).mean()
     assert figures["loss_moco"].item() == pytest.approx(expected.item(), rel=1e-5)
