@@ -9,7 +9,7 @@ from pathlib import Path
 from pictures import shrink
 from transfer_jobs import LONG_SIDE, aligndet
 
-from proposals.images import IMAGE_SUFFIXES
+from proposals.images import has_image_suffix
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -37,7 +37,7 @@ def pack(args: argparse.Namespace) -> None:
 
 def pack_pool(photographs: Path, pool: Path, quality: int) -> int:
     """Shrink every picture below ``photographs`` into ``pool``, under its own path; returns how many."""
-    found = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(path for path in photographs.rglob("*") if has_image_suffix(path.name))
     for source in found:
         shrink(source, pool / f"{source.relative_to(photographs)}.jpg", LONG_SIDE, quality)
     return len(found)

@@ -94,9 +94,7 @@ def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | No
     try:
         if size is None:
             return _read_web(filesystem_, path) if scheme_of(url) in WEB else _read_whole(filesystem_, path)
-        if scheme_of(url) in WEB:
-            return web_range(filesystem_, path, start, size)
-        return bytes(filesystem_.cat_file(path, start=start, end=start + size))
+        return read_part(filesystem_, path, url, start, size)
     except AlignDetError:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -131,11 +129,13 @@ def _read_whole(filesystem_: Any, path: str) -> bytes:
     return data
 
 
-def web_range(filesystem_: Any, path: str, start: int, size: int) -> bytes:
-    """Up to ``size`` bytes from ``start`` of a file on a web server, which may send all of it all the same.
+def read_part(filesystem_: Any, path: str, url: str, start: int, size: int) -> bytes:
+    """Up to ``size`` bytes from ``start`` of the remote file ``url``, which is ``path`` in its filesystem.
 
-    Only ``size`` bytes are held. Raises what fsspec does.
+    No more are held of what a web server sends, which may be all of it. Raises what fsspec does.
     """
+    if scheme_of(url) not in WEB:
+        return bytes(filesystem_.cat_file(path, start=start, end=start + size))
     wanted = {"Range": f"bytes={start}-{start + size - 1}"}
     data = bytearray()
     with _web_stream(filesystem_, path, headers=wanted) as stream:

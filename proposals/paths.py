@@ -73,6 +73,20 @@ def _unreachable(path: Path, error: BaseException) -> AlignDetError:
     return AlignDetError(f"{path} cannot be reached: {error}. Are address, name and credentials right?")
 
 
+class ForkSafePath:
+    """A path, or in a forked process a new one to the same place: a filesystem's connections do not survive a fork."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._process = path, os.getpid()
+
+    @property
+    def here(self) -> Path:
+        """The path for this process."""
+        if is_remote(self._path) and self._process != os.getpid():
+            self._path, self._process = as_path(str(self._path)), os.getpid()
+        return self._path
+
+
 def is_remote(path: Path) -> bool:
     """Whether ``path``, from `as_path`, is a URL."""
     return not isinstance(path, Path)

@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional as F
 from aligndet_train.distributed import any_rank
 from aligndet_train.image_domain.model import ImageDomainModel
 from proposals.errors import AlignDetError
-from proposals.images import IMAGE_SUFFIXES, Bgr, decode_bgr
+from proposals.images import Bgr, decode_bgr, has_image_suffix
 
 _TEMPERATURE = 0.07
 _NEIGHBOURS = 20
@@ -247,19 +247,18 @@ def _from_folder(folder: Path) -> tuple[list[Piece], list[str]]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     _refuse_splits(folder, names)
     found = {
-        name: [path for path in sorted((folder / name).rglob("*")) if _is_picture(path)] for name in names
+        name: [path for path in sorted((folder / name).rglob("*")) if has_image_suffix(path.name)]
+        for name in names
     }
     left_out = [f"{folder / name} has none" for name in names if not found[name]]
-    left_out += [f"{path} is in no class folder" for path in sorted(folder.iterdir()) if _is_picture(path)]
+    left_out += [
+        f"{path} is in no class folder" for path in sorted(folder.iterdir()) if has_image_suffix(path.name)
+    ]
     if left_out:
         print_log(f"labelled pictures: {len(left_out)} left out, first {left_out[0]}", level=logging.WARNING)
     classes = [name for name in names if found[name]]
     files = [(path, label) for label, name in enumerate(classes) for path in found[name]]
     return [Piece(path, None, label, group) for group, (path, label) in enumerate(files)], classes
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _refuse_splits(folder: Path, names: list[str]) -> None:

@@ -27,7 +27,7 @@ from proposals.dataset.files import fsync
 from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.errors import AlignDetError
-from proposals.paths import as_path, is_remote
+from proposals.paths import ForkSafePath, is_remote
 
 Read = TypeVar("Read")
 _CHUNK = 2**20
@@ -58,8 +58,7 @@ class ShardCache:
     """Fetches files of the dataset at ``root`` into ``spec.folder``, and evicts."""
 
     def __init__(self, root: Path, spec: CacheSpec) -> None:
-        self.root, self.spec = root, spec
-        self._process = os.getpid()
+        self._root, self.spec = ForkSafePath(root), spec
         self._threads = threading.local()
         manifest = read_bounded(root / MANIFEST, MAX_MANIFEST_BYTES)
         self.mirror = spec.folder / hashlib.sha256(manifest).hexdigest()[:16]
@@ -72,6 +71,11 @@ class ShardCache:
             raise AlignDetError(
                 f"{spec.folder} cannot be a shard cache: {error}. Choose another --cache folder"
             ) from error
+
+    @property
+    def root(self) -> Path:
+        """Where the dataset itself is."""
+        return self._root.here
 
     def fetch(self, shard: ShardEntry) -> None:
         """See that the files of ``shard`` are in the mirror, and are the last to be evicted.
@@ -132,7 +136,7 @@ class ShardCache:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             for _ in range(2):
-                if _copied(self._source(entry.path), temporary, entry.bytes) == (entry.bytes, entry.sha256):
+                if _copied(self.root / entry.path, temporary, entry.bytes) == (entry.bytes, entry.sha256):
                     # Or a power cut could leave the name without the content.
                     fsync(temporary)
                     temporary.replace(target)
@@ -147,12 +151,6 @@ class ShardCache:
             f"{self.root / entry.path} has not the bytes that {MANIFEST} promises: the dataset is damaged or was "
             "changed. Mine it again with --repair, or go on without its images with --damaged skip"
         )
-
-    def _source(self, path: str) -> Path:
-        if self._process != os.getpid():
-            # A filesystem's connections do not survive a fork.
-            self.root, self._process = as_path(str(self.root)), os.getpid()
-        return self.root / path
 
     def _evict(self, needed: int) -> None:
         """Make room for ``needed`` bytes, oldest use first; what somebody reads or fetches now stays."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from pipeline.sources.base import Source, SourceEntry
-from pipeline.sources.walk import has_image_suffix, walk
+from pipeline.sources.walk import walk
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
-from proposals.images import IMAGE_SUFFIXES
+from proposals.images import IMAGE_SUFFIXES, has_image_suffix
 from proposals.paths import is_remote
 
 

@@ -8,10 +8,11 @@ from pipeline.sources.folder import FolderSource
 from pipeline.sources.listed import CocoSource, ListSource
 from pipeline.sources.tables import ArrowSource, ParquetSource, image_column, read_schema
 from pipeline.sources.tars import TarSource
-from pipeline.sources.walk import Found, has_image_suffix, walk
+from pipeline.sources.walk import Found, walk
 from proposals.errors import AlignDetError, MissingExtraError
 from proposals.image_roots import Kind
 from proposals.image_rows import can_hold_images
+from proposals.images import has_image_suffix
 from proposals.paths import WEB, as_path, is_remote, is_there, scheme_of
 
 _BY_SUFFIX: dict[str, Kind] = {

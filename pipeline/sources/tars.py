@@ -11,9 +11,9 @@ from typing import BinaryIO, ClassVar
 
 from pipeline.sources.base import Source, SourceEntry, as_text
 from pipeline.sources.containers import listed
-from pipeline.sources.walk import has_image_suffix
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
+from proposals.images import has_image_suffix
 from proposals.tar_headers import TarHeaders
 
 _AT_A_TIME = 2**16

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.sources.base import as_text
 from pipeline.sources.runs import sorted_pairs
 from proposals.errors import AlignDetError
-from proposals.images import IMAGE_SUFFIXES
+from proposals.images import has_image_suffix
 from proposals.paths import filesystem, is_folder, is_remote
 
 
@@ -32,11 +32,6 @@ def walk(root: Path) -> Iterator[Found]:
         yield from _walk_remote(files, path.rstrip("/"), "")
     else:
         yield from _walk_local(root)
-
-
-def has_image_suffix(name: str) -> bool:
-    """Whether ``name`` ends as an image file does."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a third of Path's time, once an image
 
 
 def _walk_local(root: Path) -> Iterator[Found]:

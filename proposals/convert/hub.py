@@ -8,7 +8,7 @@ from typing import Any
 
 from proposals.convert.new_folder import CARD, CROISSANT, new_dataset_folder
 from proposals.dataset import ProposalDataset, layout
-from proposals.dataset.clusters import cluster_faults, read_cluster_record
+from proposals.dataset.clusters import read_sound_record
 from proposals.dataset.manifest import Manifest, refuse_newer
 from proposals.errors import AlignDetError
 
@@ -60,12 +60,9 @@ def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id:
 
 
 def _cluster_files(dataset: ProposalDataset) -> list[str]:
-    record = read_cluster_record(dataset.root)
+    record = read_sound_record(dataset.root, dataset.manifest, content=False)
     if record is None:
         return []
-    for fault in cluster_faults(dataset.root, record, dataset.manifest, content=False):
-        advice = f"Run aligndet cluster {dataset.root} again, or remove that file"
-        raise AlignDetError(f"{dataset.root / layout.CLUSTERS_RECORD}: {fault}. {advice}")
     return [layout.CLUSTERS_RECORD, *(entry.path for entry in record.files)]
 
 

@@ -92,17 +92,23 @@ def cluster_faults(root: Path, record: ClusterRecord, manifest: Manifest, *, con
     return [f"{path} {what}" for path, what in faults]
 
 
+def read_sound_record(root: Path, manifest: Manifest, *, content: bool) -> ClusterRecord | None:
+    """The record in ``root``, None without one; raises AlignDetError when `cluster_faults` finds any."""
+    record = read_cluster_record(root)
+    faults = [] if record is None else cluster_faults(root, record, manifest, content=content)
+    if faults:
+        raise AlignDetError(f"{root / layout.CLUSTERS_RECORD}: {faults[0]}. Run: aligndet cluster {root}")
+    return record
+
+
 def read_clusters(root: Path, manifest: Manifest) -> Clusters | None:
     """The cluster ids of the dataset in ``root``, None when it has none.
 
     Raises AlignDetError when they are damaged, or of other boxes (images were added since).
     """
-    record = read_cluster_record(root)
+    record = read_sound_record(root, manifest, content=True)
     if record is None:
         return None
-    faults = cluster_faults(root, record, manifest, content=True)
-    if faults:
-        raise AlignDetError(f"{root / layout.CLUSTERS_RECORD}: {faults[0]}. Run: aligndet cluster {root}")
     try:
         wanted: dict[str, Declared] = {
             "cluster": ((record.boxes,), "int32"),

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 from proposals.dataset.layout import TEMPORARY_MARK
 from proposals.errors import AlignDetError
-from proposals.fetch import web_range
-from proposals.paths import WEB, is_remote, scheme_of
+from proposals.fetch import read_part
+from proposals.paths import is_remote
 
 
 def temporary_name(path: Path) -> Path:
@@ -130,9 +130,7 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
     """Up to ``size`` bytes of a file from ``offset`` on, fewer at its end; raises OSError when it cannot be read."""
     if is_remote(path):
         with as_os_errors(path) as (store, name):
-            if scheme_of(str(path)) in WEB:
-                return web_range(store, name, offset, size)
-            return bytes(store.cat_file(name, start=offset, end=offset + size))
+            return read_part(store, name, str(path), offset, size)
     # A descriptor per read: nothing to share, so nothing to get wrong in threads, forks and pickles.
     with open_plain(path) as stream:
         data = os.pread(stream.fileno(), size, offset)

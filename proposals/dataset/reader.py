@@ -1,6 +1,5 @@
 """Reading a finished dataset: a sequence of records with random access to boxes and image bytes."""
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from proposals.dataset.tables import REFERENCE_SCHEMA, SCHEMA, box_offsets, flat
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
-from proposals.paths import WEB, as_path, is_remote, scheme_of
+from proposals.paths import WEB, ForkSafePath, as_path, scheme_of
 
 _CACHE_BYTES = 64 * 2**20
 
@@ -82,8 +81,8 @@ class ProposalDataset(Sequence[Record]):
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root = as_path(root)
-        self._process = os.getpid()
+        root = as_path(root)
+        self._root = ForkSafePath(root)
         self.manifest: Manifest = read_manifest(root)
         _refuse_pointing_here(root, self.manifest)
         self._shards = [shard for shard in self.manifest.shards if shard.images]
@@ -97,10 +96,8 @@ class ProposalDataset(Sequence[Record]):
 
     @property
     def root(self) -> Path:
-        """The folder or URL. In a forked process a new path: a filesystem's connections do not survive a fork."""
-        if is_remote(self._root) and self._process != os.getpid():
-            self._root, self._process = as_path(str(self._root)), os.getpid()
-        return self._root
+        """The folder or URL."""
+        return self._root.here
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -133,7 +133,7 @@ def test_a_published_dataset_carries_its_ids(dataset, tmp_path):
 def test_a_dataset_with_lost_ids_is_not_published(dataset, tmp_path):
     clustered(dataset)
     shutil.rmtree(dataset / layout.CLUSTERS)
-    with pytest.raises(AlignDetError, match=r"clusters\.json: .* is missing\. Run aligndet cluster"):
+    with pytest.raises(AlignDetError, match=r"clusters\.json: .* is missing\. Run: aligndet cluster"):
         write_hub_folder(open_dataset(dataset), tmp_path / "hub", "name", "cc-by-4.0")
     assert not (tmp_path / "hub").exists()
 
