@@ -22,13 +22,15 @@ _MODELS: dict[type[ImageDomainConfig], Any] = {SimSiamConfig: SimSiam, MocoConfi
 
 
 def build_model(choice: BackboneChoice, config: ImageDomainConfig) -> ImageDomainModel:
-    """The model of ``config``'s method with fresh weights; seeds torch with ``config.seed`` first."""
+    """The model of ``config``'s method with fresh weights, in NHWC order; seeds torch with ``config.seed`` first."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(choice.config)
     preprocessor = TwoCropPreprocessor(choice.inputs, config.views, config.seed)
     channels = output_channels(backbone, config.views.size)
     _freeze_what_learns_nothing(backbone, config.views.size)
     model: ImageDomainModel = _MODELS[type(config)](backbone, channels, preprocessor, config)
+    # What convolutions are written for, on CPUs and on tensor cores: benchmarks/image_domain_step.py has the ratio.
+    model.to(memory_format=torch.channels_last)
     return model
 
 
