@@ -1,10 +1,12 @@
 """The tables of docs/results.md whose runs are in docs/results/ are what the report makes of those."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -70,6 +72,23 @@ def test_the_curves_of_the_cpu_are_those_of_their_files(tmp_path: Path) -> None:
     assert len(rows) == 5
     for detector, figures in rows.items():
         assert f"| {detector} | {' | '.join(figures)} |" in PAGE.read_text().replace("*", "")
+
+
+def test_the_two_rates_of_retinanet_are_those_of_their_file() -> None:
+    curves = [
+        run["curves"]
+        for run in json.loads((ROOT / "docs" / "retrieval" / "retinanet_rates_cpu.json").read_text())
+    ]
+    rows = re.findall(r"^\| (\d+) to (\d+) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for first, last, printed in rows:
+        within = [[p for p in curve if int(first) <= p["step"] <= int(last)] for curve in curves]
+        means = [
+            f"{mean(point[name] for point in points):.2f}" if points else ""
+            for points in within
+            for name in ("loss_contrastive", "loss_bbox", "retrieval")
+        ]
+        assert [cell.strip() for cell in printed.split("|")] == means
 
 
 def test_the_retrieval_curves_are_those_of_their_file(tmp_path: Path) -> None:
