@@ -46,7 +46,7 @@ def pretrain_backbone(
     data: cli_options.Data,
     work_dir: _WorkDir,
     backbone: _Backbone = "resnet50",
-    method: Annotated[str, typer.Option(help="simsiam or moco_v2.")] = "simsiam",
+    method: Annotated[str, typer.Option(help="simsiam, moco_v2 or simclr.")] = "simsiam",
     crops: Annotated[
         str, typer.Option(help="What views are drawn from: whole `images`, or single `proposals`.")
     ] = "images",
@@ -76,10 +76,10 @@ def pretrain_backbone(
     no_python_config: cli_options.NoPythonConfig = False,
     quiet: cli_options.Quiet = False,
 ) -> None:
-    """Pretrain a backbone on unlabeled images (AlignDet's image-domain stage: SimSiam, or MoCo v2).
+    """Pretrain a backbone on unlabeled images (AlignDet's image-domain stage: SimSiam, MoCo v2 or SimCLR).
 
-    Every setting is a field of aligndet_train.image_domain.config.SimSiamConfig or MocoConfig: --cfg-options
-    FIELD=VALUE.
+    Every setting is a field of aligndet_train.image_domain.config.SimSiamConfig, MocoConfig or SimClrConfig:
+    --cfg-options FIELD=VALUE.
 
     Example: `aligndet pretrain-backbone --backbone resnet50 --data OUT --work-dir B --amp`
     """

@@ -15,6 +15,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from aligndet_train.allocator import keep_freed_memory
 from aligndet_train.distributed import any_rank, wrapped
 from aligndet_train.hooks import BoundedHistoryHook, ClockHook
 from aligndet_train.loader import workers_ended
@@ -36,6 +37,7 @@ class TrainingStoppedError(AlignDetError):
 
 def run_to_the_end(runner: Runner) -> None:
     """Train, and end the loader's processes. Raises TrainingStoppedError when it stopped before the last step."""
+    keep_freed_memory()
     with workers_ended(runner.train_dataloader), memory_blamed():
         runner.train()
     if runner.iter < runner.max_iters:

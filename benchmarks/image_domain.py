@@ -8,6 +8,8 @@ python benchmarks/image_domain.py measure --labels VOC/val.json --backbone CONFI
 folder below 40 MB that can be carried to a machine with a GPU. `run` measures the seconds a step takes, fixes the
 number of steps, trains, and writes RESULT/result.json and RESULT/result.svg. Killed, the same command goes on.
 `measure` prints the k-NN accuracy of a backbone as it is: that of a mmdet config with the weights the config names.
+With --statistics PACK/dataset it also prints that of random weights with the batch statistics of crops from there: what
+a run gains before it has learned anything.
 """
 
 import argparse
@@ -29,17 +31,25 @@ from aligndet_train.backbones.registry import find_backbone
 from aligndet_train.cli import parse_options
 from aligndet_train.config import read_config
 from aligndet_train.image_domain.config import CONFIGS, ImageDomainConfig, image_domain_config
+from aligndet_train.image_domain.crops import CropStream
 from aligndet_train.image_domain.hooks import KNN_LOG
 from aligndet_train.image_domain.knn import LabelledCrops, knn_figures, read_labelled
 from aligndet_train.image_domain.methods import build_model
+from aligndet_train.image_domain.model import ImageDomainModel
 from aligndet_train.image_domain.training import pretrain_backbone
+from aligndet_train.loader import step_loader
 from aligndet_train.plain_config import is_config
 from aligndet_train.run_options import RunOptions
+from aligndet_train.stream import StreamState
+from proposals.dataset import open_dataset
 from proposals.dataset.files import write_atomically
 
 PACK_LIMIT = 40e6
 LONG_SIDE, QUALITY = 224, 80
 PROBE, SKIPPED = 12, 4
+# The running mean's momentum is a tenth: what it began with is forgotten by then.
+STATISTICS_STEPS, STATISTICS_BATCH = 40, 64
+OF_THE_MACHINE = ("command", "pack", "out", "workers")
 
 
 def pack(images: Path, labels: Path, out: Path, limit: int | None) -> None:
@@ -157,13 +167,40 @@ def measure(arguments: argparse.Namespace) -> None:
     labelled = read_labelled(arguments.labels, arguments.images, arguments.size)
     print(f"{arguments.backbone}, weights: {next(iter(kept.values()), 'random')}, {arguments.size} px")
     for seed in range(1 if kept else arguments.seeds):
-        model = build_model(choice, image_domain_config({"views.size": arguments.size, "seed": seed}))
-        found = knn_figures(labelled.features(model), labelled.labels, labelled.groups)
-        print(
-            f"k-NN accuracy {100 * found.accuracy:.1f} % of {len(labelled)}, "
-            f"with shuffled labels {100 * found.chance:.1f} %",
-            flush=True,
-        )
+        config = image_domain_config({"views.size": arguments.size, "seed": seed, "crops": "proposals"})
+        model = build_model(choice, config)
+        print_knn(model, labelled, "as it is")
+        if arguments.statistics is not None and not kept:
+            take_statistics(model, config, arguments.statistics)
+            print_knn(model, labelled, "with batch statistics")
+
+
+def print_knn(model: ImageDomainModel, labelled: LabelledCrops, what: str) -> None:
+    """One line."""
+    found = knn_figures(labelled.features(model), labelled.labels, labelled.groups)
+    print(
+        f"k-NN accuracy {100 * found.accuracy:.1f} % of {len(labelled)}, "
+        f"with shuffled labels {100 * found.chance:.1f} %, {what}",
+        flush=True,
+    )
+
+
+@torch.no_grad()
+def take_statistics(model: ImageDomainModel, config: ImageDomainConfig, data: Path) -> None:
+    """Let the backbone's batch normalisation see crops of the dataset, as in training, while its weights stay."""
+    model.train()
+    batches = step_loader(
+        open_dataset(data),
+        lambda dataset: CropStream(dataset, config),
+        StreamState(config.seed, 0, 0),
+        batch_size=STATISTICS_BATCH,
+        steps=STATISTICS_STEPS,
+        window=config.shard_window,
+        workers=0,
+    )
+    for batch in batches:
+        views = model.data_preprocessor(batch)["views"]
+        model.features(torch.cat(views))
 
 
 def result(arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
@@ -177,7 +214,9 @@ def result(arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
         if torch.cuda.is_available()
         else platform.processor() or "CPU",
         "torch": torch.__version__,
-        "arguments": {name: str(value) for name, value in vars(arguments).items() if name != "command"},
+        "arguments": {
+            name: str(value) for name, value in vars(arguments).items() if name not in OF_THE_MACHINE
+        },
         "steps": steps,
         "seconds": round(sum(record["time"] for record in records), 1),
         "lowest_deviation": min(value for _, value in deviation),
@@ -235,6 +274,7 @@ def main() -> None:
     measuring.add_argument("--backbone", required=True)
     measuring.add_argument("--images", type=Path, help="their folder, where it is not beside the json")
     measuring.add_argument("--size", type=int, default=112)
+    measuring.add_argument("--statistics", type=Path, help="a mined dataset to take batch statistics from")
     measuring.add_argument("--seeds", type=int, default=3, help="of random weights")
     arguments = parser.parse_args()
     if arguments.command == "pack":

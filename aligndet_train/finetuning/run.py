@@ -19,6 +19,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
 
+from aligndet_train.allocator import keep_freed_memory
 from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.checkpoint import identity_difference
 from aligndet_train.console import say
@@ -188,6 +189,7 @@ def _finetune(
         remarks = (chosen.reason if last is None else began, chosen.left_out)
         _tell(runner, [line for line in remarks if line], _warnings(train, val))
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
+        keep_freed_memory()
         with unreadable_image_named(), memory_blamed():
             runner.train()
     if val is None and is_main_process():
@@ -288,6 +290,7 @@ def evaluate(
                 f"{report.left_at_init[0]} first: fine-tune it (`aligndet finetune`), or name the config it was "
                 "trained by"
             )
+        keep_freed_memory()
         with unreadable_image_named():
             figures = figures_of(runner.test())
     write_results(work_dir / RESULTS, {"weights": str(weights), "annotations": str(val.source)}, [figures])

@@ -14,6 +14,7 @@ from proposals.errors import AlignDetError
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Crops = Literal["images", "proposals"]
+Optimizer = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -21,7 +22,7 @@ class ImageDomainConfig:
     """What every method has. Only those below can be run: they have a ``method`` and a ``title``.
 
     epochs / iterations: length of the run; iterations, when given, wins. batch_size: images a step on one GPU.
-    lr: for base_batch_size images a step, scaled linearly; its cosine ends at zero.
+    lr: for base_batch_size images a step, scaled linearly; its cosine ends at zero. momentum: of sgd alone.
     crops: what a view is drawn from: whole ``images``, or one of the ``proposals_per_image`` best ``proposals``,
     another in every epoch, grown by crop_context of its sides; none shorter than min_crop px is taken. max_side: px of
     the long side that what is larger is scaled down to before it goes to the device.
@@ -36,6 +37,7 @@ class ImageDomainConfig:
     iterations: Count | None = None
     batch_size: Count = 256
     base_batch_size: Count = 256
+    optimizer: Optimizer = "sgd"
     lr: Positive = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -105,7 +107,28 @@ class MocoConfig(ImageDomainConfig):
         ]
 
 
-CONFIGS: dict[str, type[ImageDomainConfig]] = {kind.method: kind for kind in (SimSiamConfig, MocoConfig)}
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class SimClrConfig(ImageDomainConfig):
+    """SimCLR (Chen et al. 2020), with AdamW in place of LARS, which is made for batches of thousands.
+
+    hidden_dims: width inside the projector; None takes that of the backbone's features. temperature: the loss's.
+    collapse_ratio: as MoCo's, the projector's output is not normalised either.
+    """
+
+    method: ClassVar[str] = "simclr"
+    title: ClassVar[str] = "SimCLR"
+
+    optimizer: Optimizer = "adamw"
+    lr: Positive = 1e-3
+    projection_dims: Count = 128
+    collapse_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    hidden_dims: Count | None = None
+    temperature: Positive = 0.2
+
+
+CONFIGS: dict[str, type[ImageDomainConfig]] = {
+    kind.method: kind for kind in (SimSiamConfig, MocoConfig, SimClrConfig)
+}
 
 
 def image_domain_config(given: Mapping[str, Any], method: str = "simsiam") -> ImageDomainConfig:

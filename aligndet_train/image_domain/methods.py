@@ -12,13 +12,14 @@ from aligndet_train.backbones.registry import (
     output_channels,
     parameters_without_gradient,
 )
-from aligndet_train.image_domain.config import ImageDomainConfig, MocoConfig, SimSiamConfig
+from aligndet_train.image_domain.config import ImageDomainConfig, MocoConfig, SimClrConfig, SimSiamConfig
 from aligndet_train.image_domain.moco import Moco
 from aligndet_train.image_domain.model import ImageDomainModel, TwoCropPreprocessor
+from aligndet_train.image_domain.simclr import SimClr
 from aligndet_train.image_domain.simsiam import SimSiam
 
 # Each is called with (backbone, channels of its features, preprocessor, config).
-_MODELS: dict[type[ImageDomainConfig], Any] = {SimSiamConfig: SimSiam, MocoConfig: Moco}
+_MODELS: dict[type[ImageDomainConfig], Any] = {SimSiamConfig: SimSiam, MocoConfig: Moco, SimClrConfig: SimClr}
 
 
 def build_model(choice: BackboneChoice, config: ImageDomainConfig) -> ImageDomainModel:

@@ -157,8 +157,10 @@ def _identity(
     return decoded(encoded(identity))
 
 
-def build_optimizer(model: ImageDomainModel, config: ImageDomainConfig, world_size: int) -> torch.optim.SGD:
-    """SGD, its rate scaled linearly with the global batch; some parameters' rate stays as it begins."""
+def build_optimizer(
+    model: ImageDomainModel, config: ImageDomainConfig, world_size: int
+) -> torch.optim.Optimizer:
+    """The config's, its rate scaled linearly with the global batch; some parameters' rate stays as it begins."""
     rate = config.lr * config.batch_size * world_size / config.base_batch_size
     fixed = list(model.fixed_rate_parameters())
     known = {id(parameter) for parameter in fixed}
@@ -167,6 +169,8 @@ def build_optimizer(model: ImageDomainModel, config: ImageDomainConfig, world_si
         {"params": scheduled, "lr": rate, "initial_lr": rate, FIXED_RATE: False},
         {"params": fixed, "lr": rate, "initial_lr": rate, FIXED_RATE: True},
     ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay)
     return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, weight_decay=config.weight_decay)
 
 

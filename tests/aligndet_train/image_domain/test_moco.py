@@ -3,14 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import normalize
 
-from aligndet_train.image_domain.collapse import CollapseMonitor
-from aligndet_train.image_domain.config import MocoConfig, image_domain_config
+from aligndet_train.image_domain.config import image_domain_config
 from aligndet_train.image_domain.moco import Moco
 from aligndet_train.image_domain.training import build_optimizer, synchronised
 from proposals.errors import AlignDetError
-from tests.aligndet_train.image_domain.conftest import small_moco
+from tests.aligndet_train.image_domain.conftest import share_found, small_moco, trained
 
 STEPS = 120
 
@@ -98,40 +97,6 @@ def test_the_optimizer_leaves_the_key_encoder_alone_and_its_statistics_are_never
     norms = [part for part in model.key_backbone.modules() if isinstance(part, nn.BatchNorm2d)]
     assert not any(part.training for part in norms)
     assert norms
-
-
-def patterns(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two views of new smooth patterns: another contrast and noise in each."""
-    generator = torch.Generator().manual_seed(seed)
-    whole = interpolate(torch.randn(count, 3, 3, 3, generator=generator), size=(24, 24), mode="bilinear")
-    first, second = (
-        whole * (0.5 + torch.rand(count, 1, 1, 1, generator=generator))
-        + 0.5 * torch.randn(count, 3, 24, 24, generator=generator)
-        for _ in range(2)
-    )
-    return first, second
-
-
-@torch.no_grad()
-def share_found(model: Moco) -> float:
-    """Of 400 patterns that were not trained on, those whose nearest other view is their own."""
-    first, second = (normalize(model.eval().features(view), dim=1) for view in patterns(10**6, 400))
-    model.train()
-    return ((first @ second.T).argmax(dim=1) == torch.arange(400)).float().mean().item()
-
-
-def trained(model: Moco, config: MocoConfig, steps: int) -> CollapseMonitor:
-    """A monitor that has seen a training of ``steps``."""
-    optimizer = build_optimizer(model, config, 1)
-    monitor = CollapseMonitor(config.projection_dims, config.collapse_ratio, window=steps)
-    for step in range(steps):
-        figures = model(patterns(step, config.batch_size))
-        optimizer.zero_grad()
-        figures["loss_moco"].backward()
-        optimizer.step()
-        model.after_step(step)
-        monitor.watch(figures["output_std"])
-    return monitor
 
 
 @pytest.mark.parametrize("key_momentum", [0.99, 0.999])

@@ -25,16 +25,27 @@ from aligndet_train.schedules import half_cosine
 from proposals.cli import build_app
 from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
-from tests.aligndet_train.image_domain.conftest import TINY, TINY_BACKBONE, TINY_MOCO, small_simsiam
+from tests.aligndet_train.image_domain.conftest import (
+    TINY,
+    TINY_BACKBONE,
+    TINY_MOCO,
+    TINY_SIMCLR,
+    small_simsiam,
+)
 from tests.damage import flip_a_bit
 
 STEPS = 40
 MOCO = ("--method", "moco_v2")
+SIMCLR = ("--method", "simclr")
 
 
 def arguments(data: Path, work_dir: Path, *extra: str, steps: int = STEPS) -> list[str]:
-    tiny = TINY_MOCO if MOCO[-1] in extra else TINY
-    small = {name: value for name, value in tiny.items() if name != "batch_size"} | {"lr": 0.5}
+    tiny, rate = TINY, 0.5
+    if MOCO[-1] in extra:
+        tiny = TINY_MOCO
+    elif SIMCLR[-1] in extra:
+        tiny, rate = TINY_SIMCLR, 0.05
+    small = {name: value for name, value in tiny.items() if name != "batch_size"} | {"lr": rate}
     settings = [word for name, value in small.items() for word in ("--cfg-options", f"{name}={value}")]
     return [
         *(
@@ -117,11 +128,14 @@ def test_a_killed_run_resumes_to_the_same_losses_and_weights(undisturbed, mined_
     assert files[0]["meta"] == files[1]["meta"]
 
 
-def test_moco_stopped_and_resumed_has_the_same_losses_and_weights_queue_included(mined_dataset, tmp_path):
+@pytest.mark.parametrize(("method", "title"), [(MOCO, "MoCo v2: "), (SIMCLR, "SimCLR: ")])
+def test_stopped_and_resumed_it_has_the_same_losses_and_weights_queue_and_optimizer_included(
+    mined_dataset, tmp_path, method, title
+):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    code, output = invoke(*arguments(mined_dataset, whole, *MOCO))
+    code, output = invoke(*arguments(mined_dataset, whole, *method))
     assert code == 0, output
-    words = [sys.executable, "-m", "proposals", *arguments(mined_dataset, parts, *MOCO)]
+    words = [sys.executable, "-m", "proposals", *arguments(mined_dataset, parts, *method)]
     process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     while not (parts / "previous.pth").exists():
         assert process.poll() is None
@@ -129,19 +143,19 @@ def test_moco_stopped_and_resumed_has_the_same_losses_and_weights_queue_included
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 10 <= load_checkpoint(parts / LAST)["step"] < STEPS, "killed too late to show anything"
-    code, output = invoke(*arguments(mined_dataset, parts, *MOCO))
+    code, output = invoke(*arguments(mined_dataset, parts, *method))
     assert code == 0, output
     assert sorted(logged(whole)) == list(range(1, STEPS + 1))
     assert logged(parts) == logged(whole)
     first, second = (load_checkpoint(folder / LAST)["model"] for folder in (whole, parts))
-    assert first["seen"] == STEPS * 6
     assert all(torch.equal(first[name], second[name]) for name in first)
     state, meta = read_ours(torch.load(whole / "backbone.pth", weights_only=True))
-    assert meta["method"] == "moco_v2"
+    assert meta["method"] == method[-1]
     assert all(torch.equal(value, first[f"backbone.{name}"]) for name, value in state.items())
     log = read_log(whole)
-    assert "MoCo v2: " in log
-    assert "the queue of 96 keys is longer than the 8 images" in log
+    assert title in log
+    assert ("the queue of 96 keys is longer than the 8 images" in log) == (method is MOCO)
+    assert first.get("seen", STEPS * 6) == STEPS * 6
 
 
 def test_the_rate_follows_the_cosine_and_the_loss_falls(undisturbed):
@@ -202,7 +216,7 @@ def labelled(tmp_path) -> Path:
     return tmp_path / "labelled"
 
 
-@pytest.mark.parametrize("method", [(), MOCO])
+@pytest.mark.parametrize("method", [(), MOCO, SIMCLR])
 def test_proposal_crops_amp_and_knn_in_one_run(mined_dataset, labelled, tmp_path, method):
     knn = ("--knn", str(labelled), "--knn-interval", "2")
     words = arguments(mined_dataset, tmp_path / "W", "--crops", "proposals", "--amp", *method, *knn, steps=4)
@@ -336,7 +350,7 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [(), MOCO])
+@pytest.mark.parametrize("method", [(), MOCO, SIMCLR])
 def test_two_ranks_train_agree_and_share_the_knn(mined_dataset, labelled, tmp_path, method):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     (tmp_path / "compared.py").write_text(_AGREEING)
@@ -362,7 +376,7 @@ def test_two_ranks_train_agree_and_share_the_knn(mined_dataset, labelled, tmp_pa
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--method", "byol"], "no method 'byol': simsiam, moco_v2"),
+        (["--method", "byol"], "no method 'byol': simsiam, moco_v2, simclr"),
         (["--backbone", "resnet51"], "no backbone 'resnet51': give one of resnet18, "),
         (["--backbone", "timm:nothing"], "'nothing'"),
         (["--backbone", "timm:maxvit_tiny_tf_224"], "takes no image of 24 px"),
