@@ -15,14 +15,15 @@ def keep_freed_memory() -> bool:
 
     Every step on a CPU frees what the next one asks for again, and malloc gives large tensors back: the kernel must
     then clear each page anew, which takes a good part of a step (benchmarks/freed_memory.py). For the whole process,
-    which keeps the memory of its largest moment from then on. Only glibc has it.
+    and for workers that are forked from it: each is as large from then on as it was in its largest moment. Only glibc
+    has it.
     """
     if sys.platform != "linux" or get_device() != "cpu":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # One arena: those of other threads are limited to 64 MB, and return what they have.
+    # No further arenas: those of threads are limited to 64 MB, and return what they have.
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_ARENA_MAX, 1))
     taken = [mallopt(name, value) for name, value in settings]
     return taken == [1] * len(settings)

@@ -20,11 +20,12 @@ WARMUP = 2
 
 
 class Taken(NamedTuple):
-    """Of one step: processor's seconds, pages that the kernel had to find, and the loss."""
+    """Of one step: processor's seconds, pages that the kernel had to find, the loss, largest size so far in GiB."""
 
     seconds: float
     faults: int
     loss: float
+    size: float
 
 
 def steps(pipe: Connection, arguments: argparse.Namespace, *, keep: bool) -> None:
@@ -55,8 +56,8 @@ def steps(pipe: Connection, arguments: argparse.Namespace, *, keep: bool) -> Non
         pipe.recv()
         began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         figures = model.train_step(batch, optimizer)
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        pipe.send(Taken(time.process_time() - began, faults, float(figures["loss"])))
+        seconds, usage = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF)
+        pipe.send(Taken(seconds, usage.ru_minflt - before, float(figures["loss"]), usage.ru_maxrss / 2**20))
 
 
 def main() -> None:
@@ -73,6 +74,8 @@ def main() -> None:
     for keep in (False, True):
         pipes[keep], theirs = context.Pipe()
         context.Process(target=steps, args=(theirs, arguments), kwargs={"keep": keep}, daemon=True).start()
+        # Ours alone would stay open if the process ended early.
+        theirs.close()
     taken: dict[bool, list[Taken]] = {keep: [] for keep in pipes}
     for _ in range(WARMUP + arguments.steps):
         for keep, pipe in pipes.items():
@@ -83,7 +86,10 @@ def main() -> None:
     middle = {keep: median(one.seconds for one in each[WARMUP:]) for keep, each in taken.items()}
     for keep, each in taken.items():
         faults = median(one.faults for one in each[WARMUP:])
-        print(f"{'kept' if keep else 'returned'}: {middle[keep]:.2f} s a step, {faults:,.0f} page faults")
+        print(
+            f"{'kept' if keep else 'returned'}: {middle[keep]:.2f} s a step, {faults:,.0f} page faults, "
+            f"at most {each[-1].size:.2f} GiB"
+        )
     print(f"a step with memory returned takes {middle[False] / middle[True]:.2f} times as long")
 
 

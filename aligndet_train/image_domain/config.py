@@ -22,7 +22,8 @@ class ImageDomainConfig:
     """What every method has. Only those below can be run: they have a ``method`` and a ``title``.
 
     epochs / iterations: length of the run; iterations, when given, wins. batch_size: images a step on one GPU.
-    lr: for base_batch_size images a step, scaled linearly; its cosine ends at zero. momentum: of sgd alone.
+    lr: for base_batch_size images a step, scaled linearly; its cosine ends at zero. The default is for the method's own
+    optimizer: with another give another. momentum: of sgd alone.
     crops: what a view is drawn from: whole ``images``, or one of the ``proposals_per_image`` best ``proposals``,
     another in every epoch, grown by crop_context of its sides; none shorter than min_crop px is taken. max_side: px of
     the long side that what is larger is scaled down to before it goes to the device.
@@ -109,7 +110,7 @@ class MocoConfig(ImageDomainConfig):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class SimClrConfig(ImageDomainConfig):
-    """SimCLR (Chen et al. 2020), with AdamW in place of LARS, which is made for batches of thousands.
+    """SimCLR (Chen et al. 2020), with MoCo v2's views, and AdamW in place of LARS, which is for batches of thousands.
 
     hidden_dims: width inside the projector; None takes that of the backbone's features. temperature: the loss's.
     collapse_ratio: as MoCo's, the projector's output is not normalised either.
@@ -124,6 +125,15 @@ class SimClrConfig(ImageDomainConfig):
     collapse_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
     hidden_dims: Count | None = None
     temperature: Positive = 0.2
+
+    def remarks(self, images: int) -> list[str]:
+        """That a step takes pictures twice."""
+        if self.batch_size <= images:
+            return []
+        return [
+            f"a step of {self.batch_size:,} takes some of the {images:,} images twice, and pushes an image away from "
+            f"itself. Take fewer, in a new --work-dir: --batch-size {max(2, images // 2)}"
+        ]
 
 
 CONFIGS: dict[str, type[ImageDomainConfig]] = {

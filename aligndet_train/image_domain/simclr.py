@@ -10,7 +10,7 @@ from aligndet_train.losses.simclr import simclr_loss
 
 
 class SimClr(ImageDomainModel):
-    """Every view is told from those of all other pictures of the step, on all ranks."""
+    """Every view [3, S, S] is told from those of all other pictures of the step, on all ranks."""
 
     def __init__(
         self, backbone: nn.Module, channels: int, preprocessor: TwoCropPreprocessor, config: SimClrConfig
@@ -24,13 +24,13 @@ class SimClr(ImageDomainModel):
 
         Both views go through the network together, so that batch statistics tell none from the other.
         """
-        z1, z2 = self.projector(self.features(torch.cat([first, second]))).chunk(2)
+        z1, z2 = self.projector(self.features(torch.cat([first, second]))).float().chunk(2)
         loss, found = simclr_loss(_of_all_ranks(z1), _of_all_ranks(z2), self.config.temperature)
         return {"loss_simclr": loss, "key_found": found, "output_std": output_std(z1)}
 
 
 def _of_all_ranks(rows: Tensor) -> Tensor:
-    """``rows`` of every rank, [N, D] of each, in the order of ranks; gradients pass through this rank's own.
+    """[R N, D] float32: ``rows`` [N, D] of all R ranks, in their order; gradients pass through this rank's own.
 
     Every rank computes the loss of all; its own rows' gradient is then whole, and is scaled by the number of ranks, as
     DistributedDataParallel takes the mean over them.
@@ -46,7 +46,7 @@ def _of_all_ranks(rows: Tensor) -> Tensor:
 
 
 def projector(channels: int, hidden: int, out: int) -> nn.Sequential:
-    """Two layers, batch normalisation between them."""
+    """[N, channels] -> [N, out]: two layers, batch normalisation between them."""
     return nn.Sequential(
         *(nn.Linear(channels, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)),
         nn.Linear(hidden, out),

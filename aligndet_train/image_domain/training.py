@@ -144,6 +144,9 @@ def _identity(
     settings = dataclasses.asdict(config)
     # Ranks may change on resume, the global batch may not.
     settings["global_batch"] = settings.pop("batch_size") * get_world_size()
+    # Checkpoints of before there was a choice do not name it.
+    if config.optimizer == "sgd":
+        del settings["optimizer"]
     identity = {
         "stage": STAGE,
         "method": config.method,

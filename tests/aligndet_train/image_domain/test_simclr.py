@@ -61,3 +61,11 @@ def test_its_settings_are_its_own_and_it_is_trained_by_adamw():
     assert build_optimizer(model, config, 2).param_groups[0]["lr"] == config.lr * 96 / 256
     stock = image_domain_config({}, "simclr")
     assert (stock.optimizer, stock.lr, stock.temperature, stock.epochs) == ("adamw", 1e-3, 0.2, 100)
+
+
+def test_a_step_that_takes_pictures_twice_is_remarked():
+    _, config = small_simclr()
+    assert config.remarks(config.batch_size) == []
+    (remark,) = config.remarks(20)
+    assert "a step of 48 takes some of the 20 images twice" in remark
+    assert remark.endswith("--batch-size 10")

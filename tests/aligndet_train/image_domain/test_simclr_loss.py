@@ -47,12 +47,13 @@ def test_loss_and_gradients_are_the_formulas(temperature):
 
 
 def test_found_counts_views_nearest_to_the_other_of_their_picture():
-    axes = torch.eye(4)
-    # The third picture's second view looks like the first picture.
-    _, found = simclr_loss(axes[[0, 1, 2]], axes[[0, 1, 0]] + 0.1, 0.2)
-    assert found.item() == pytest.approx(3 / 6, abs=1 / 6)
-    _, all_found = simclr_loss(axes[[0, 1, 2]], axes[[0, 1, 2]] + 0.1, 0.2)
-    assert all_found.item() == 1
+    # Degrees. Of the first views one has its picture's other nearest, of the second views two have.
+    first, second = (
+        torch.stack([angles.cos(), angles.sin()], dim=1).double()
+        for angles in torch.deg2rad(torch.tensor([[0.0, 90.0, 200.0], [10.0, 95.0, 355.0]]))
+    )
+    assert simclr_loss(first, second, 0.2)[1].item() == pytest.approx(3 / 6)
+    assert simclr_loss(first, first, 0.2)[1].item() == 1
 
 
 def test_half_precision_is_computed_in_float32():

@@ -155,7 +155,8 @@ def test_stopped_and_resumed_it_has_the_same_losses_and_weights_queue_and_optimi
     log = read_log(whole)
     assert title in log
     assert ("the queue of 96 keys is longer than the 8 images" in log) == (method is MOCO)
-    assert first.get("seen", STEPS * 6) == STEPS * 6
+    if method is MOCO:
+        assert first["seen"] == STEPS * 6
 
 
 def test_the_rate_follows_the_cosine_and_the_loss_falls(undisturbed):
