@@ -91,6 +91,15 @@ def test_the_two_rates_of_retinanet_are_those_of_their_file() -> None:
         assert [cell.strip() for cell in printed.split("|")] == means
 
 
+def test_the_curve_of_the_image_domain_is_that_of_its_file() -> None:
+    result = json.loads((ROOT / "docs" / "image_domain" / "simclr_cpu.json").read_text())
+    accuracies = [f"{100 * accuracy:.1f}" for _, accuracy in result["knn"]]
+    assert f"| k-NN accuracy, % | {' | '.join(accuracies)} |" in PAGE.read_text()
+    gain = 100 * (result["knn_final"] - result["knn_random"])
+    assert f"**{gain:+.1f} points over the random start**" in PAGE.read_text()
+    assert f"stays at {result['lowest_deviation']:.2f} and more" in PAGE.read_text()
+
+
 def test_the_retrieval_curves_are_those_of_their_file(tmp_path: Path) -> None:
     svg = tmp_path / "retrieval.svg"
     command = [
