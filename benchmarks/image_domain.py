@@ -5,7 +5,7 @@ python benchmarks/image_domain.py run --pack PACK --out RESULT [--minutes 5] [--
 python benchmarks/image_domain.py measure --labels VOC/val.json --backbone CONFIG.py --size 96      # what others reach
 
 `pack` shrinks the photographs, mines proposals on them (in this process, no Ray) and copies the labelled images: a
-folder below 40 MB that can be carried to a machine with a GPU. `run` measures the seconds a step takes, fixes the
+folder below 60 MB that can be carried to a machine with a GPU. `run` measures the seconds a step takes, fixes the
 number of steps, trains, and writes RESULT/result.json and RESULT/result.svg. Killed, the same command goes on.
 `measure` prints the k-NN accuracy of a backbone as it is: that of a mmdet config with the weights the config names.
 With --statistics PACK/dataset it also prints that of random weights with the batch statistics of crops from there: what
@@ -44,7 +44,7 @@ from aligndet_train.stream import StreamState
 from proposals.dataset import open_dataset
 from proposals.dataset.files import write_atomically
 
-PACK_LIMIT = 40e6
+PACK_LIMIT = 60e6
 LONG_SIDE, QUALITY = 224, 80
 PROBE, SKIPPED = 12, 4
 # The running mean's momentum is a tenth: what it began with is forgotten by then.
