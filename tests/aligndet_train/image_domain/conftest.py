@@ -103,16 +103,14 @@ def share_found(model: ImageDomainModel) -> float:
     return ((first @ second.T).argmax(dim=1) == torch.arange(400)).float().mean().item()
 
 
-def trained(
-    model: ImageDomainModel, config: MocoConfig | SimClrConfig, steps: int, loss: str = "loss_moco"
-) -> CollapseMonitor:
+def trained(model: ImageDomainModel, config: MocoConfig | SimClrConfig, steps: int) -> CollapseMonitor:
     """A monitor that has seen a training of ``steps``."""
     optimizer = build_optimizer(model, config, 1)
     monitor = CollapseMonitor(config.projection_dims, config.collapse_ratio, window=steps)
     for step in range(steps):
-        figures = model(patterns(step, config.batch_size))
+        loss, figures = model.parse_losses(model(patterns(step, config.batch_size)))
         optimizer.zero_grad()
-        figures[loss].backward()
+        loss.backward()
         optimizer.step()
         model.after_step(step)
         monitor.watch(figures["output_std"])

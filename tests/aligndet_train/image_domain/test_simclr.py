@@ -16,7 +16,7 @@ RANKS, ROWS, WIDTH, OUT, TEMPERATURE = 2, 3, 5, 4, 0.2
 def test_it_learns_to_find_the_other_view_of_new_pictures():
     model, config = small_simclr()
     before = share_found(model)
-    monitor = trained(model, config, 120, loss="loss_simclr")
+    monitor = trained(model, config, 120)
     assert before < 0.5
     assert share_found(model) > 0.8
     assert monitor.verdict() is None
