@@ -12,8 +12,10 @@ and seeds, not the weight decay, which the paper halves from pretrained weights;
 one grid on a fifth of the training pictures that is held out for that alone. Every step is a file, so a run that is
 stopped goes on; it exits with 0 when all is done, 75 when the budget ended before, 1 when a job failed. The report
 names those; `run --retry-failed` tries them again.
-`--ablate` adds the paper's ablations of --detectors. Without a GPU, one detector at half the size is what a core can
-do in two hours:
+`--ablate` adds the paper's ablations of --detectors. `--detectors fcos_resnet18 --backbone-weights B/backbone.pth`
+puts a backbone of `aligndet pretrain-backbone` below every arm: no label before fine-tuning. Pretraining reads no
+labelled picture: a second target, packed with the same POOL, takes that of the first (`cp -r W/pretrain W2/`).
+Without a GPU, one detector at half the size is what a core can do in two hours:
 
     python benchmarks/transfer.py run PACK --work-dir W --detectors fcos_lite0 --schedules short --fractions 100 \\
         --arms backbone box --rates 0.006 0.012 --image-size 160 --workers 0 \\
@@ -153,8 +155,12 @@ def command_line() -> argparse.ArgumentParser:
     gathering.set_defaults(verb=pictures)
     packing = verbs.add_parser("pack", help="shrink the pictures and mine the pool")
     packing.add_argument("pool", type=Path, help="folder of unlabelled photographs")
-    for name in ("train", "val", "images", "out"):
-        packing.add_argument(f"--{name}", type=Path, required=True)
+    packing.add_argument("--train", type=Path, required=True, help="COCO json to fine-tune on")
+    packing.add_argument(
+        "--val", type=Path, help="COCO json to measure AP on [default: every second picture of --train]"
+    )
+    packing.add_argument("--images", type=Path, required=True, help="folder of the labelled pictures")
+    packing.add_argument("--out", type=Path, required=True)
     packing.add_argument(
         "--ablate", action="store_true", help="also the datasets of the ablations: twice the size"
     )
@@ -174,6 +180,9 @@ def command_line() -> argparse.ArgumentParser:
     running.add_argument("--schedules", nargs="+", default=["short", "long"])
     running.add_argument("--fractions", nargs="+", type=int, default=FRACTIONS)
     running.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    running.add_argument(
+        "--backbone-weights", type=Path, help="that all arms begin from, e.g. of aligndet pretrain-backbone"
+    )
     running.add_argument("--pretrain-options", nargs="*", default=[], help="key=value changes to pretraining")
     running.add_argument(
         "--rates",

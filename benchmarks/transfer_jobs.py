@@ -53,6 +53,7 @@ RECIPES = {
     "retinanet_lite0": Recipe({"short": 12, "long": 36}, (0.004, 0.008, 0.016)),
     "faster_rcnn_lite0": Recipe({"short": 24, "long": 48}, (0.01, 0.02, 0.04)),
     "deformable_detr_lite0": Recipe({"short": 24, "long": 72}, (1e-4, 2e-4, 4e-4), pretrain_epochs=24),
+    "fcos_resnet18": Recipe({"short": 12, "long": 36}, (0.004, 0.008, 0.016), config="fcos_resnet18.py"),
     # Of a size that one core trains in an hour or two.
     "faster_rcnn_160px": Recipe(
         {"short": 24, "long": 36},
@@ -149,6 +150,14 @@ def views(size: int) -> list[str]:
             "--cfg-options", f"pretrain.views.long_side={VIEW_LONG_SIDE * size // LONG_SIDE}"]  # fmt: skip
 
 
+def own_backbone(args: argparse.Namespace) -> tuple[Path, ...]:
+    """The file that every arm's backbone begins from, where one is given. Ends the process when it is missing."""
+    path: Path | None = args.backbone_weights
+    if path is not None and not path.is_file():
+        sys.exit(f"--backbone-weights {path}: no such file; `aligndet pretrain-backbone` writes one")
+    return (path,) if path else ()
+
+
 def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name: str) -> list[Job]:
     """Pretrain, then export twice: without and with the box predictors."""
     folder = args.work_dir / "pretrain" / name
@@ -158,6 +167,8 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
         sys.exit(f"{described} is missing: make PACK with `transfer.py pack`, for this job with --ablate")
     options = views(args.image_size) + [part for part in extra if not part.startswith("@")]
     options += [part for option in args.pretrain_options for part in ("--cfg-options", option)]
+    backbone = own_backbone(args)
+    options += [str(part) for path in backbone for part in ("--backbone-weights", path)]
     images = json.loads(described.read_text())["totals"]["images"]
     recipe = RECIPES[detector]
     batch = args.pretrain_batch or recipe.pretrain_batch
@@ -166,7 +177,7 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
                    "--iterations", steps, "--batch-size", batch, "--workers", args.workers,
                    "--checkpoint-interval", 50, *options)  # fmt: skip
     finished = folder / "finished"
-    jobs = [Job(f"pretrain {name}", run, finished, inputs=(described,))]
+    jobs = [Job(f"pretrain {name}", run, finished, inputs=(described, *backbone))]
     for arm, flags in (("box", ()), ("keep", ("--keep-predictors",))):
         out = folder / f"{arm}.safetensors"
         command = aligndet("export", folder / "last.pth", out, *flags)
@@ -179,7 +190,9 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
     detector, arm = labels["detector"], labels["arm"]
     recipe, pack, work, size = RECIPES[detector], args.pack, args.work_dir, args.image_size
     folder = work / "finetune" / "+".join(slug(str(value)) for value in labels.values())
-    weights = () if arm == "backbone" else (work / "pretrain" / labels["source"] / f"{arm}.safetensors",)
+    backbone = own_backbone(args)
+    exported = work / "pretrain" / labels["source"] / f"{arm}.safetensors"
+    weights = backbone if arm == "backbone" else (exported,)
     files = tuple(pack / name for name in split)
     if missing := [str(path) for path in files if not path.is_file()]:
         sys.exit(f"{', '.join(missing)} missing: make PACK with `transfer.py pack --seeds ... --percent ...`")
@@ -193,7 +206,7 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
         *(("--weights", weights[0]) if weights else ()),
     )  # fmt: skip
     name = " ".join(str(value) for value in labels.values())
-    return Job(name, command, folder / "finished", weights, {**labels, "lr": lr}, inputs=files)
+    return Job(name, command, folder / "finished", weights, {**labels, "lr": lr}, inputs=(*files, *backbone))
 
 
 def tuning_jobs(

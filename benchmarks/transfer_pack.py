@@ -11,18 +11,24 @@ from transfer_jobs import LONG_SIDE, aligndet
 
 from proposals.images import has_image_suffix
 
+# A fifth of the training pictures, on which learning rates are chosen and nothing is reported.
+HELD_OUT = ("tune_train", "tune_val")
+
 
 def pack(args: argparse.Namespace) -> None:
     """Shrink, mine, split. Ends the process, naming the picture, where one cannot be read."""
     pool = args.out / "pool"
     print(f"{args.pool}: {pack_pool(args.pool, pool, args.quality)} photographs")
-    for name, path in (("train", args.train), ("val", args.val)):
-        pack_labelled(path, args.images, args.out, name, args.quality)
+    pack_labelled(args.train, args.images, args.out, "train", args.quality)
+    if args.val is None:
+        part_in_two(args.out, ("train", "val"), slice(1, None, 2))
+    else:
+        pack_labelled(args.val, args.images, args.out, "val", args.quality)
     percents = [part for percent in args.percent for part in ("--percent", percent)]
     subprocess.run(
         aligndet("split", args.out / "train.json", args.out, *percents, "--seeds", args.seeds), check=True
     )
-    hold_out(args.out)
+    part_in_two(args.out, HELD_OUT, slice(None, None, 5))
     subprocess.run(aligndet("mine", pool, args.out / "mined"), check=True)
     if args.clusters:
         cluster(args.out / "mined", args.clusters)
@@ -67,17 +73,17 @@ def cluster(mined: Path, count: int) -> None:
     shutil.rmtree(mined / "regions.zarr")
 
 
-def hold_out(folder: Path) -> None:
-    """A fifth of the training pictures, on which learning rates are chosen and nothing is reported."""
+def part_in_two(folder: Path, names: tuple[str, str], held: slice) -> None:
+    """Part the training pictures in two: those of ``held`` are written as the second of ``names``."""
     content = json.loads((folder / "train.json").read_text())
-    held = {image["id"] for image in content["images"][::5]}
-    for name, inside in (("tune_train", False), ("tune_val", True)):
-        part = {
+    second = {image["id"] for image in content["images"][held]}
+    for name, inside in zip(names, (False, True), strict=True):
+        chosen = {
             **content,
-            "images": [image for image in content["images"] if (image["id"] in held) is inside],
-            "annotations": [box for box in content["annotations"] if (box["image_id"] in held) is inside],
+            "images": [image for image in content["images"] if (image["id"] in second) is inside],
+            "annotations": [box for box in content["annotations"] if (box["image_id"] in second) is inside],
         }
-        (folder / f"{name}.json").write_text(json.dumps(part))
+        (folder / f"{name}.json").write_text(json.dumps(chosen))
 
 
 def randomise(mined: Path, pool: Path, out: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transfer import command_line
 from transfer_jobs import Job, every_job
-from transfer_pack import hold_out, pack_pool
+from transfer_pack import HELD_OUT, pack_pool, part_in_two
 
 from tests.benchmarks.packs import labelled, small_pack
 
@@ -52,16 +52,44 @@ def test_rates_are_chosen_on_pictures_that_are_not_reported(pack):
     assert not finals(planned(pack, *ONE)), "before a rate is chosen"
 
 
-def test_held_out_pictures_are_training_pictures_each_in_one_part(pack):
+@pytest.mark.parametrize(
+    ("names", "held", "count"),
+    [(HELD_OUT, slice(None, None, 5), 5), (("train", "val"), slice(1, None, 2), 11)],
+)
+def test_held_out_pictures_are_training_pictures_each_in_one_part(pack, names, held, count):
     content = labelled(23)
     (pack / "train.json").write_text(json.dumps(content))
-    hold_out(pack)
-    train, val = (json.loads((pack / f"tune_{part}.json").read_text()) for part in ("train", "val"))
-    ids = [[image["id"] for image in part["images"]] for part in (train, val)]
+    part_in_two(pack, names, held)
+    train, val = (json.loads((pack / f"{name}.json").read_text()) for name in names)
+    ids = [[image["id"] for image in half["images"]] for half in (train, val)]
     assert sorted(ids[0] + ids[1]) == [image["id"] for image in content["images"]]
-    assert len(ids[1]) == 5
-    for part, inside in zip((train, val), ids, strict=True):
-        assert {box["image_id"] for box in part["annotations"]} == set(inside)
+    assert len(ids[1]) == count
+    for half, inside in zip((train, val), ids, strict=True):
+        assert {box["image_id"] for box in half["annotations"]} == set(inside)
+        assert half["categories"] == content["categories"]
+
+
+def test_a_backbone_of_our_own_is_where_every_arm_begins(pack):
+    weights = pack / "backbone.pth"
+    words = ("--detectors", "fcos_resnet18", *ONE[2:], "--rates", "0.006", "--seeds", "1")
+    with pytest.raises(SystemExit, match=r"backbone\.pth.*pretrain-backbone"):
+        planned(pack, *words, "--backbone-weights", str(weights))
+    weights.write_bytes(b"of one run")
+    jobs = planned(pack, *words, "--backbone-weights", str(weights))
+    assert "--backbone-weights backbone.pth" in jobs[0].settings()
+    starts = {job.labels["arm"]: job.command[job.command.index("--weights") + 1] for job in finals(jobs)}
+    exports = pack.parent / "W" / "pretrain" / "fcos_resnet18"
+    assert starts == {
+        "backbone": str(weights),
+        "box": str(exports / "box.safetensors"),
+        "keep": str(exports / "keep.safetensors"),
+    }
+    before = [job.settings() for job in jobs if job.marked]
+    weights.write_bytes(b"of another")
+    after = [
+        job.settings() for job in planned(pack, *words, "--backbone-weights", str(weights)) if job.marked
+    ]
+    assert all(old != new for old, new in zip(before, after, strict=True)), "another file of the same name"
 
 
 def test_a_tenth_of_the_labels_gets_as_many_steps(pack):
