@@ -7,7 +7,8 @@
 `pictures` makes what `pack` is given out of COCO's and Pascal VOC's archives, for the pictures of docs/results.md.
 `pack` shrinks the pictures to 320 px and mines POOL; PACK is all that the machine with the GPU needs. `run`
 pretrains each detector on PACK's proposals, then fine-tunes three arms of it on the labelled pictures: `backbone`
-(its usual start), `box` (+ box-domain pretraining), `keep` (+ its box predictors). The arms share schedule, data
+(its usual start), `box` (+ box-domain pretraining), `keep` (+ its box predictors). A fourth is run when it is named,
+`regression`: `box` without the class branch of a dense head. The arms share schedule, data
 and seeds, not the weight decay, which the paper halves from pretrained weights; each one's learning rate is the best of
 one grid on a fifth of the training pictures that is held out for that alone. Every step is a file, so a run that is
 stopped goes on; it exits with 0 when all is done, 75 when the budget ended before, 1 when a job failed. The report
@@ -35,6 +36,7 @@ from transfer_jobs import (
     ABLATIONS,
     ARMS,
     AT_320_PX,
+    EXTRA_ARMS,
     FRACTIONS,
     LONG_SIDE,
     RECIPES,
@@ -179,7 +181,7 @@ def command_line() -> argparse.ArgumentParser:
     running.add_argument("--detectors", nargs="+", default=list(AT_320_PX), choices=list(RECIPES))
     running.add_argument("--schedules", nargs="+", default=["short", "long"])
     running.add_argument("--fractions", nargs="+", type=int, default=FRACTIONS)
-    running.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    running.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS + EXTRA_ARMS)
     running.add_argument(
         "--backbone-weights", type=Path, help="that all arms begin from, e.g. of aligndet pretrain-backbone"
     )

@@ -19,6 +19,8 @@ from typing import Any
 LONG_SIDE = 320
 FRACTIONS = (10, 100)
 ARMS = ("backbone", "box", "keep")
+# Asked for by name: box-domain pretraining, but for the class branch of a dense head.
+EXTRA_ARMS = ("regression",)
 TUNING_SEED = 100
 # Of pretraining's views, at the packed size; smaller pictures get smaller ones.
 VIEW_SIDES, VIEW_LONG_SIDE = (192, 224, 256, 288), 448
@@ -182,6 +184,15 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
         out = folder / f"{arm}.safetensors"
         command = aligndet("export", folder / "last.pth", out, *flags)
         jobs.append(Job(f"export {name} {arm}", command, out, (finished,), marked=False))
+    if "regression" in args.arms:
+        whole, out = folder / "box.safetensors", folder / "regression.safetensors"
+        command = (
+            sys.executable,
+            str(Path(__file__).parent / "without_class_branch.py"),
+            str(whole),
+            str(out),
+        )
+        jobs.append(Job(f"export {name} regression", command, out, (whole,), marked=False))
     return jobs
 
 

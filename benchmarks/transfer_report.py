@@ -9,7 +9,14 @@ from typing import Any
 
 from line_chart import line_chart
 
-NAMES = {"backbone": "backbone only", "box": "+ box-domain", "keep": "+ box-domain, predictors kept"}
+NAMES = {
+    "backbone": "backbone only",
+    "box": "+ box-domain",
+    "keep": "+ box-domain, predictors kept",
+    "regression": "+ box-domain, class branch left out",
+}
+# Of one pretraining: what an arm changes against `box`.
+CHANGES = {"keep": "predictors kept", "regression": "class branch left out"}
 # Detector, schedule, per cent of the labels, source of the weights.
 Key = tuple[str, str, int, str]
 
@@ -152,7 +159,8 @@ def changes(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> list[str
     for (detector, schedule, fraction, source), arms in finals.items():
         full = finals.get((detector, schedule, fraction, detector), {}).get("box", {})
         changed = source.removeprefix(f"{detector}-").replace("-", " ")
-        of_it = {"predictors kept": arms.get("keep", {})} if source == detector else {changed: arms["box"]}
+        own = {change: arms.get(arm, {}) for arm, change in CHANGES.items()}
+        of_it = own if source == detector else {changed: arms["box"]}
         for change, runs in of_it.items():
             gain, p = paired(runs, full)
             if gain:

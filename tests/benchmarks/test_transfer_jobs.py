@@ -1,9 +1,12 @@
 """What `benchmarks/transfer.py run` plans: equal arms, rates chosen on pictures that nothing is reported of."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transfer import command_line
 from transfer_jobs import Job, every_job
 from transfer_pack import HELD_OUT, pack_pool, part_in_two
@@ -90,6 +93,28 @@ def test_a_backbone_of_our_own_is_where_every_arm_begins(pack):
         job.settings() for job in planned(pack, *words, "--backbone-weights", str(weights)) if job.marked
     ]
     assert all(old != new for old, new in zip(before, after, strict=True)), "another file of the same name"
+
+
+def test_the_class_branch_is_left_out_of_what_was_exported(pack, tmp_path):
+    jobs = planned(pack, *ONE, "--rates", "0.006", "--seeds", "1", "--arms", "regression")
+    (export,) = [job for job in jobs if job.name.endswith("regression") and not job.labels]
+    assert finals(jobs)[0].needs == (export.product,)
+    (whole,) = export.needs
+    whole.parent.mkdir(parents=True)
+    names = (
+        "neck.fpn_convs.0.conv.weight",
+        "bbox_head.cls_convs.0.conv.weight",
+        "bbox_head.reg_convs.0.conv.weight",
+    )
+    save_file({name: torch.full((2,), float(number)) for number, name in enumerate(names)}, whole)
+    subprocess.run(export.command, check=True)
+    rest = load_file(export.product)
+    assert {name: value.tolist() for name, value in rest.items()} == {names[0]: [0, 0], names[2]: [2, 2]}
+    again = subprocess.run(
+        [*export.command[:2], export.product, tmp_path / "x"], capture_output=True, text=True
+    )
+    assert again.returncode == 1
+    assert "has no bbox_head.cls_convs" in again.stderr
 
 
 def test_a_tenth_of_the_labels_gets_as_many_steps(pack):

@@ -31,11 +31,13 @@ def write(path: Path, runs: list[dict[str, Any]]) -> Path:
 
 
 def test_kept_predictors_are_compared_with_dropped_ones_over_the_seeds_of_both(tmp_path):
-    aps = {"backbone": (2.0, 2.5, 3.0), "box": (5.0, 6.0), "keep": (7.0, 9.0, 30.0)}
+    aps = {"backbone": (2.0, 2.5, 3.0), "box": (5.0, 6.0), "keep": (7.0, 9.0, 30.0), "regression": (6.0, 8.0)}
     runs = [run_of(arm, seed, ap) for arm, given in aps.items() for seed, ap in enumerate(given)]
     printed = reported(write(tmp_path / "runs.json", runs)).stdout
     # 7 - 5 and 9 - 6: t = 2.5 / 0.5 with one degree of freedom.
     assert "| fcos_lite0 | short | 100 % | predictors kept | +2.5 | 0.126 | 2 |" in printed
+    # 6 - 5 and 8 - 6: t = 1.5 / 0.5.
+    assert "| fcos_lite0 | short | 100 % | class branch left out | +1.5 | 0.205 | 2 |" in printed
 
 
 def test_the_same_run_in_two_files_is_refused(tmp_path):
