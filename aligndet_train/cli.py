@@ -41,10 +41,6 @@ _Detector = Annotated[
     str | None, typer.Option(help="A detector that ships with us: `aligndet detectors` lists them.")
 ]
 _Config = Annotated[Path | None, typer.Option(help=f"Or {cli_options.CONFIG_HELP}.")]
-_BackboneWeights = Annotated[
-    Path | None,
-    typer.Option(help="Weights of the backbone: of pretrain-backbone, MoCo, DINO, torchvision ..."),
-]
 _Iterations = Annotated[int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")]
 _BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")]
 _Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order, views and sampling.")]
@@ -65,7 +61,7 @@ def pretrain(
     work_dir: _WorkDir,
     detector: _Detector = None,
     config: _Config = None,
-    backbone_weights: _BackboneWeights = None,
+    backbone_weights: cli_options.BackboneWeights = None,
     iterations: _Iterations = None,
     batch_size: _BatchSize = None,
     seed: _Seed = None,

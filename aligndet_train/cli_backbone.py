@@ -142,9 +142,12 @@ def inspect(
         console.print(part)
 
 
-def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dict[str, Any]:
+def plugged_options(
+    config: Path, options: dict[str, Any], weights: Path, then: str = "fine-tuning"
+) -> dict[str, Any]:
     """The user's ``options`` and those that put ``weights`` into the backbone of ``config``; says what it does.
 
+    then: what comes after, and needs the same settings.
     A user's setting goes before what the weights were trained with. Raises AlignDetError when one names other weights,
     or the file does not fill the backbone.
     """
@@ -166,9 +169,7 @@ def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dic
         if name not in applied:
             typer.echo(f"your --cfg-options go before {name}={value!r}, which the weights were trained with")
         elif name not in (*_WEIGHTS, _NAMES):
-            typer.echo(
-                f"as the weights were trained: --cfg-options {name}={value!r} (fine-tuning needs it too)"
-            )
+            typer.echo(f"as the weights were trained: --cfg-options {name}={value!r} ({then} needs it too)")
     # Options of whole dictionaries first: a dotted one reaches inside.
     return deepcopy(options) | applied
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aligndet_train import cli_options
+from aligndet_train.cli_backbone import plugged_options
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -46,6 +47,7 @@ def finetune(
     weights: Annotated[
         Path | None, typer.Option(help="What `aligndet export` wrote. Without: the config's own start.")
     ] = None,
+    backbone_weights: cli_options.BackboneWeights = None,
     val: Annotated[Path | None, typer.Option(help=f"To measure AP on: {_LABELS}.")] = None,
     train_images: Annotated[Path | None, typer.Option(help="Folder of the training images.")] = None,
     val_images: Annotated[Path | None, typer.Option(help="Folder of the validation images.")] = None,
@@ -72,7 +74,11 @@ def finetune(
     Example: `aligndet finetune --detector fcos --weights MODEL.pth --train train.json --val val.json --work-dir F`
     """
     require_extra("train", "finetune")
-    stock = _stock_config(config, detector, cfg_options, no_python_config)
+    if weights is not None and backbone_weights is not None:
+        raise AlignDetError(
+            f"--weights {weights} and --backbone-weights {backbone_weights} both name the backbone's weights: drop one"
+        )
+    stock = _stock_config(config, detector, cfg_options, no_python_config, backbone_weights)
     from aligndet_train.console import volume
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
@@ -95,7 +101,7 @@ def finetune(
     labels = read_labels(train, train_images, work_dir / "labels")
     held_out = read_labels(val, val_images, work_dir / "labels") if val is not None else None
     with volume("verbose" if verbose else "quiet" if quiet else "normal"), _config_blamed():
-        result = run_finetune(stock, labels, held_out, weights, work_dir, options)
+        result = run_finetune(stock, labels, held_out, weights, work_dir, options, backbone_weights)
     if quiet:
         return
     if result.report is not None:
@@ -172,7 +178,11 @@ def split(
 
 
 def _stock_config(
-    config: Path | None, detector: str | None, options: list[str] | None, no_python_config: bool
+    config: Path | None,
+    detector: str | None,
+    options: list[str] | None,
+    no_python_config: bool,
+    backbone_weights: Path | None = None,
 ) -> "Config":
     if (detector is None) == (config is None):
         raise AlignDetError("give either --config FILE or --detector NAME")
@@ -186,7 +196,10 @@ def _stock_config(
 
     refuse_python(config, no_python_config)
     path = config if config is not None else shipped_config(str(detector))
-    stock = read_config(path, parse_options(options or []))
+    changes = parse_options(options or [])
+    if backbone_weights is not None:
+        changes = plugged_options(path, changes, backbone_weights, then="`aligndet evaluate`")
+    stock = read_config(path, changes)
     stock.custom_hooks = [*(stock.get("custom_hooks") or []), {"type": PROGRESS_HOOK}]
     return stock
 

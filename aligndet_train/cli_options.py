@@ -7,6 +7,10 @@ import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Amp = Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where it is safe.")]
+BackboneWeights = Annotated[
+    Path | None,
+    typer.Option(help="Weights of the backbone: of pretrain-backbone, MoCo, DINO, torchvision ..."),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(help="Local folder for shards; a URL's are kept in ~/.cache/aligndet by default."),

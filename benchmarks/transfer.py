@@ -8,14 +8,15 @@
 `pack` shrinks the pictures to 320 px and mines POOL; PACK is all that the machine with the GPU needs. `run`
 pretrains each detector on PACK's proposals, then fine-tunes three arms of it on the labelled pictures: `backbone`
 (its usual start), `box` (+ box-domain pretraining), `keep` (+ its box predictors). A fourth is run when it is named,
-`regression`: `box` without the class branch of a dense head. The arms share schedule, data
+`no-class-branch`: `box` without that branch of a dense head. The arms share schedule, data
 and seeds, not the weight decay, which the paper halves from pretrained weights; each one's learning rate is the best of
 one grid on a fifth of the training pictures that is held out for that alone. Every step is a file, so a run that is
 stopped goes on; it exits with 0 when all is done, 75 when the budget ended before, 1 when a job failed. The report
 names those; `run --retry-failed` tries them again.
 `--ablate` adds the paper's ablations of --detectors. `--detectors fcos_resnet18 --backbone-weights B/backbone.pth`
 puts a backbone of `aligndet pretrain-backbone` below every arm: no label before fine-tuning. Pretraining reads no
-labelled picture: a second target, packed with the same POOL, takes that of the first (`cp -r W/pretrain W2/`).
+labelled picture: a second target, packed with the same POOL and run with the same options, takes that of the first
+(`mkdir W2; cp -r W/pretrain W2/`).
 Without a GPU, one detector at half the size is what a core can do in two hours:
 
     python benchmarks/transfer.py run PACK --work-dir W --detectors fcos_lite0 --schedules short --fractions 100 \\
@@ -36,9 +37,9 @@ from transfer_jobs import (
     ABLATIONS,
     ARMS,
     AT_320_PX,
-    EXTRA_ARMS,
     FRACTIONS,
     LONG_SIDE,
+    NO_CLASS_BRANCH,
     RECIPES,
     Job,
     every_job,
@@ -148,82 +149,98 @@ def command_line() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True)
-    gathering = verbs.add_parser(
-        "pictures", help="those of docs/results.md, from your copies of COCO and VOC"
-    )
-    gathering.add_argument("--coco", type=Path, required=True, help="folder of val2017's pictures")
-    gathering.add_argument("--voc", type=Path, required=True, help="VOCdevkit/VOC2012")
-    gathering.add_argument("--out", type=Path, required=True)
-    gathering.set_defaults(verb=pictures)
-    packing = verbs.add_parser("pack", help="shrink the pictures and mine the pool")
-    packing.add_argument("pool", type=Path, help="folder of unlabelled photographs")
-    packing.add_argument("--train", type=Path, required=True, help="COCO json to fine-tune on")
-    packing.add_argument(
-        "--val", type=Path, help="COCO json to measure AP on [default: every second picture of --train]"
-    )
-    packing.add_argument("--images", type=Path, required=True, help="folder of the labelled pictures")
-    packing.add_argument("--out", type=Path, required=True)
-    packing.add_argument(
+    for add in (add_pictures, add_pack, add_run, add_report):
+        add(verbs)
+    return parser
+
+
+Verbs = argparse._SubParsersAction
+
+
+def add_pictures(verbs: "Verbs[argparse.ArgumentParser]") -> None:
+    """Its options."""
+    parser = verbs.add_parser("pictures", help="those of docs/results.md, from your copies of COCO and VOC")
+    parser.add_argument("--coco", type=Path, required=True, help="folder of val2017's pictures")
+    parser.add_argument("--voc", type=Path, required=True, help="VOCdevkit/VOC2012")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.set_defaults(verb=pictures)
+
+
+def add_pack(verbs: "Verbs[argparse.ArgumentParser]") -> None:
+    """Its options."""
+    parser = verbs.add_parser("pack", help="shrink the pictures and mine the pool")
+    parser.add_argument("pool", type=Path, help="folder of unlabelled photographs")
+    parser.add_argument("--train", type=Path, required=True, help="COCO json to fine-tune on")
+    parser.add_argument("--val", type=Path, help="COCO json to measure AP on [default: half of --train]")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the labelled pictures")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
         "--ablate", action="store_true", help="also the datasets of the ablations: twice the size"
     )
-    packing.add_argument("--quality", type=int, default=85, help="of the shrunk JPEGs")
-    packing.add_argument(
+    parser.add_argument("--quality", type=int, default=85, help="of the shrunk JPEGs")
+    parser.add_argument(
         "--clusters", type=int, help="clusters that DETR's class branch learns [default: none]"
     )
-    packing.add_argument(
+    parser.add_argument(
         "--percent", type=int, nargs="+", default=[10], help="parts of the labels to fine-tune on, too"
     )
-    packing.add_argument("--seeds", type=int, default=3, help="of each part: as many as `run` gets")
-    packing.set_defaults(verb=pack)
-    running = verbs.add_parser("run", help="pretrain and fine-tune until done, or the budget is spent")
-    running.add_argument("pack", type=Path)
-    running.add_argument("--work-dir", type=Path, required=True)
-    running.add_argument("--detectors", nargs="+", default=list(AT_320_PX), choices=list(RECIPES))
-    running.add_argument("--schedules", nargs="+", default=["short", "long"])
-    running.add_argument("--fractions", nargs="+", type=int, default=FRACTIONS)
-    running.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS + EXTRA_ARMS)
-    running.add_argument(
+    parser.add_argument("--seeds", type=int, default=3, help="of each part: as many as `run` gets")
+    parser.set_defaults(verb=pack)
+
+
+def add_run(verbs: "Verbs[argparse.ArgumentParser]") -> None:
+    """Its options."""
+    parser = verbs.add_parser("run", help="pretrain and fine-tune until done, or the budget is spent")
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--detectors", nargs="+", default=list(AT_320_PX), choices=list(RECIPES))
+    parser.add_argument("--schedules", nargs="+", default=["short", "long"])
+    parser.add_argument("--fractions", nargs="+", type=int, default=FRACTIONS)
+    parser.add_argument(
+        "--arms", nargs="+", default=list(ARMS), choices=(*ARMS, NO_CLASS_BRANCH),
+        help=f"[default: {' '.join(ARMS)}]",
+    )  # fmt: skip
+    parser.add_argument(
         "--backbone-weights", type=Path, help="that all arms begin from, e.g. of aligndet pretrain-backbone"
     )
-    running.add_argument("--pretrain-options", nargs="*", default=[], help="key=value changes to pretraining")
-    running.add_argument(
-        "--rates",
-        nargs="+",
-        type=float,
+    parser.add_argument("--pretrain-options", nargs="*", default=[], help="key=value changes to pretraining")
+    parser.add_argument(
+        "--rates", nargs="+", type=float,
         help="learning rates to choose from, not the recipe's; one: no choice",
-    )
-    running.add_argument("--seeds", type=int, default=3, help="fine-tunings of each arm")
-    running.add_argument(
-        "--image-size", type=int, default=LONG_SIDE, help="longer side in fine-tuning, in px"
-    )
-    running.add_argument("--workers", type=int, default=3, help="processes that load images, of each job")
-    running.add_argument("--parallel", type=int, default=1)
-    running.add_argument(
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each arm")
+    parser.add_argument("--image-size", type=int, default=LONG_SIDE, help="longer side in fine-tuning, in px")
+    parser.add_argument("--workers", type=int, default=3, help="processes that load images, of each job")
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument(
         "--amp",
         action=argparse.BooleanOptionalAction,
         help="compute in bfloat16 [default: where there is a GPU; on CPUs without instructions for it it is slow]",
     )
-    running.add_argument(
+    parser.add_argument(
         "--budget", type=float, default=float("inf"), help="seconds after which nothing is started"
     )
-    running.add_argument("--pretrain-epochs", type=int, help="epochs of pretraining, not the recipe's")
-    running.add_argument("--pretrain-batch", type=int, help="images a step of pretraining, not the recipe's")
-    running.add_argument(
+    parser.add_argument("--pretrain-epochs", type=int, help="epochs of pretraining, not the recipe's")
+    parser.add_argument("--pretrain-batch", type=int, help="images a step of pretraining, not the recipe's")
+    parser.add_argument(
         "--ablate", nargs="*", choices=list(ABLATIONS), metavar="NAME",
         help=f"pretrain and fine-tune these too: {', '.join(ABLATIONS)}; without a name: all",
     )  # fmt: skip
-    running.add_argument(
+    parser.add_argument(
         "--retry-failed", action="store_true", help="start jobs again that ended with an error"
     )
-    running.set_defaults(verb=run)
-    reporting = verbs.add_parser("report", help="the table")
-    reporting.add_argument("results", type=Path, nargs="+", help="work folders of `run`, or files of --json")
-    reporting.add_argument("--out", type=Path, help="page that gets the table, between its two markers")
-    reporting.add_argument("--section", default="transfer", help="name in the page's two markers")
-    reporting.add_argument("--json", type=Path, help="file for the figures of every run")
-    reporting.add_argument("--svg", type=Path, help="file for the learning curves")
-    reporting.set_defaults(verb=report)
-    return parser
+    parser.set_defaults(verb=run)
+
+
+def add_report(verbs: "Verbs[argparse.ArgumentParser]") -> None:
+    """Its options."""
+    parser = verbs.add_parser("report", help="the table")
+    parser.add_argument("results", type=Path, nargs="+", help="work folders of `run`, or files of --json")
+    parser.add_argument("--out", type=Path, help="page that gets the table, between its two markers")
+    parser.add_argument("--section", default="transfer", help="name in the page's two markers")
+    parser.add_argument("--json", type=Path, help="file for the figures of every run")
+    parser.add_argument("--svg", type=Path, help="file for the learning curves")
+    parser.set_defaults(verb=report)
 
 
 def main() -> None:

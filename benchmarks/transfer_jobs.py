@@ -19,8 +19,8 @@ from typing import Any
 LONG_SIDE = 320
 FRACTIONS = (10, 100)
 ARMS = ("backbone", "box", "keep")
-# Asked for by name: box-domain pretraining, but for the class branch of a dense head.
-EXTRA_ARMS = ("regression",)
+# Of dense heads, where it is asked for: `box` but for the class branch.
+NO_CLASS_BRANCH = "no-class-branch"
 TUNING_SEED = 100
 # Of pretraining's views, at the packed size; smaller pictures get smaller ones.
 VIEW_SIDES, VIEW_LONG_SIDE = (192, 224, 256, 288), 448
@@ -73,6 +73,8 @@ RECIPES = {
     ),
 }
 
+WITHOUT_WEIGHTS = ("fcos_resnet18",)
+DENSE = ("fcos_lite0", "retinanet_lite0", "fcos_resnet18")
 AT_320_PX = [name for name, recipe in RECIPES.items() if recipe.config is None]
 
 # Each changes one thing of the pretraining run, by options of `aligndet pretrain`; "@" names a dataset of the pack.
@@ -152,16 +154,20 @@ def views(size: int) -> list[str]:
             "--cfg-options", f"pretrain.views.long_side={VIEW_LONG_SIDE * size // LONG_SIDE}"]  # fmt: skip
 
 
-def own_backbone(args: argparse.Namespace) -> tuple[Path, ...]:
-    """The file that every arm's backbone begins from, where one is given. Ends the process when it is missing."""
+def own_backbone(detector: str, args: argparse.Namespace) -> Path | None:
+    """The file that every arm's backbone begins from. Ends the process where it is missing, or not given and needed."""
     path: Path | None = args.backbone_weights
     if path is not None and not path.is_file():
         sys.exit(f"--backbone-weights {path}: no such file; `aligndet pretrain-backbone` writes one")
-    return (path,) if path else ()
+    if path is None and detector in WITHOUT_WEIGHTS:
+        sys.exit(f"{detector} has no weights of its own: give --backbone-weights B/backbone.pth")
+    return path
 
 
-def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name: str) -> list[Job]:
-    """Pretrain, then export twice: without and with the box predictors."""
+def pretraining(
+    detector: str, args: argparse.Namespace, extra: list[str], name: str, arms: Sequence[str]
+) -> list[Job]:
+    """Pretrain, then export without and with the box predictors, and what else ``arms`` begin from."""
     folder = args.work_dir / "pretrain" / name
     data = args.pack / next((part[1:] for part in extra if part.startswith("@")), "mined")
     described = data / "dataset.json"
@@ -169,8 +175,10 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
         sys.exit(f"{described} is missing: make PACK with `transfer.py pack`, for this job with --ablate")
     options = views(args.image_size) + [part for part in extra if not part.startswith("@")]
     options += [part for option in args.pretrain_options for part in ("--cfg-options", option)]
-    backbone = own_backbone(args)
-    options += [str(part) for path in backbone for part in ("--backbone-weights", path)]
+    inputs = [described]
+    if (backbone := own_backbone(detector, args)) is not None:
+        options += ["--backbone-weights", str(backbone)]
+        inputs.append(backbone)
     images = json.loads(described.read_text())["totals"]["images"]
     recipe = RECIPES[detector]
     batch = args.pretrain_batch or recipe.pretrain_batch
@@ -178,21 +186,21 @@ def pretraining(detector: str, args: argparse.Namespace, extra: list[str], name:
     run = aligndet("pretrain", *recipe.source(detector), "--data", data, "--work-dir", folder, *precision(args),
                    "--iterations", steps, "--batch-size", batch, "--workers", args.workers,
                    "--checkpoint-interval", 50, *options)  # fmt: skip
-    finished = folder / "finished"
-    jobs = [Job(f"pretrain {name}", run, finished, inputs=(described, *backbone))]
+    return [Job(f"pretrain {name}", run, folder / "finished", inputs=tuple(inputs)), *exports(folder, arms)]
+
+
+def exports(folder: Path, arms: Sequence[str]) -> list[Job]:
+    """What fine-tunings begin from, of the pretraining in ``folder``."""
+    jobs, whole = [], folder / "box.safetensors"
     for arm, flags in (("box", ()), ("keep", ("--keep-predictors",))):
         out = folder / f"{arm}.safetensors"
         command = aligndet("export", folder / "last.pth", out, *flags)
-        jobs.append(Job(f"export {name} {arm}", command, out, (finished,), marked=False))
-    if "regression" in args.arms:
-        whole, out = folder / "box.safetensors", folder / "regression.safetensors"
-        command = (
-            sys.executable,
-            str(Path(__file__).parent / "without_class_branch.py"),
-            str(whole),
-            str(out),
-        )
-        jobs.append(Job(f"export {name} regression", command, out, (whole,), marked=False))
+        jobs.append(Job(f"export {folder.name} {arm}", command, out, (folder / "finished",), marked=False))
+    if NO_CLASS_BRANCH in arms:
+        out = folder / f"{NO_CLASS_BRANCH}.safetensors"
+        script = str(Path(__file__).parent / "without_class_branch.py")
+        command = (sys.executable, script, str(whole), str(out))
+        jobs.append(Job(f"export {folder.name} {NO_CLASS_BRANCH}", command, out, (whole,), marked=False))
     return jobs
 
 
@@ -201,9 +209,12 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
     detector, arm = labels["detector"], labels["arm"]
     recipe, pack, work, size = RECIPES[detector], args.pack, args.work_dir, args.image_size
     folder = work / "finetune" / "+".join(slug(str(value)) for value in labels.values())
-    backbone = own_backbone(args)
+    backbone = own_backbone(detector, args)
     exported = work / "pretrain" / labels["source"] / f"{arm}.safetensors"
-    weights = backbone if arm == "backbone" else (exported,)
+    needs = () if arm == "backbone" else (exported,)
+    begin = [("--weights", path) for path in needs]
+    if arm == "backbone" and backbone is not None:
+        begin = [("--backbone-weights", backbone)]
     files = tuple(pack / name for name in split)
     if missing := [str(path) for path in files if not path.is_file()]:
         sys.exit(f"{', '.join(missing)} missing: make PACK with `transfer.py pack --seeds ... --percent ...`")
@@ -214,10 +225,11 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
         pack / "labelled", "--val-images", pack / "labelled", "--work-dir", folder, "--epochs", epochs, "--lr", lr,
         "--batch-size", recipe.batch, "--image-size", f"{size}x{size}", "--seed", labels["seed"], *precision(args),
         "--workers", args.workers, "--eval-interval", max(1, epochs // 6),
-        *(("--weights", weights[0]) if weights else ()),
+        *(word for words in begin for word in words),
     )  # fmt: skip
     name = " ".join(str(value) for value in labels.values())
-    return Job(name, command, folder / "finished", weights, {**labels, "lr": lr}, inputs=(*files, *backbone))
+    inputs = files if backbone is None else (*files, backbone)
+    return Job(name, command, folder / "finished", needs, {**labels, "lr": lr}, inputs=inputs)
 
 
 def tuning_jobs(
@@ -278,13 +290,15 @@ def every_job(args: argparse.Namespace) -> list[Job]:
 
     Ends the process when the pack lacks what one of them reads.
     """
+    if NO_CLASS_BRANCH in args.arms and (other := set(args.detectors).difference(DENSE)):
+        sys.exit(f"--arms {NO_CLASS_BRANCH} is for dense heads, not for {', '.join(sorted(other))}")
     jobs: list[Job] = []
     for detector in args.detectors:
-        jobs += pretraining(detector, args, [], detector)
+        jobs += pretraining(detector, args, [], detector, args.arms)
         jobs += arm_jobs(detector, detector, tuple(args.arms), args)
         for name in ABLATIONS if args.ablate == [] else args.ablate or ():
             source = f"{detector}-{slug(name)}"
-            jobs += pretraining(detector, args, ABLATIONS[name], source)
+            jobs += pretraining(detector, args, ABLATIONS[name], source, ("box",))
             jobs += arm_jobs(detector, source, ("box",), args)
     return jobs
 

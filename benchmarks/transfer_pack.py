@@ -11,9 +11,6 @@ from transfer_jobs import LONG_SIDE, aligndet
 
 from proposals.images import has_image_suffix
 
-# A fifth of the training pictures, on which learning rates are chosen and nothing is reported.
-HELD_OUT = ("tune_train", "tune_val")
-
 
 def pack(args: argparse.Namespace) -> None:
     """Shrink, mine, split. Ends the process, naming the picture, where one cannot be read."""
@@ -21,14 +18,14 @@ def pack(args: argparse.Namespace) -> None:
     print(f"{args.pool}: {pack_pool(args.pool, pool, args.quality)} photographs")
     pack_labelled(args.train, args.images, args.out, "train", args.quality)
     if args.val is None:
-        part_in_two(args.out, ("train", "val"), slice(1, None, 2))
+        halve(args.out)
     else:
         pack_labelled(args.val, args.images, args.out, "val", args.quality)
     percents = [part for percent in args.percent for part in ("--percent", percent)]
     subprocess.run(
         aligndet("split", args.out / "train.json", args.out, *percents, "--seeds", args.seeds), check=True
     )
-    part_in_two(args.out, HELD_OUT, slice(None, None, 5))
+    hold_out(args.out)
     subprocess.run(aligndet("mine", pool, args.out / "mined"), check=True)
     if args.clusters:
         cluster(args.out / "mined", args.clusters)
@@ -73,17 +70,32 @@ def cluster(mined: Path, count: int) -> None:
     shutil.rmtree(mined / "regions.zarr")
 
 
-def part_in_two(folder: Path, names: tuple[str, str], held: slice) -> None:
-    """Part the training pictures in two: those of ``held`` are written as the second of ``names``."""
+def hold_out(folder: Path) -> None:
+    """A fifth of the training pictures, on which learning rates are chosen and nothing is reported."""
+    part_in_two(folder, ("tune_train", "tune_val"), slice(0, None, 5))
+
+
+def halve(folder: Path) -> None:
+    """Every second labelled picture is to measure on."""
+    trained, measured = part_in_two(folder, ("train", "val"), slice(1, None, 2))
+    print(f"no --val: of the pictures of --train {trained} are to train on, {measured} to measure on")
+
+
+def part_in_two(folder: Path, names: tuple[str, str], chosen: slice) -> tuple[int, int]:
+    """The pictures of FOLDER/train.json: ``chosen`` ones go to the second of ``names``, the others to the first.
+
+    Returns how many each has.
+    """
     content = json.loads((folder / "train.json").read_text())
-    second = {image["id"] for image in content["images"][held]}
+    second = {image["id"] for image in content["images"][chosen]}
     for name, inside in zip(names, (False, True), strict=True):
-        chosen = {
+        part = {
             **content,
             "images": [image for image in content["images"] if (image["id"] in second) is inside],
             "annotations": [box for box in content["annotations"] if (box["image_id"] in second) is inside],
         }
-        (folder / f"{name}.json").write_text(json.dumps(chosen))
+        (folder / f"{name}.json").write_text(json.dumps(part))
+    return len(content["images"]) - len(second), len(second)
 
 
 def randomise(mined: Path, pool: Path, out: Path) -> None:

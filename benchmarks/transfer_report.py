@@ -13,10 +13,10 @@ NAMES = {
     "backbone": "backbone only",
     "box": "+ box-domain",
     "keep": "+ box-domain, predictors kept",
-    "regression": "+ box-domain, class branch left out",
+    "no-class-branch": "+ box-domain, class branch left out",
 }
 # Of one pretraining: what an arm changes against `box`.
-CHANGES = {"keep": "predictors kept", "regression": "class branch left out"}
+CHANGES = {"keep": "predictors kept", "no-class-branch": "class branch left out"}
 # Detector, schedule, per cent of the labels, source of the weights.
 Key = tuple[str, str, int, str]
 
@@ -85,8 +85,20 @@ def by_cell(runs: list[dict[str, Any]]) -> dict[Key, dict[str, dict[int, dict[st
             sys.exit(f"two runs of {name}, seed {run['seed']}: give each study a report of its own")
         if any(other["lr"] != run["lr"] for other in cell.values()):
             sys.exit(f"the seeds of {name} have different learning rates: they are of different studies")
+        if any(
+            backbone_of(other) != backbone_of(run)
+            for other in cell.values()
+            if "run" in other and "run" in run
+        ):
+            sys.exit(f"the seeds of {name} have different backbones: they are of different studies")
         cell[run["seed"]] = run
     return finals
+
+
+def backbone_of(run: dict[str, Any]) -> dict[str, str]:
+    """The file that the backbone began from where it was not the detector's own, name and digest."""
+    given: dict[str, str] = run.get("run", {}).get("backbone_weights") or {}
+    return given
 
 
 def precision_of(runs: list[dict[str, Any]]) -> str | None:
@@ -134,6 +146,8 @@ def table_row(
     name = NAMES[arm]
     if source != detector:
         name += f" ({source.removeprefix(detector + '-')})"
+    if file := backbone_of(next(iter(runs.values()))).get("file"):
+        name += f" ({file})"
     figures = [spread([run["last"][figure] for run in runs.values() if figure in run["last"]])
                for figure in ("AP", "AP50", "AP75")]  # fmt: skip
     gain, p = paired(runs, baseline) if arm != "backbone" else ("", "")

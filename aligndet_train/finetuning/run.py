@@ -52,9 +52,19 @@ _FIGURES = {
 # Where a fine-tuning run keeps labels in a form of its own.
 _LABELS = "labels"
 # What must be equal for a run to be resumed,
-_IDENTITY = ("config", "settings", "train", "val", "weights", "classes", "options", "global_batch")
+_IDENTITY = (
+    "config",
+    "settings",
+    "train",
+    "val",
+    "weights",
+    "backbone_weights",
+    "classes",
+    "options",
+    "global_batch",
+)
 # files by their content alone, wherever they lie now,
-_WHERE_IT_LIES = ("train.file:", "val.file:", "weights.file:")
+_WHERE_IT_LIES = ("train.file:", "val.file:", "weights.file:", "backbone_weights.file:")
 # and but for these options,
 _FREE_TO_CHANGE = ("workers", "eval_interval", "launcher")
 # and where the folder says the batch of all ranks (older ones do not), that of one.
@@ -125,9 +135,11 @@ def finetune(
     weights: Path | None,
     work_dir: Path,
     options: FinetuneOptions,
+    backbone_weights: Path | None = None,
 ) -> FinetuneResult:
     """Fine-tune ``stock`` on ``train``; resumes the run it finds in ``work_dir``.
 
+    backbone_weights: the file that ``stock``'s backbone begins from, see backbones.plug; to tell runs apart.
     Raises AlignDetError when weights fit nothing beyond the backbone, ``val`` has boxes of a class that ``train`` has
     not, or ``work_dir`` holds another run.
     """
@@ -135,7 +147,7 @@ def finetune(
         f"{work_dir} holds its last whole epoch, if there was one: the same command goes on from there"
     )
     with joined_processes(options.launcher), explained:
-        return _finetune(stock, train, val, weights, work_dir, options)
+        return _finetune(stock, train, val, weights, work_dir, options, backbone_weights)
 
 
 def _finetune(
@@ -145,6 +157,7 @@ def _finetune(
     weights: Path | None,
     work_dir: Path,
     options: FinetuneOptions,
+    backbone_weights: Path | None,
 ) -> FinetuneResult:
     state = read_file(weights).state if weights is not None else None
     val = matched(val, train.classes, work_dir / _LABELS) if val is not None else None
@@ -158,7 +171,7 @@ def _finetune(
         pretrained=state is not None and not _only_backbone(state),
         world_size=get_world_size(),
     )
-    run = _run_record(stock, train, val, weights, options, chosen)
+    run = _run_record(stock, train, val, weights, options, chosen, backbone_weights)
     last = _last_checkpoint(work_dir)
     require_one_start(work_dir, 0 if last is None else int("0" + "".join(filter(str.isdigit, last.stem))))
     if last is not None:
@@ -238,9 +251,15 @@ def _run_record(
     weights: Path | None,
     options: FinetuneOptions,
     chosen: Rates,
+    backbone_weights: Path | None,
 ) -> dict[str, Any]:
     """What results.json says about the run, as plain JSON data."""
     settings = json.dumps(stock.to_dict(), sort_keys=True, default=str)
+    backbone = {}
+    if backbone_weights is not None:
+        # By its content, wherever it lies.
+        settings = settings.replace(json.dumps(str(backbone_weights))[1:-1], "")
+        backbone = {"backbone_weights": _file_record(backbone_weights)}
     run = {
         "config": Path(stock.filename or "config").stem,
         "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
@@ -256,6 +275,7 @@ def _run_record(
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else platform.processor() or "cpu",
+        **backbone,
     }
     return dict(json.loads(json.dumps(run)))
 
@@ -304,8 +324,9 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor]) -> KeyReport:
     report = key_report(state, own)
     if not report.beyond_backbone and not _only_backbone(state):
         raise AlignDetError(
-            "the weights fit nothing of this detector beyond its backbone: they come from another config, or from a "
-            "pretraining run's last.pth, which `aligndet export` makes weights of. Name the config they were made for"
+            "the weights fit nothing of this detector beyond its backbone: they come from another config, from a "
+            "pretraining run's last.pth, which `aligndet export` makes weights of, or are a backbone's alone, which "
+            "fine-tuning takes as --backbone-weights. Name the config they were made for"
         )
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
     return report

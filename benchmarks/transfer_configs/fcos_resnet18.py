@@ -1,6 +1,6 @@
 """FCOS on ResNet-18, for a backbone of `aligndet pretrain-backbone`: no layer of it is frozen in fine-tuning.
 
-Without `transfer.py run --backbone-weights B/backbone.pth` the backbone begins at random weights.
+It has no weights of its own: `transfer.py run --detectors fcos_resnet18 --backbone-weights B/backbone.pth`.
 """
 
 _base_ = "../../aligndet_train/configs/fcos_lite0.py"
@@ -12,8 +12,8 @@ model = dict(
         type="ResNet",
         depth=18,
         out_indices=(1, 2, 3),
-        # Statistics of so short a pretraining do not fit the pictures of fine-tuning yet.
         norm_cfg=dict(type="BN", requires_grad=True),
+        # Statistics of crops of objects: those of whole pictures are others.
         norm_eval=False,
         style="pytorch",
     ),

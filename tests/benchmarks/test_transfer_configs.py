@@ -22,6 +22,8 @@ def test_pretraining_takes_a_small_config(path):
     if hasattr(head, "prior_generator"):
         wanted = [stride for stride, _ in head.prior_generator.strides]
         assert [256 // level.shape[-1] for level in levels] == wanted
+    else:
+        assert len(levels) == student.num_feature_levels
 
 
 def test_every_recipe_has_its_config():

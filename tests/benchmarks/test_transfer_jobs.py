@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transfer import command_line
 from transfer_jobs import Job, every_job
-from transfer_pack import HELD_OUT, pack_pool, part_in_two
+from transfer_pack import halve, hold_out, pack_pool
 
 from tests.benchmarks.packs import labelled, small_pack
 
@@ -56,48 +56,59 @@ def test_rates_are_chosen_on_pictures_that_are_not_reported(pack):
 
 
 @pytest.mark.parametrize(
-    ("names", "held", "count"),
-    [(HELD_OUT, slice(None, None, 5), 5), (("train", "val"), slice(1, None, 2), 11)],
+    ("split", "names", "first_held", "count"),
+    [(hold_out, ("tune_train", "tune_val"), 0, 5), (halve, ("train", "val"), 1, 11)],
 )
-def test_held_out_pictures_are_training_pictures_each_in_one_part(pack, names, held, count):
+def test_held_out_pictures_are_training_pictures_each_in_one_part(pack, split, names, first_held, count):
     content = labelled(23)
     (pack / "train.json").write_text(json.dumps(content))
-    part_in_two(pack, names, held)
+    split(pack)
     train, val = (json.loads((pack / f"{name}.json").read_text()) for name in names)
     ids = [[image["id"] for image in half["images"]] for half in (train, val)]
     assert sorted(ids[0] + ids[1]) == [image["id"] for image in content["images"]]
-    assert len(ids[1]) == count
+    assert (ids[1][0], len(ids[1])) == (first_held, count)
     for half, inside in zip((train, val), ids, strict=True):
         assert {box["image_id"] for box in half["annotations"]} == set(inside)
         assert half["categories"] == content["categories"]
 
 
+RESNET = ("--detectors", "fcos_resnet18", *ONE[2:], "--rates", "0.006", "--seeds", "1")
+
+
 def test_a_backbone_of_our_own_is_where_every_arm_begins(pack):
     weights = pack / "backbone.pth"
-    words = ("--detectors", "fcos_resnet18", *ONE[2:], "--rates", "0.006", "--seeds", "1")
     with pytest.raises(SystemExit, match=r"backbone\.pth.*pretrain-backbone"):
-        planned(pack, *words, "--backbone-weights", str(weights))
+        planned(pack, *RESNET, "--backbone-weights", str(weights))
     weights.write_bytes(b"of one run")
-    jobs = planned(pack, *words, "--backbone-weights", str(weights))
+    jobs = planned(pack, *RESNET, "--backbone-weights", str(weights))
     assert "--backbone-weights backbone.pth" in jobs[0].settings()
-    starts = {job.labels["arm"]: job.command[job.command.index("--weights") + 1] for job in finals(jobs)}
     exports = pack.parent / "W" / "pretrain" / "fcos_resnet18"
-    assert starts == {
-        "backbone": str(weights),
-        "box": str(exports / "box.safetensors"),
-        "keep": str(exports / "keep.safetensors"),
+    assert {job.labels["arm"]: job.command[-2:] for job in finals(jobs)} == {
+        "backbone": ("--backbone-weights", str(weights)),
+        "box": ("--weights", str(exports / "box.safetensors")),
+        "keep": ("--weights", str(exports / "keep.safetensors")),
     }
     before = [job.settings() for job in jobs if job.marked]
     weights.write_bytes(b"of another")
-    after = [
-        job.settings() for job in planned(pack, *words, "--backbone-weights", str(weights)) if job.marked
-    ]
+    again = planned(pack, *RESNET, "--backbone-weights", str(weights))
+    after = [job.settings() for job in again if job.marked]
     assert all(old != new for old, new in zip(before, after, strict=True)), "another file of the same name"
 
 
+def test_a_detector_without_weights_is_not_compared_from_two_random_starts(pack):
+    with pytest.raises(SystemExit, match=r"fcos_resnet18 .*--backbone-weights"):
+        planned(pack, *RESNET)
+
+
+def test_a_head_without_a_class_branch_of_its_own_is_refused_before_it_is_pretrained(pack):
+    with pytest.raises(SystemExit, match="faster_rcnn_lite0"):
+        planned(pack, "--detectors", "faster_rcnn_lite0", *ONE[2:], "--arms", "no-class-branch")
+
+
 def test_the_class_branch_is_left_out_of_what_was_exported(pack, tmp_path):
-    jobs = planned(pack, *ONE, "--rates", "0.006", "--seeds", "1", "--arms", "regression")
-    (export,) = [job for job in jobs if job.name.endswith("regression") and not job.labels]
+    words = ("--rates", "0.006", "--seeds", "1", "--arms", "no-class-branch", "--ablate", "50 proposals")
+    jobs = planned(pack, *ONE, *words)
+    (export,) = [job for job in jobs if job.name.endswith("no-class-branch")]
     assert finals(jobs)[0].needs == (export.product,)
     (whole,) = export.needs
     whole.parent.mkdir(parents=True)
@@ -110,11 +121,10 @@ def test_the_class_branch_is_left_out_of_what_was_exported(pack, tmp_path):
     subprocess.run(export.command, check=True)
     rest = load_file(export.product)
     assert {name: value.tolist() for name, value in rest.items()} == {names[0]: [0, 0], names[2]: [2, 2]}
-    again = subprocess.run(
-        [*export.command[:2], export.product, tmp_path / "x"], capture_output=True, text=True
-    )
-    assert again.returncode == 1
-    assert "has no bbox_head.cls_convs" in again.stderr
+    again = [*export.command[:2], export.product, tmp_path / "x"]
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "has no bbox_head.cls_convs" in done.stderr
 
 
 def test_a_tenth_of_the_labels_gets_as_many_steps(pack):

@@ -31,7 +31,12 @@ def write(path: Path, runs: list[dict[str, Any]]) -> Path:
 
 
 def test_kept_predictors_are_compared_with_dropped_ones_over_the_seeds_of_both(tmp_path):
-    aps = {"backbone": (2.0, 2.5, 3.0), "box": (5.0, 6.0), "keep": (7.0, 9.0, 30.0), "regression": (6.0, 8.0)}
+    aps = {
+        "backbone": (2.0, 2.5, 3.0),
+        "box": (5.0, 6.0),
+        "keep": (7.0, 9.0, 30.0),
+        "no-class-branch": (6.0, 8.0),
+    }
     runs = [run_of(arm, seed, ap) for arm, given in aps.items() for seed, ap in enumerate(given)]
     printed = reported(write(tmp_path / "runs.json", runs)).stdout
     # 7 - 5 and 9 - 6: t = 2.5 / 0.5 with one degree of freedom.
@@ -52,6 +57,17 @@ def test_the_same_run_in_two_files_is_refused(tmp_path):
 def test_seeds_of_different_rates_are_no_mean():
     with pytest.raises(SystemExit, match="different learning rates"):
         by_cell([run_of("box", 0, 5.0, lr=0.006), run_of("box", 1, 5.0, lr=0.012)])
+
+
+def test_seeds_of_different_backbones_are_no_mean(tmp_path):
+    runs = [run_of("backbone", seed, 3.0) for seed in (0, 1)]
+    for run in runs:
+        run["run"]["backbone_weights"] = {"file": "simclr.pth", "sha256": "a"}
+    printed = reported(write(tmp_path / "runs.json", runs)).stdout
+    assert "| backbone only (simclr.pth) |" in printed
+    runs[1]["run"] = {**runs[1]["run"], "backbone_weights": {"file": "simclr.pth", "sha256": "b"}}
+    with pytest.raises(SystemExit, match="different backbones"):
+        by_cell(runs)
 
 
 def test_failed_jobs_are_named_by_the_folder_and_by_its_json(tmp_path):

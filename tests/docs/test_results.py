@@ -76,12 +76,11 @@ def test_the_curves_of_the_cpu_are_those_of_their_files(tmp_path: Path) -> None:
         assert f"| {detector} | {' | '.join(figures)} |" in RETRIEVAL.read_text().replace("*", "")
 
 
-def test_the_two_rates_of_retinanet_are_those_of_their_file() -> None:
-    curves = [
-        run["curves"]
-        for run in json.loads((ROOT / "docs" / "retrieval" / "retinanet_rates_cpu.json").read_text())
-    ]
-    rows = re.findall(r"^\| (\d+) to (\d+) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+@pytest.mark.parametrize(("compared", "page"), [("rates", PAGE), ("teachers", RETRIEVAL)])
+def test_two_pretrainings_of_retinanet_are_those_of_their_file(compared: str, page: Path) -> None:
+    file = ROOT / "docs" / "retrieval" / f"retinanet_{compared}_cpu.json"
+    curves = [run["curves"] for run in json.loads(file.read_text())]
+    rows = re.findall(r"^\| (\d+) to (\d+) \| (.*) \|$", page.read_text(), re.MULTILINE)
     assert len(rows) == 5
     for first, last, printed in rows:
         within = [[p for p in curve if int(first) <= p["step"] <= int(last)] for curve in curves]

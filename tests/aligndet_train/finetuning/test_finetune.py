@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from aligndet_train.backbones.ours import write_backbone
 from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.config import load_run_config, read_config
@@ -258,6 +259,47 @@ def test_a_backbone_alone_keeps_the_usual_rates(labels, tmp_path):
     assert code == 0, output
     run = json.loads((tmp_path / "F" / "run.json").read_text())
     assert run["weight_decay"] == stock.optim_wrapper.optimizer.weight_decay
+
+
+@pytest.fixture
+def backbone_file(tmp_path: Path) -> Path:
+    """What pretrain-backbone leaves, of the tiny FCOS's backbone: its tensors by their bare names."""
+    stock = read_config(CONFIGS / "tiny_fcos.py", {})
+    torch.manual_seed(7)
+    state = build_detector(stock.model.to_dict()).state_dict()
+    inputs = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375), "bgr_to_rgb": True}
+    identity = {"method": "simclr", "backbone": dict(stock.model.backbone), "inputs": inputs}
+    (tmp_path / "B").mkdir()
+    write_backbone({"identity": identity, "step": 7, "model": state}, tmp_path / "B" / "backbone.pth")
+    return tmp_path / "B" / "backbone.pth"
+
+
+def test_it_begins_from_a_backbone_of_pretrain_backbone(labels, exported, backbone_file, tmp_path):
+    def run(file: Path, *more: object) -> tuple[int, str]:
+        # Nothing moves: what the last checkpoint has is what was loaded.
+        return invoke(
+            "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
+            labels.images, "--image-size", "64x48", "--workers", 0, "--epochs", 1, "--lr", 0, "--weight-decay", 0,
+            "--work-dir", tmp_path / "F", "--backbone-weights", file, *more,
+        )  # fmt: skip
+
+    code, output = run(backbone_file)
+    assert code == 0, output
+    assert "model.data_preprocessor.bgr_to_rgb=True" in re.sub(r"\s+", "", output), "as it was trained"
+    wanted = torch.load(backbone_file, weights_only=True)["state_dict"]
+    saved = torch.load(tmp_path / "F" / "epoch_1.pth", weights_only=False)["state_dict"]
+    convolutions = [name for name in wanted if name.endswith("conv1.weight")]
+    assert len(convolutions) > 4
+    assert all(torch.equal(saved[f"backbone.{name}"], wanted[name]) for name in convolutions)
+    moved = backbone_file.rename(tmp_path / "elsewhere.pth")
+    assert run(moved)[0] == 0, "the same weights at another place"
+    wanted["conv1.weight"] += 1
+    torch.save(torch.load(moved, weights_only=True) | {"state_dict": wanted}, moved)
+    code, output = run(moved)
+    assert code == 1
+    assert "backbone_weights.sha256" in output
+    code, output = run(moved, "--weights", exported)
+    assert "both name the backbone's weights" in output
 
 
 def test_query_detectors_are_fine_tuned_as_cuda_takes_them(labels, tmp_path):
