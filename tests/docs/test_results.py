@@ -55,6 +55,14 @@ def test_runs_name_no_folder_of_the_machine_they_ran_on(study: Path) -> None:
     assert '"/' not in study.read_text()
 
 
+def test_the_goals_table_says_what_the_tables_below_it_say() -> None:
+    goals, _, below = PAGE.read_text().partition("## Four detectors on a CPU")
+    cells = re.findall(r"([+-]\d+\.\d)\**,? \((0\.\d{3})\)", goals)
+    assert len(cells) == 8
+    for gain, p in cells:
+        assert f" | {gain} | {p} | 3 of 3 |" in below
+
+
 def retrieval_rows(printed: str) -> dict[str, list[str]]:
     """The figures of each detector of what `retrieval_curves.py` printed, without its last column."""
     rows = [[cell.strip() for cell in line.split("|")[1:-2]] for line in printed.splitlines()[2:]]
