@@ -211,10 +211,9 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
     folder = work / "finetune" / "+".join(slug(str(value)) for value in labels.values())
     backbone = own_backbone(detector, args)
     exported = work / "pretrain" / labels["source"] / f"{arm}.safetensors"
-    needs = () if arm == "backbone" else (exported,)
-    begin = [("--weights", path) for path in needs]
-    if arm == "backbone" and backbone is not None:
-        begin = [("--backbone-weights", backbone)]
+    needs, begin = (exported,), ("--weights", exported)
+    if arm == "backbone":
+        needs, begin = (), ("--backbone-weights", backbone) if backbone else ()
     files = tuple(pack / name for name in split)
     if missing := [str(path) for path in files if not path.is_file()]:
         sys.exit(f"{', '.join(missing)} missing: make PACK with `transfer.py pack --seeds ... --percent ...`")
@@ -225,7 +224,7 @@ def finetuning(args: argparse.Namespace, labels: dict[str, Any], lr: float, spli
         pack / "labelled", "--val-images", pack / "labelled", "--work-dir", folder, "--epochs", epochs, "--lr", lr,
         "--batch-size", recipe.batch, "--image-size", f"{size}x{size}", "--seed", labels["seed"], *precision(args),
         "--workers", args.workers, "--eval-interval", max(1, epochs // 6),
-        *(word for words in begin for word in words),
+        *begin,
     )  # fmt: skip
     name = " ".join(str(value) for value in labels.values())
     inputs = files if backbone is None else (*files, backbone)
