@@ -78,7 +78,7 @@ def finetune(
         raise AlignDetError(
             f"--weights {weights} and --backbone-weights {backbone_weights} both name the backbone's weights: drop one"
         )
-    stock = _stock_config(config, detector, cfg_options, no_python_config, backbone_weights)
+    stock = _stock_config(config, detector, cfg_options, no_python_config, backbone_weights, quiet)
     from aligndet_train.console import volume
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
@@ -183,6 +183,7 @@ def _stock_config(
     options: list[str] | None,
     no_python_config: bool,
     backbone_weights: Path | None = None,
+    quiet: bool = False,
 ) -> "Config":
     if (detector is None) == (config is None):
         raise AlignDetError("give either --config FILE or --detector NAME")
@@ -191,14 +192,15 @@ def _stock_config(
     ops.install()
     from aligndet_train.cli import parse_options
     from aligndet_train.config import read_config, shipped_config
-    from aligndet_train.console import PROGRESS_HOOK
+    from aligndet_train.console import PROGRESS_HOOK, volume
     from aligndet_train.plain_config import refuse_python
 
     refuse_python(config, no_python_config)
     path = config if config is not None else shipped_config(str(detector))
     changes = parse_options(options or [])
     if backbone_weights is not None:
-        changes = plugged_options(path, changes, backbone_weights, then="`aligndet evaluate`")
+        with volume("quiet" if quiet else "verbose"):
+            changes = plugged_options(path, changes, backbone_weights, then="`aligndet evaluate`")
     stock = read_config(path, changes)
     stock.custom_hooks = [*(stock.get("custom_hooks") or []), {"type": PROGRESS_HOOK}]
     return stock

@@ -78,7 +78,8 @@ def teacher_line(momentum: Schedule) -> str:
         return said
     return (
         f"{said}: after so few steps {left:.0%} of each averaged weight is still the random one it starts with; "
-        f"worth a try, in a new --work-dir: --cfg-options pretrain.momentum_start={faster:g}"
+        f"worth a try, in a new --work-dir: --cfg-options pretrain.momentum_start={faster:g} (the embeddings learn "
+        "more, AP need not rise: docs/training.md)"
     )
 
 

@@ -1,6 +1,6 @@
 """Does the image-domain stage learn here? The output's deviation and k-NN accuracy over some minutes, in one command.
 
-python benchmarks/image_domain.py pack --images PHOTOGRAPHS --labels VOC/val.json --out PACK
+python benchmarks/image_domain.py pack --images PHOTOGRAPHS --labels val.json --labelled VOC/JPEGImages --out PACK
 python benchmarks/image_domain.py run --pack PACK --out RESULT [--minutes 5] [--method moco_v2] [--crops proposals]
 python benchmarks/image_domain.py measure --labels VOC/val.json --backbone CONFIG.py --size 96      # what others reach
 
@@ -52,8 +52,11 @@ STATISTICS_STEPS, STATISTICS_BATCH = 40, 64
 OF_THE_MACHINE = ("command", "pack", "out", "workers")
 
 
-def pack(images: Path, labels: Path, out: Path, limit: int | None) -> None:
-    """Make OUT/dataset and OUT/labelled. Raises SystemExit when they are larger than the limit."""
+def pack(images: Path, labels: Path, out: Path, limit: int | None, labelled: Path | None = None) -> None:
+    """Make OUT/dataset and OUT/labelled. Raises SystemExit when they are larger than the limit.
+
+    labelled: the folder of the pictures of ``labels``; default images/ beside the json, or its own folder.
+    """
     small = out / "images"
     small.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in images.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
@@ -66,7 +69,8 @@ def pack(images: Path, labels: Path, out: Path, limit: int | None) -> None:
     shutil.rmtree(small)
     content = json.loads(labels.read_text())
     (out / "labelled").mkdir(exist_ok=True)
-    folder = labels.parent / "images" if (labels.parent / "images").is_dir() else labels.parent
+    beside = labels.parent / "images" if (labels.parent / "images").is_dir() else labels.parent
+    folder = labelled or beside
     for entry in content["images"]:
         target = out / "labelled" / "images" / entry["file_name"]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -252,6 +256,9 @@ def main() -> None:
     packing = verbs.add_parser("pack")
     packing.add_argument("--images", type=Path, required=True)
     packing.add_argument("--labels", type=Path, required=True)
+    packing.add_argument(
+        "--labelled", type=Path, help="folder of their pictures, where it is not beside them"
+    )
     packing.add_argument("--out", type=Path, required=True)
     packing.add_argument("--limit", type=int, default=None)
     running = verbs.add_parser("run")
@@ -278,7 +285,7 @@ def main() -> None:
     measuring.add_argument("--seeds", type=int, default=3, help="of random weights")
     arguments = parser.parse_args()
     if arguments.command == "pack":
-        pack(arguments.images, arguments.labels, arguments.out, arguments.limit)
+        pack(arguments.images, arguments.labels, arguments.out, arguments.limit, arguments.labelled)
         return
     ops.install()
     (run if arguments.command == "run" else measure)(arguments)

@@ -170,9 +170,11 @@ def add_pack(verbs: "Verbs[argparse.ArgumentParser]") -> None:
     """Its options."""
     parser = verbs.add_parser("pack", help="shrink the pictures and mine the pool")
     parser.add_argument("pool", type=Path, help="folder of unlabelled photographs")
-    parser.add_argument("--train", type=Path, required=True, help="COCO json to fine-tune on")
-    parser.add_argument("--val", type=Path, help="COCO json to measure AP on [default: half of --train]")
-    parser.add_argument("--images", type=Path, required=True, help="folder of the labelled pictures")
+    parser.add_argument(
+        "--train", type=Path, required=True, help="to fine-tune on: a COCO json, a VOC folder or list"
+    )
+    parser.add_argument("--val", type=Path, help="to measure AP on, likewise [default: half of --train]")
+    parser.add_argument("--images", type=Path, help="of the labels, where they are not beside them")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--ablate", action="store_true", help="also the datasets of the ablations: twice the size"

@@ -4,23 +4,30 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pictures import shrink
 from transfer_jobs import LONG_SIDE, aligndet
 
+from aligndet_train.finetuning.labels import read_labels
+from proposals.errors import AlignDetError
 from proposals.images import has_image_suffix
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Shrink, mine, split. Ends the process, naming the picture, where one cannot be read."""
+    """Shrink, mine, split. Ends the process, naming the picture or the labels, where they cannot be read."""
     pool = args.out / "pool"
     print(f"{args.pool}: {pack_pool(args.pool, pool, args.quality)} photographs")
-    pack_labelled(args.train, args.images, args.out, "train", args.quality)
-    if args.val is None:
-        halve(args.out)
-    else:
-        pack_labelled(args.val, args.images, args.out, "val", args.quality)
+    try:
+        pack_labelled(args.train, args.images, args.out, "train", args.quality)
+        if args.val is None:
+            halve(args.out)
+        else:
+            pack_labelled(args.val, args.images, args.out, "val", args.quality)
+    except AlignDetError as error:
+        sys.exit(str(error))
     percents = [part for percent in args.percent for part in ("--percent", percent)]
     subprocess.run(
         aligndet("split", args.out / "train.json", args.out, *percents, "--seeds", args.seeds), check=True
@@ -46,19 +53,28 @@ def pack_pool(photographs: Path, pool: Path, quality: int) -> int:
     return len(found)
 
 
-def pack_labelled(labels: Path, images: Path, out: Path, name: str, quality: int) -> None:
-    """The labelled pictures, shrunk, and OUT/NAME.json, whose boxes fit them."""
-    content = json.loads(labels.read_text())
-    factors = {}
+def pack_labelled(labels: Path, images: Path | None, out: Path, name: str, quality: int) -> None:
+    """The labelled pictures, shrunk, and OUT/NAME.json, whose boxes fit them.
+
+    labels: a COCO json, a VOC folder or one of its lists. Raises AlignDetError for what `aligndet finetune` refuses
+    and for pictures whose copy would lie outside of OUT.
+    """
+    with TemporaryDirectory() as scratch:
+        found = read_labels(labels, images, Path(scratch))
+        content = json.loads(found.annotations.read_bytes())
+    factors, copies = {}, (out / "labelled").resolve()
     for image in content["images"]:
-        factor = shrink(
-            images / image["file_name"], out / "labelled" / image["file_name"], LONG_SIDE, quality
-        )
+        source, copy = found.images / image["file_name"], copies / image["file_name"]
+        if not copy.resolve().is_relative_to(copies):
+            raise AlignDetError(
+                f"{labels}: name {source} by its path below --images, not {image['file_name']}"
+            )
+        factor = shrink(source, copy, LONG_SIDE, quality)
         factors[image["id"]] = factor
         image["width"], image["height"] = (round(image[side] * factor) for side in ("width", "height"))
     for box in content["annotations"]:
         factor = factors[box["image_id"]]
-        box["area"] = box.get("area", box["bbox"][2] * box["bbox"][3]) * factor**2
+        box["area"] *= factor**2
         box["bbox"] = [value * factor for value in box["bbox"]]
     (out / f"{name}.json").write_text(json.dumps(content))
 

@@ -14,12 +14,14 @@ LISTS = Path(__file__).parents[1] / "docs" / "results" / "pictures"
 def pictures(args: argparse.Namespace) -> None:
     """OUT/pool with links to the unlabelled photographs, OUT/train.json and OUT/val.json with VOC's boxes.
 
-    Boxes marked difficult count as any other. Ends the process, naming the first picture that is missing.
+    OUT/labels.json has those of both, for `image_domain.py pack`. Boxes marked difficult count as any other. Ends the
+    process, naming the first picture that is missing.
     """
     link_pool(args.coco, args.out / "pool")
     truth = read_ground_truth(args.voc)
-    for name in ("train", "val"):
-        (args.out / f"{name}.json").write_text(json.dumps(part_of(truth, listed(name), args.voc)))
+    halves = {name: listed(name) for name in ("train", "val")}
+    for name, names in {**halves, "labels": halves["train"] + halves["val"]}.items():
+        (args.out / f"{name}.json").write_text(json.dumps(part_of(truth, names, args.voc)))
     print(
         f"next: python benchmarks/transfer.py pack {args.out / 'pool'} --train {args.out / 'train.json'} "
         f"--val {args.out / 'val.json'} --images {args.voc / 'JPEGImages'} --out PACK"

@@ -20,3 +20,13 @@ def test_photographs_of_one_name_in_two_folders_are_two(tmp_path):
     uris = sorted(record.uri for record in open_dataset(tmp_path / "PACK" / "dataset"))
     assert [uri.split("images/")[-1] for uri in uris] == ["a/1.jpg", "b/1.jpg", "b/1.png.jpg"]
     assert (tmp_path / "PACK" / "labelled" / "images" / "photos" / "a" / "1.jpg").is_file()
+
+
+def test_labelled_pictures_may_lie_elsewhere(tmp_path):
+    for folder in ("photos", "JPEGImages"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "1.jpg"), np.full((32, 48, 3), 99, np.uint8))
+    (tmp_path / "labels.json").write_text(json.dumps({"images": [{"file_name": "1.jpg"}]}))
+    pack(tmp_path / "photos", tmp_path / "labels.json", tmp_path / "PACK", None, tmp_path / "JPEGImages")
+    packed = tmp_path / "PACK" / "labelled" / "images" / "1.jpg"
+    assert packed.read_bytes() == (tmp_path / "JPEGImages" / "1.jpg").read_bytes()

@@ -4,13 +4,16 @@ import json
 import subprocess
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transfer import command_line
 from transfer_jobs import Job, every_job
-from transfer_pack import halve, hold_out, pack_pool
+from transfer_pack import halve, hold_out, pack_labelled, pack_pool
 
+from proposals.errors import AlignDetError
 from tests.benchmarks.packs import labelled, small_pack
 
 
@@ -70,6 +73,37 @@ def test_held_out_pictures_are_training_pictures_each_in_one_part(pack, split, n
     for half, inside in zip((train, val), ids, strict=True):
         assert {box["image_id"] for box in half["annotations"]} == set(inside)
         assert half["categories"] == content["categories"]
+
+
+def test_labels_of_a_voc_folder_are_packed_with_boxes_that_fit_the_small_pictures(tmp_path):
+    voc = tmp_path / "VOC"
+    for folder in ("Annotations", "JPEGImages"):
+        (voc / folder).mkdir(parents=True)
+    cv2.imwrite(str(voc / "JPEGImages" / "one.jpg"), np.full((480, 640, 3), 99, np.uint8))
+    (voc / "Annotations" / "one.xml").write_text(
+        "<annotation><filename>one.jpg</filename><size><width>640</width><height>480</height><depth>3</depth></size>"
+        "<object><name>cell</name><bndbox><xmin>101</xmin><ymin>41</ymin><xmax>300</xmax><ymax>140</ymax></bndbox>"
+        "</object></annotation>"
+    )
+    pack_labelled(voc, None, tmp_path, "train", 85)
+    content = json.loads((tmp_path / "train.json").read_text())
+    (box,), (image,) = content["annotations"], content["images"]
+    assert (box["bbox"], box["area"]) == ([50, 20, 100, 50], 5000)
+    small = cv2.imread(str(tmp_path / "labelled" / image["file_name"]))
+    assert small.shape == (image["height"], image["width"], 3) == (240, 320, 3)
+
+
+def test_a_picture_is_never_packed_over_its_original(tmp_path):
+    (tmp_path / "PACK").mkdir()
+    original = tmp_path / "1.jpg"
+    cv2.imwrite(str(original), np.full((480, 640, 3), 99, np.uint8))
+    for name in (str(original), "../PACK/../1.jpg"):
+        content = labelled(1)
+        content["images"][0] |= {"file_name": name, "width": 640, "height": 480}
+        (tmp_path / "labels.json").write_text(json.dumps(content))
+        with pytest.raises(AlignDetError, match="below --images"):
+            pack_labelled(tmp_path / "labels.json", tmp_path / "PACK", tmp_path / "PACK", "train", 85)
+    assert cv2.imread(str(original)).shape == (480, 640, 3)
 
 
 RESNET = ("--detectors", "fcos_resnet18", *ONE[2:], "--rates", "0.006", "--seeds", "1")

@@ -42,6 +42,8 @@ def test_listed_pictures_are_taken_and_difficult_boxes_count(archives):
         assert box["bbox"] == [10, 20, 100, 200]
         assert (box["image_id"], box["category_id"]) == (image["id"], category["id"])
         assert (box["iscrowd"], category["name"]) == (0, "dog")
+    both = json.loads((archives.out / "labels.json").read_text())
+    assert [image["file_name"] for image in both["images"]] == ["b.jpg", "d.jpg"]
 
 
 def test_a_picture_that_is_missing_is_named(archives):

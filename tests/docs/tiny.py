@@ -43,7 +43,8 @@ def _pretrain(words: list[str]) -> list[str]:
 
 def _pretrain_backbone(words: list[str]) -> list[str]:
     words = [_DETECTORS["fcos"] if word == "resnet50" else word for word in words]
-    return [*words, "--iterations", "3", "--batch-size", "4", "--workers", "0", *_options(_SIMSIAM)]
+    sizes = tuple(size for size in _SIMSIAM if "simclr" not in words or not size.startswith("predictor"))
+    return [*words, "--iterations", "3", "--batch-size", "4", "--workers", "0", *_options(sizes)]
 
 
 def _finetune(words: list[str]) -> list[str]:

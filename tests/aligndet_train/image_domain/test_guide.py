@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from tests.aligndet_train.conftest import TINY
-from tests.aligndet_train.image_domain.conftest import TINY as TINY_SIMSIAM
+from tests.aligndet_train.image_domain.conftest import TINY_SIMCLR
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "fully-unsupervised.md"
 CONFIG = str(TINY["faster_rcnn"])
@@ -33,7 +33,7 @@ def tiny(words: list[str]) -> list[str]:
     """A command of the guide with the sizes that a CPU test can afford."""
     small = [
         w
-        for key, value in TINY_SIMSIAM.items()
+        for key, value in TINY_SIMCLR.items()
         if key != "batch_size"
         for w in ("--cfg-options", f"{key}={value}")
     ]
