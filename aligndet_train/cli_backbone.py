@@ -164,6 +164,23 @@ def plugged_options(
     )
     if (warning := kept_settings(converted, stock)) is not None:
         typer.echo(f"warning: {warning}")
+    return _with_settings(options, changes, then)
+
+
+def pretraining_options(config: Path, options: dict[str, Any], weights: Path, then: str) -> dict[str, Any]:
+    """The user's ``options`` and those with which ``config``'s images are what the exported ``weights`` learned from.
+
+    then: what comes after, and needs the same settings. A user's setting goes before. Raises AlignDetError when
+    ``weights`` is no weights file.
+    """
+    from aligndet_train.backbones.plug import pretraining_settings
+    from aligndet_train.config import read_config
+
+    return _with_settings(options, pretraining_settings(weights, read_config(config, options)), then)
+
+
+def _with_settings(options: dict[str, Any], changes: dict[str, Any], then: str) -> dict[str, Any]:
+    """``options``, and of ``changes`` what they do not say; tells which."""
     applied = {name: value for name, value in changes.items() if name == _NAMES or not _says(options, name)}
     for name, value in changes.items():
         if name not in applied:

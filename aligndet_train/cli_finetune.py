@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aligndet_train import cli_options
-from aligndet_train.cli_backbone import plugged_options
+from aligndet_train.cli_backbone import plugged_options, pretraining_options
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -78,7 +78,7 @@ def finetune(
         raise AlignDetError(
             f"--weights {weights} and --backbone-weights {backbone_weights} both name the backbone's weights: drop one"
         )
-    stock = _stock_config(config, detector, cfg_options, no_python_config, backbone_weights, quiet)
+    stock = _stock_config(config, detector, cfg_options, no_python_config, weights, backbone_weights, quiet)
     from aligndet_train.console import volume
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
@@ -182,9 +182,11 @@ def _stock_config(
     detector: str | None,
     options: list[str] | None,
     no_python_config: bool,
+    weights: Path | None = None,
     backbone_weights: Path | None = None,
     quiet: bool = False,
 ) -> "Config":
+    """The config with the settings of what a fine-tuning begins from: exported ``weights``, or those of a backbone."""
     if (detector is None) == (config is None):
         raise AlignDetError("give either --config FILE or --detector NAME")
     from aligndet_train import ops
@@ -198,9 +200,12 @@ def _stock_config(
     refuse_python(config, no_python_config)
     path = config if config is not None else shipped_config(str(detector))
     changes = parse_options(options or [])
-    if backbone_weights is not None:
-        with volume("quiet" if quiet else "verbose"):
-            changes = plugged_options(path, changes, backbone_weights, then="`aligndet evaluate`")
+    then = "`aligndet evaluate`"
+    with volume("quiet" if quiet else "verbose"):
+        if weights is not None:
+            changes = pretraining_options(path, changes, weights, then)
+        if backbone_weights is not None:
+            changes = plugged_options(path, changes, backbone_weights, then)
     stock = read_config(path, changes)
     stock.custom_hooks = [*(stock.get("custom_hooks") or []), {"type": PROGRESS_HOOK}]
     return stock

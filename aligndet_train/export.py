@@ -114,13 +114,18 @@ def write_weights(state: State, out: Path, checkpoint: dict[str, Any]) -> None:
     if out.suffix not in {".safetensors", ".pth"}:
         raise AlignDetError(f"cannot export to {out}: the extension must be .safetensors or .pth")
     identity = checkpoint["identity"]
-    meta = {"config": str(identity.get("config")), "step": str(checkpoint["step"]), "format": "pt"}
+    meta = {
+        "config": str(identity.get("config")),
+        "step": str(checkpoint["step"]),
+        "format": "pt",
+        "stock_model": json.dumps(identity["stock_model"]),
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(out) as (temporary,), disk_blamed():
         if out.suffix == ".safetensors":
             # Layers of one weight under several names (Deformable DETR, RTMDet): the format wants each name its own.
             state = {name: value.clone() for name, value in state.items()}
-            save_file(state, temporary, metadata={**meta, "stock_model": json.dumps(identity["stock_model"])})
+            save_file(state, temporary, metadata=meta)
         else:
             # An open file: of a path torch hides why it cannot be written.
             with temporary.open("wb") as file:

@@ -33,7 +33,7 @@ def export_elsewhere(
 def _to_transformers(exported: State, config: dict[str, Any], out: Path) -> tuple[KeyReport, list[str]]:
     from aligndet_train.export_transformers import differences, save_transformers, to_transformers
 
-    if out.suffix in {".pth", ".safetensors"}:
+    if out.suffix in {".pth", ".safetensors"} or out.is_file():
         raise AlignDetError(f"transformers reads a folder: name one instead of {out}")
     renamed = to_transformers(exported)
     return key_report(renamed, save_transformers(exported, config, out)), differences(config)

@@ -13,7 +13,9 @@ import contextlib
 import io
 import json
 import statistics
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,9 +31,10 @@ from transfer_report import NAMES, between_markers
 from aligndet_train import ops
 from aligndet_train.backbones.files import read_file
 from aligndet_train.config import CONFIGS, read_config
-from aligndet_train.finetuning.labels import Labels, read_labels
+from aligndet_train.finetuning.labels import Labels, matched, read_labels
 from aligndet_train.finetuning.recipe import FinetuneOptions, evaluation_config
 from aligndet_train.finetuning.run import load_into
+from proposals.dataset.files import file_sha256
 
 # Rows of COCOeval.stats.
 FIGURES = {"AP": 0, "AP50": 1, "AP75": 2, "AR100": 8}
@@ -44,17 +47,23 @@ def config_of(detector: str) -> Config:
 
 
 def detect(config: Config, labels: Labels, checkpoint: Path, folder: Path, size: int) -> Path:
-    """The COCO json of the boxes that ``checkpoint`` finds, made once."""
-    found = folder / f"{checkpoint.stem}.bbox.json"
-    if not found.is_file():
-        options = FinetuneOptions(image_size=(size, size), workers=0)
-        testing = evaluation_config(config, labels, folder / "class_agnostic", options)
-        testing.test_evaluator.outfile_prefix = str(folder / checkpoint.stem)
-        testing.model.backbone.pop("weights", None)
-        with DefaultScope.overwrite_default_scope("mmdet"):
-            runner = Runner.from_cfg(testing)
-            load_into(runner.model, read_file(checkpoint).state)
-            runner.test()
+    """The COCO json of the boxes that ``checkpoint`` finds in the pictures of ``labels``, made once."""
+    of_both = f"{file_sha256(checkpoint)[:8]}{file_sha256(labels.annotations)[:8]}"
+    found = folder / f"{checkpoint.stem}.{of_both}.bbox.json"
+    if found.is_file():
+        return found
+    options = FinetuneOptions(image_size=(size, size), workers=0)
+    testing = evaluation_config(config, labels, folder / "class_agnostic", options)
+    testing.model.backbone.pop("weights", None)
+    with TemporaryDirectory(dir=folder) as scratch, DefaultScope.overwrite_default_scope("mmdet"):
+        testing.test_evaluator.outfile_prefix = str(Path(scratch) / "found")
+        runner = Runner.from_cfg(testing)
+        if left := load_into(runner.model, read_file(checkpoint).state).left_at_init:
+            sys.exit(
+                f"{checkpoint} does not fill its detector: {left[0]} and {len(left) - 1} more are missing"
+            )
+        runner.test()
+        (Path(scratch) / "found.bbox.json").replace(found)
     return found
 
 
@@ -72,20 +81,28 @@ def figures(truth: COCO, found: list[dict[str, Any]], *, with_classes: bool) -> 
 
 def without_rivals(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The boxes that no better one of their image overlaps: a detector may say several classes of one box."""
-    boxes = torch.tensor([box["bbox"] for box in found]).reshape(-1, 4)
+    boxes = torch.tensor([box["bbox"] for box in found], dtype=torch.float32).reshape(-1, 4)
     corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
     scores = torch.tensor([box["score"] for box in found])
-    images = torch.tensor([box["image_id"] for box in found])
+    # By number: ids may be words, or so large that a box beside them is lost in float32.
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(box["image_id"] for box in found))}
+    images = torch.tensor([numbers[box["image_id"]] for box in found], dtype=torch.int64)
     return [found[row] for row in batched_nms(corners, scores, images, 0.5).tolist()]
 
 
-def measured(run: Path, labels: Labels, truth: COCO) -> dict[str, Any]:
+def measured(run: Path, labels: Labels) -> dict[str, Any]:
     """One fine-tuning's labels and both kinds of figures."""
     description = json.loads((run / "labels.json").read_text())
-    size = json.loads((run / "run.json").read_text())["options"]["image_size"][0]
+    record = json.loads((run / "run.json").read_text())
+    size = record["options"]["image_size"][0]
     checkpoint = run / Path((run / "last_checkpoint").read_text().strip()).name
+    config = config_of(description["detector"])
+    # As it was fine-tuned: normalisation and classes may be others than the recipe's.
+    config.model = read_config(run / f"{record['config']}.py", {}).model
+    labels = matched(labels, tuple(record["classes"]), run / "labels")
     with contextlib.redirect_stdout(io.StringIO()):
-        path = detect(config_of(description["detector"]), labels, checkpoint, run, size)
+        truth = COCO(str(labels.annotations))
+        path = detect(config, labels, checkpoint, run, size)
         found = json.loads(path.read_text())
         named = figures(truth, found, with_classes=True)
         agnostic = figures(truth, without_rivals(found), with_classes=False)
@@ -98,12 +115,10 @@ def measure(arguments: argparse.Namespace) -> None:
     labels = read_labels(
         arguments.pack / "val.json", arguments.pack / "labelled", arguments.work_dir / "labels"
     )
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(labels.annotations))
     runs = sorted(path.parent for path in (arguments.work_dir / "finetune").glob("final+*/finished"))
     rows = []
     for run in (run for run in runs if (run / "labels.json").is_file()):
-        rows.append(measured(run, labels, truth))
+        rows.append(measured(run, labels))
         row = rows[-1]
         print(f"{row['detector']} {row['arm']} {row['schedule']} {row['fraction']} % seed {row['seed']}: "
               f"named {row['named']}, class-agnostic {row['class_agnostic']}", flush=True)  # fmt: skip

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from proposals.dataset.files import write_atomically
+
 LONG_SIDE = 320
 FRACTIONS = (10, 100)
 ARMS = ("backbone", "box", "keep")
@@ -316,9 +318,9 @@ def run_job(job: Job, log_folder: Path) -> int:
     job.folder.mkdir(parents=True, exist_ok=True)
     job.failure.unlink(missing_ok=True)
     if job.marked:
-        (job.folder / "settings.json").write_text(json.dumps(job.settings(), indent=1))
+        write_atomically(job.folder / "settings.json", json.dumps(job.settings(), indent=1).encode())
     if job.labels:
-        (job.folder / "labels.json").write_text(json.dumps(job.labels))
+        write_atomically(job.folder / "labels.json", json.dumps(job.labels).encode())
     with (log_folder / f"{slug(job.name)}.log").open("ab") as log:
         code = subprocess.run(job.command, stdout=log, stderr=log, check=False).returncode
     if code > 0 and code not in _STOPPED:

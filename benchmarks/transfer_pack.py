@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from pictures import shrink
 from transfer_jobs import LONG_SIDE, aligndet
 
-from aligndet_train.finetuning.labels import read_labels
+from aligndet_train.finetuning.labels import Labels, read_labels
 from proposals.errors import AlignDetError
 from proposals.images import has_image_suffix
 
@@ -21,11 +21,11 @@ def pack(args: argparse.Namespace) -> None:
     pool = args.out / "pool"
     print(f"{args.pool}: {pack_pool(args.pool, pool, args.quality)} photographs")
     try:
-        pack_labelled(args.train, args.images, args.out, "train", args.quality)
+        packed = pack_labelled(args.train, args.images, args.out, "train", args.quality)
         if args.val is None:
             halve(args.out)
         else:
-            pack_labelled(args.val, args.images, args.out, "val", args.quality)
+            pack_labelled(args.val, args.images, args.out, "val", args.quality, packed)
     except AlignDetError as error:
         sys.exit(str(error))
     percents = [part for percent in args.percent for part in ("--percent", percent)]
@@ -53,30 +53,49 @@ def pack_pool(photographs: Path, pool: Path, quality: int) -> int:
     return len(found)
 
 
-def pack_labelled(labels: Path, images: Path | None, out: Path, name: str, quality: int) -> None:
-    """The labelled pictures, shrunk, and OUT/NAME.json, whose boxes fit them.
+def pack_labelled(
+    labels: Path,
+    images: Path | None,
+    out: Path,
+    name: str,
+    quality: int,
+    packed: dict[Path, Path] | None = None,
+) -> dict[Path, Path]:
+    """The labelled pictures, shrunk, and OUT/NAME.json, whose boxes fit them; returns {copy: its original}.
 
-    labels: a COCO json, a VOC folder or one of its lists. Raises AlignDetError for what `aligndet finetune` refuses
-    and for pictures whose copy would lie outside of OUT.
+    labels: a COCO json, a VOC folder or one of its lists. packed: what the half before returned. Raises AlignDetError
+    for what `aligndet finetune` refuses, for a copy that would lie outside of OUT, and for one that two pictures want.
     """
     with TemporaryDirectory() as scratch:
         found = read_labels(labels, images, Path(scratch))
         content = json.loads(found.annotations.read_bytes())
-    factors, copies = {}, (out / "labelled").resolve()
+    factors, made = {}, dict(packed or {})
     for image in content["images"]:
-        source, copy = found.images / image["file_name"], copies / image["file_name"]
-        if not copy.resolve().is_relative_to(copies):
+        source, copy = places(image["file_name"], found, out / "labelled")
+        if made.setdefault(copy, source) != source:
             raise AlignDetError(
-                f"{labels}: name {source} by its path below --images, not {image['file_name']}"
+                f"{source} and {made[copy]} are both named {image['file_name']}: put both folders into one, give that "
+                "as --images, and name pictures by their paths below it"
             )
         factor = shrink(source, copy, LONG_SIDE, quality)
         factors[image["id"]] = factor
         image["width"], image["height"] = (round(image[side] * factor) for side in ("width", "height"))
+    # Where images were taken out by hand, their boxes may be left.
+    content["annotations"] = [box for box in content["annotations"] if box["image_id"] in factors]
     for box in content["annotations"]:
         factor = factors[box["image_id"]]
         box["area"] *= factor**2
         box["bbox"] = [value * factor for value in box["bbox"]]
     (out / f"{name}.json").write_text(json.dumps(content))
+    return made
+
+
+def places(name: str, labels: Labels, copies: Path) -> tuple[Path, Path]:
+    """Where a picture of ``labels`` is, and where its copy goes. Raises AlignDetError when that is outside."""
+    source, copy = (labels.images / name).resolve(), (copies / name).resolve()
+    if copy == source or not copy.is_relative_to(copies.resolve()):
+        raise AlignDetError(f"{labels.source}: name {source} by its path below --images, not {name}")
+    return source, copy
 
 
 def cluster(mined: Path, count: int) -> None:

@@ -146,7 +146,7 @@ def table_row(
     name = NAMES[arm]
     if source != detector:
         name += f" ({source.removeprefix(detector + '-')})"
-    if file := backbone_of(next(iter(runs.values()))).get("file"):
+    if file := next((given["file"] for run in runs.values() if (given := backbone_of(run))), None):
         name += f" ({file})"
     figures = [spread([run["last"][figure] for run in runs.values() if figure in run["last"]])
                for figure in ("AP", "AP50", "AP75")]  # fmt: skip
@@ -202,7 +202,9 @@ def paired(runs: dict[int, dict[str, Any]], baseline: dict[int, dict[str, Any]])
         return "", ""
     ours, theirs = ([group[seed]["last"]["AP"] for seed in both] for group in (runs, baseline))
     gain = f"{statistics.mean(ours) - statistics.mean(theirs):+.1f}"
-    return gain, f"{ttest_rel(ours, theirs).pvalue:.3f}" if len(both) > 1 else ""
+    # Pairs that are equal to the last digit have no p.
+    tells = len(both) > 1 and ours != theirs
+    return gain, f"{ttest_rel(ours, theirs).pvalue:.3f}" if tells else ""
 
 
 def seeds_of_both(runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from aligndet_train.backbones.convert import Converted, convert
 from aligndet_train.backbones.registry import backbone_of, build_backbone, constructor_parameters
 from aligndet_train.backbones.scheme import SCHEME
-from aligndet_train.backbones.trained_with import Training, trained_with
+from aligndet_train.backbones.trained_with import Training, pretrained_with, trained_with
 from aligndet_train.backbones.weights import flat_name
 from aligndet_train.config import preprocessor_of
 from aligndet_train.preprocess import InputSpec
@@ -124,6 +124,19 @@ def plugged(path: Path, config: Config) -> tuple[dict[str, Any], Converted, Fit]
     if trained is not None:
         options |= _style_option(trained, converted, backbone) | _input_options(trained, config)
     return options, converted, fitted
+
+
+def pretraining_settings(weights: Path, config: Config) -> dict[str, Any]:
+    """Dotted options with which ``config``'s detector sees images as that of the exported ``weights`` did.
+
+    None of them where the file does not say. Raises AlignDetError when it is no weights file.
+    """
+    trained = pretrained_with(weights)
+    if trained is None:
+        return {}
+    same_style = backbone_of(config).get("style", "pytorch") == trained.style
+    style = {} if same_style else {"model.backbone.style": trained.style}
+    return style | _input_options(trained, config)
 
 
 def kept_settings(converted: Converted, config: Config) -> str | None:

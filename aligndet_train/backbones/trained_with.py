@@ -1,12 +1,17 @@
 """How a file's backbone saw its images: from what the file says, else from what its project published, else unknown."""
 
 import ast
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from aligndet_train.backbones.convert import ALONE, Converted
+from aligndet_train.backbones.files import read_file
 from aligndet_train.backbones.registry import IMAGENET
 from aligndet_train.checkpoint import decoded
 from aligndet_train.preprocess import InputSpec
@@ -34,6 +39,23 @@ def trained_with(converted: Converted, backbone: Mapping[str, Any]) -> Training 
     if stated is None and (converted.project in _PUBLISHED or _is_torchvisions(converted, backbone)):
         return Training(IMAGENET, "pytorch")
     return stated
+
+
+def pretrained_with(weights: Path) -> Training | None:
+    """How the detector of a file of `aligndet export` saw its images; None when the file does not say.
+
+    Raises AlignDetError when ``weights`` is no weights file.
+    """
+    content = read_file(weights).content
+    meta: Any = content.get("meta")
+    if weights.suffix == ".safetensors":
+        with safe_open(weights, framework="pt") as file:
+            meta = file.metadata()
+    try:
+        model = json.loads(meta["stock_model"])
+        return _training(model["backbone"], model["data_preprocessor"])
+    except _UNREADABLE:
+        return None
 
 
 def _stated(converted: Converted) -> Training | None:

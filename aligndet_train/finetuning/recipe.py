@@ -295,11 +295,12 @@ def _repeats(dataset: ConfigDict) -> int:
 def _resized(pipeline: Any, size: tuple[int, int] | None) -> Any:
     changed = deepcopy(pipeline)
     for step in _steps_of(changed):
-        if size is not None and step["type"] in ("Resize", "RandomResize", "RandomChoiceResize"):
+        kind = class_name(step["type"])
+        if size is not None and kind in ("Resize", "RandomResize", "RandomChoiceResize"):
             for name in ("scales", "resize_type", "ratio_range"):
                 step.pop(name, None)
             step.update(type="Resize", scale=size, keep_ratio=True)
-        if step["type"] == "LoadAnnotations":
+        if kind == "LoadAnnotations":
             step.pop("with_mask", None)
             step.pop("with_seg", None)
     return changed

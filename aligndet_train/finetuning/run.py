@@ -388,7 +388,10 @@ def _last_checkpoint(work_dir: Path) -> Path | None:
     note = work_dir / "last_checkpoint"
     if not note.is_file():
         return None
-    path = work_dir / Path(note.read_text().strip()).name
+    name = Path(note.read_text().strip()).name
+    if not name:  # mmengine empties it before it writes, once the checkpoint itself is whole
+        return max(work_dir.glob("epoch_*.pth"), key=lambda path: path.stat().st_mtime, default=None)
+    path = work_dir / name
     if not path.is_file():
         raise AlignDetError(
             f"{note} names {path.name}, which is gone: the run cannot go on. Choose a new --work-dir, or write the "

@@ -11,6 +11,7 @@ import numpy as np
 
 from aligndet_train.finetuning.labels import coco_form
 from aligndet_train.finetuning.voc_lists import is_voc_list, read_truth
+from proposals.dataset.files import write_atomically
 from proposals.errors import AlignDetError
 from proposals.ground_truth import require_own_ids
 
@@ -69,7 +70,7 @@ def split(annotations: Path, out: Path, percents: Sequence[float], seeds: Sequen
             chosen = set(choose(ids, percent, seed))
             part = _part(whole, chosen)
             path = out / f"{stem}.{percent:g}@{seed}.json"
-            path.write_text(json.dumps(part))
+            write_atomically(path, json.dumps(part).encode())
             missing = used - {box["category_id"] for box in part["annotations"]}
             lost = tuple(sorted(str(names.get(category, category)) for category in missing))
             subsets.append(Subset(path, len(part["images"]), len(part["annotations"]), lost))

@@ -1,5 +1,6 @@
 """Sets of a VOC folder, as its ``ImageSets/Main/*.txt`` list them: on each line an image's name without extension."""
 
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,11 +39,13 @@ def read_truth(path: Path) -> GroundTruth:
     """
     if not is_voc_list(path):
         return read_ground_truth(path)
-    listed = _stems(path)
+    lines = _lines(path)
     folder = voc_root(path) / "Annotations"
     # In the order of the names, as read_ground_truth reads them; <filename> may say another one.
     stems = [xml.stem for xml in sorted(folder.glob("*.xml"))]
     known = set(stems)
+    # Lists of one class have a second column, which says whether the image shows it.
+    listed = list(dict.fromkeys(_stem(line, known) for line in lines))
     missing = [stem for stem in listed if stem not in known]
     if missing:
         raise AlignDetError(
@@ -52,8 +55,12 @@ def read_truth(path: Path) -> GroundTruth:
     return _part(read_ground_truth(folder), np.isin(stems, listed))
 
 
-def _stems(path: Path) -> list[str]:
-    """The first column; lists of one class have a second, which says whether the image shows it."""
+def _stem(line: str, known: Container[str]) -> str:
+    first = line.split()[0]
+    return line if line in known or first not in known else first
+
+
+def _lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
@@ -62,7 +69,7 @@ def _stems(path: Path) -> list[str]:
         ) from error
     except UnicodeDecodeError as error:
         raise AlignDetError(f"{path} is no list of images: it is not UTF-8 text. Write it anew") from error
-    found = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise AlignDetError(f"{path} lists no image: give each a line, its name without extension")
     return found

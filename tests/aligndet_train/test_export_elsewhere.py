@@ -355,3 +355,6 @@ def test_verb_writes_a_folder_that_transformers_loads(small_detr, tmp_path):
     assert theirs.class_labels_classifier.out_features == 81
     with pytest.raises(AlignDetError, match="transformers reads a folder"):
         export_elsewhere(checkpoint, tmp_path / "hf.pth", "transformers")
+    (tmp_path / "a file").touch()
+    with pytest.raises(AlignDetError, match="a file"):
+        export_elsewhere(checkpoint, tmp_path / "a file", "transformers")

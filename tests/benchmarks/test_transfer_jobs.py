@@ -106,6 +106,25 @@ def test_a_picture_is_never_packed_over_its_original(tmp_path):
     assert cv2.imread(str(original)).shape == (480, 640, 3)
 
 
+def test_two_pictures_of_one_name_are_refused_and_boxes_of_none_left_out(tmp_path):
+    content = labelled(1)
+    content["images"][0] |= {"width": 640, "height": 480}
+    content["annotations"].append({**content["annotations"][0], "id": 9, "image_id": 9})
+    for half in ("A", "B"):
+        (tmp_path / half).mkdir()
+        cv2.imwrite(
+            str(tmp_path / half / content["images"][0]["file_name"]), np.zeros((480, 640, 3), np.uint8)
+        )
+        (tmp_path / half / "labels.json").write_text(json.dumps(content))
+    out = tmp_path / "PACK"
+    packed = pack_labelled(tmp_path / "A" / "labels.json", None, out, "train", 85)
+    assert len(json.loads((out / "train.json").read_text())["annotations"]) == 1
+    with pytest.raises(AlignDetError, match=r"B/0\.jpg and .*A/0\.jpg are both named 0\.jpg"):
+        pack_labelled(tmp_path / "B" / "labels.json", None, out, "val", 85, packed)
+    with pytest.raises(AlignDetError, match="below --images"):
+        pack_labelled(out / "train.json", out / "labelled", out, "again", 85)
+
+
 RESNET = ("--detectors", "fcos_resnet18", *ONE[2:], "--rates", "0.006", "--seeds", "1")
 
 

@@ -70,6 +70,20 @@ def test_seeds_of_different_backbones_are_no_mean(tmp_path):
         by_cell(runs)
 
 
+def test_a_backbone_is_named_by_the_seed_that_has_ended(tmp_path):
+    runs = [run_of("backbone", seed, 3.0) for seed in (0, 1)]
+    runs[1]["run"]["backbone_weights"] = {"file": "simclr.pth", "sha256": "a"}
+    runs[0] |= {"last": {}, "epochs": []}
+    del runs[0]["run"]
+    assert "| backbone only (simclr.pth) |" in reported(write(tmp_path / "runs.json", runs)).stdout
+
+
+def test_arms_that_are_equal_have_no_p(tmp_path):
+    runs = [run_of(arm, seed, 0.0) for arm in ("backbone", "box") for seed in (0, 1)]
+    printed = reported(write(tmp_path / "runs.json", runs)).stdout
+    assert "| +0.0 |  | 2 of 2 |" in printed
+
+
 def test_failed_jobs_are_named_by_the_folder_and_by_its_json(tmp_path):
     work = tmp_path / "W"
     ended = work / "finetune" / "final+box+0"

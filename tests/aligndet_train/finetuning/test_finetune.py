@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from typer.testing import CliRunner
 
 from aligndet_train.backbones.ours import write_backbone
@@ -94,6 +95,10 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert again["epochs"][0] == results["epochs"][0]
     killed_before_the_figures = {**again, "epochs": again["epochs"][:1]}
     (tmp_path / "F" / "results.json").write_text(json.dumps(killed_before_the_figures))
+    code, output = invoke(*command, "--epochs", 2)
+    assert code == 0, output
+    assert json.loads((tmp_path / "F" / "results.json").read_text())["epochs"] == again["epochs"]
+    (tmp_path / "F" / "last_checkpoint").write_text("")  # a kill while mmengine wrote it
     code, output = invoke(*command, "--epochs", 2)
     assert code == 0, output
     assert json.loads((tmp_path / "F" / "results.json").read_text())["epochs"] == again["epochs"]
@@ -259,6 +264,33 @@ def test_a_backbone_alone_keeps_the_usual_rates(labels, tmp_path):
     assert code == 0, output
     run = json.loads((tmp_path / "F" / "run.json").read_text())
     assert run["weight_decay"] == stock.optim_wrapper.optimizer.weight_decay
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_images_are_normalised_as_pretraining_did(name, labels, tmp_path):
+    changed = {"model.data_preprocessor.mean": [1.0, 2.0, 3.0], "model.backbone.style": "caffe"}
+    run = load_run_config(CONFIGS / "tiny_fcos.py", {}, changed)
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    last = save_checkpoint(
+        tmp_path, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model}
+    )
+    export(last, tmp_path / name)
+
+    def learned_with(*more: str) -> Config:
+        code, output = invoke(
+            "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
+            labels.images, "--image-size", "64x48", "--workers", 0, "--epochs", 1, "--batch-size", 4, "--lr", 0,
+            "--weights", tmp_path / name, "--work-dir", tmp_path / f"F{len(more)}", *more,
+        )  # fmt: skip
+        assert code == 0, output
+        assert "data_preprocessor.mean=[1.0, 2.0, 3.0]" in re.sub(r"\s+", " ", output)
+        return Config.fromfile(tmp_path / f"F{len(more)}" / "tiny_fcos.py")
+
+    config = learned_with()
+    assert (config.model.data_preprocessor.mean, config.model.backbone.style) == ([1, 2, 3], "caffe")
+    mine = learned_with("--cfg-options", "model.data_preprocessor.mean=[9.,9.,9.]")
+    assert mine.model.data_preprocessor.mean == [9, 9, 9]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmdet.datasets.transforms import Resize
 from mmdet.registry import DATASETS, PARAM_SCHEDULERS
 from mmengine.config import Config
 from mmengine.optim import CosineAnnealingLR
@@ -203,6 +204,15 @@ def test_rare_classes_stay_oversampled_and_figures_are_of_every_image_once(label
 def test_images_are_resized_inside_a_choice_of_pipelines(labels):
     config = recipe(stock("detr/detr_r50_8xb2-150e_coco"), labels, image_size=(96, 64))
     assert max(first_sample(config)["inputs"].shape[1:]) <= 96
+
+
+@pytest.mark.parametrize("named", ["mmdet.Resize", "mmdet.datasets.transforms.Resize", Resize])
+def test_images_are_resized_however_a_config_names_the_transform(named, labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    for step in config.train_dataloader.dataset.pipeline:
+        if step["type"] == "Resize":
+            step["type"] = named
+    assert max(first_sample(recipe(config, labels, image_size=(96, 64)))["inputs"].shape[1:]) <= 96
 
 
 def test_mosaics_reach_the_model(labels):

@@ -83,6 +83,17 @@ def test_lists_as_people_have_them(text, voc, tmp_path):
     assert shown(read_labels(listed(voc, "cat_train", text), None, tmp_path / "scratch")) == of("b", "d")
 
 
+def test_names_may_have_spaces(voc, tmp_path):
+    for old, new in (("b", "my photo 1"), ("d", "my photo 2"), ("a", "my")):
+        xml = voc / "Annotations" / f"{old}.xml"
+        xml.rename(xml.with_stem(new))
+    path = listed(voc, "spaced", "my photo 1\nmy photo 2\n")
+    assert shown(read_labels(path, None, tmp_path / "scratch")) == of("b", "d")
+    listed(voc, "spaced", "my photo 1\nyour photo 2\n")
+    with pytest.raises(AlignDetError, match=r"1 of 2 images .* have no xml .*your photo 2 first"):
+        read_labels(path, None, tmp_path)
+
+
 def test_a_list_is_found_from_the_folder_it_is_in(voc, tmp_path, monkeypatch):
     monkeypatch.chdir(voc / "ImageSets" / "Main")
     assert shown(read_labels(Path("val.txt"), None, tmp_path / "scratch")) == of("a", "c")
