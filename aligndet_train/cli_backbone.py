@@ -142,12 +142,9 @@ def inspect(
         console.print(part)
 
 
-def plugged_options(
-    config: Path, options: dict[str, Any], weights: Path, then: str = "fine-tuning"
-) -> dict[str, Any]:
+def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dict[str, Any]:
     """The user's ``options`` and those that put ``weights`` into the backbone of ``config``; says what it does.
 
-    then: what comes after, and needs the same settings.
     A user's setting goes before what the weights were trained with. Raises AlignDetError when one names other weights,
     or the file does not fill the backbone.
     """
@@ -164,29 +161,28 @@ def plugged_options(
     )
     if (warning := kept_settings(converted, stock)) is not None:
         typer.echo(f"warning: {warning}")
-    return _with_settings(options, changes, then)
+    return _with_settings(options, changes)
 
 
-def pretraining_options(config: Path, options: dict[str, Any], weights: Path, then: str) -> dict[str, Any]:
-    """The user's ``options`` and those with which ``config``'s images are what the exported ``weights`` learned from.
+def detector_options(config: Path, options: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """The user's ``options`` and those with which ``config``'s images are as the detector of ``weights`` had them.
 
-    then: what comes after, and needs the same settings. A user's setting goes before. Raises AlignDetError when
-    ``weights`` is no weights file.
+    A user's setting goes before. Raises AlignDetError when ``weights`` is no weights file.
     """
-    from aligndet_train.backbones.plug import pretraining_settings
+    from aligndet_train.backbones.plug import detector_settings
     from aligndet_train.config import read_config
 
-    return _with_settings(options, pretraining_settings(weights, read_config(config, options)), then)
+    return _with_settings(options, detector_settings(weights, read_config(config, options)))
 
 
-def _with_settings(options: dict[str, Any], changes: dict[str, Any], then: str) -> dict[str, Any]:
+def _with_settings(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """``options``, and of ``changes`` what they do not say; tells which."""
     applied = {name: value for name, value in changes.items() if name == _NAMES or not _says(options, name)}
     for name, value in changes.items():
         if name not in applied:
             typer.echo(f"your --cfg-options go before {name}={value!r}, which the weights were trained with")
         elif name not in (*_WEIGHTS, _NAMES):
-            typer.echo(f"as the weights were trained: --cfg-options {name}={value!r} ({then} needs it too)")
+            typer.echo(f"as the weights were trained: --cfg-options {name}={value!r}")
     # Options of whole dictionaries first: a dotted one reaches inside.
     return deepcopy(options) | applied
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aligndet_train import cli_options
-from aligndet_train.cli_backbone import plugged_options, pretraining_options
+from aligndet_train.cli_backbone import detector_options, plugged_options
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -132,7 +132,7 @@ def evaluate(
     Example: `aligndet evaluate --detector fcos --weights F/epoch_12.pth --val val.json --work-dir E`
     """
     require_extra("train", "evaluate")
-    stock = _stock_config(config, detector, cfg_options, no_python_config)
+    stock = _stock_config(config, detector, cfg_options, no_python_config, weights, quiet=as_json)
     from aligndet_train.console import volume
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
@@ -186,7 +186,7 @@ def _stock_config(
     backbone_weights: Path | None = None,
     quiet: bool = False,
 ) -> "Config":
-    """The config with the settings of what a fine-tuning begins from: exported ``weights``, or those of a backbone."""
+    """The config, and in it how the detector of ``weights``, or the backbone of the other file, saw its images."""
     if (detector is None) == (config is None):
         raise AlignDetError("give either --config FILE or --detector NAME")
     from aligndet_train import ops
@@ -200,12 +200,11 @@ def _stock_config(
     refuse_python(config, no_python_config)
     path = config if config is not None else shipped_config(str(detector))
     changes = parse_options(options or [])
-    then = "`aligndet evaluate`"
     with volume("quiet" if quiet else "verbose"):
         if weights is not None:
-            changes = pretraining_options(path, changes, weights, then)
+            changes = detector_options(path, changes, weights)
         if backbone_weights is not None:
-            changes = plugged_options(path, changes, backbone_weights, then)
+            changes = plugged_options(path, changes, backbone_weights)
     stock = read_config(path, changes)
     stock.custom_hooks = [*(stock.get("custom_hooks") or []), {"type": PROGRESS_HOOK}]
     return stock

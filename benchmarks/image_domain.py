@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from line_chart import line_chart
-from pictures import shrink
+from pictures import require_apart, shrink
 from tqdm import tqdm
 
 from aligndet_train import ops
@@ -57,6 +57,7 @@ def pack(images: Path, labels: Path, out: Path, limit: int | None, labelled: Pat
 
     labelled: the folder of the pictures of ``labels``; default images/ beside the json, or its own folder.
     """
+    require_apart(out, (images, labels))
     small = out / "images"
     small.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in images.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})

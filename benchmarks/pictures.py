@@ -1,9 +1,17 @@
 """Shrunk copies of photographs, for packs that are carried to another machine."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
+
+
+def require_apart(out: Path, given: Iterable[Path | None]) -> None:
+    """End the process when ``out``, where much is written and removed, holds one of ``given`` or is inside of it."""
+    for path in (path.resolve() for path in given if path is not None):
+        if path.is_relative_to(out.resolve()) or out.resolve().is_relative_to(path):
+            sys.exit(f"--out {out} and {path} are one inside of the other: name a new folder beside it")
 
 
 def shrink(source: Path, target: Path, long_side: int, quality: int) -> float:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pictures import shrink
+from pictures import require_apart, shrink
 from transfer_jobs import LONG_SIDE, aligndet
 
 from aligndet_train.finetuning.labels import Labels, read_labels
@@ -18,6 +18,7 @@ from proposals.images import has_image_suffix
 
 def pack(args: argparse.Namespace) -> None:
     """Shrink, mine, split. Ends the process, naming the picture or the labels, where they cannot be read."""
+    require_apart(args.out, (args.pool, args.train, args.val))
     pool = args.out / "pool"
     print(f"{args.pool}: {pack_pool(args.pool, pool, args.quality)} photographs")
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from aligndet_train.backbones.convert import Converted, convert
 from aligndet_train.backbones.registry import backbone_of, build_backbone, constructor_parameters
 from aligndet_train.backbones.scheme import SCHEME
-from aligndet_train.backbones.trained_with import Training, pretrained_with, trained_with
+from aligndet_train.backbones.trained_with import Training, detector_trained_with, trained_with
 from aligndet_train.backbones.weights import flat_name
 from aligndet_train.config import preprocessor_of
 from aligndet_train.preprocess import InputSpec
@@ -126,16 +126,18 @@ def plugged(path: Path, config: Config) -> tuple[dict[str, Any], Converted, Fit]
     return options, converted, fitted
 
 
-def pretraining_settings(weights: Path, config: Config) -> dict[str, Any]:
-    """Dotted options with which ``config``'s detector sees images as that of the exported ``weights`` did.
+def detector_settings(weights: Path, config: Config) -> dict[str, Any]:
+    """Dotted options with which ``config``'s detector sees images as that of ``weights`` did, exported or fine-tuned.
 
     None of them where the file does not say. Raises AlignDetError when it is no weights file.
     """
-    trained = pretrained_with(weights)
-    if trained is None:
+    trained = detector_trained_with(weights)
+    if trained is None or config.model.get("backbone") is None:
         return {}
-    same_style = backbone_of(config).get("style", "pytorch") == trained.style
-    style = {} if same_style else {"model.backbone.style": trained.style}
+    backbone = backbone_of(config)
+    has_one = "style" in constructor_parameters(backbone["type"])
+    other = has_one and backbone.get("style", "pytorch") != trained.style
+    style = {"model.backbone.style": trained.style} if other else {}
     return style | _input_options(trained, config)
 
 
@@ -204,16 +206,15 @@ def _style_option(trained: Training, converted: Converted, backbone: Mapping[str
 
 def _input_options(trained: Training, config: Config) -> dict[str, Any]:
     place, present = preprocessor_of(config, "the config")
-    has = InputSpec.from_stock(present)
-    return {
-        f"{place}.{name}": list(value) if isinstance(value, tuple) else value
-        for name in ("mean", "std", "bgr_to_rgb")
-        if _plain(value := getattr(trained.inputs, name)) != _plain(getattr(has, name))
-    }
-
-
-def _plain(value: Any) -> Any:
-    return [float(item) for item in value] if isinstance(value, (list, tuple)) else value
+    has, inputs = InputSpec.from_stock(present), trained.inputs
+    options: dict[str, Any] = {}
+    if (has.mean, has.std) != (inputs.mean, inputs.std):  # mmengine takes both or none
+        options |= {"mean": list(inputs.mean), "std": list(inputs.std)}
+    if has.bgr_to_rgb != inputs.bgr_to_rgb:
+        # Its other name means the same, and would stay.
+        name = "rgb_to_bgr" if present.get("rgb_to_bgr") else "bgr_to_rgb"
+        options[name] = inputs.bgr_to_rgb
+    return {f"{place}.{name}": value for name, value in options.items()}
 
 
 def _wanted(backbone: Mapping[str, Any]) -> dict[str, Tensor]:

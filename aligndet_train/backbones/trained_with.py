@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import safe_open
 
 from aligndet_train.backbones.convert import ALONE, Converted
-from aligndet_train.backbones.files import read_file
+from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.backbones.registry import IMAGENET
 from aligndet_train.checkpoint import decoded
 from aligndet_train.preprocess import InputSpec
@@ -19,7 +19,16 @@ from aligndet_train.preprocess import InputSpec
 # Trained on RGB with ImageNet's mean and deviation, the stride in the 3x3 convolution, by their papers' code.
 _PUBLISHED = ("MoCo v1/v2", "MoCo v3", "PixPro", "SimMIM", "SimSiam", "DINOv2", "DINO", "SwAV", "MAE")
 _LONGEST_CONFIG = 10**6
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, RecursionError, MemoryError)
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)
@@ -41,31 +50,40 @@ def trained_with(converted: Converted, backbone: Mapping[str, Any]) -> Training 
     return stated
 
 
-def pretrained_with(weights: Path) -> Training | None:
-    """How the detector of a file of `aligndet export` saw its images; None when the file does not say.
+def detector_trained_with(weights: Path) -> Training | None:
+    """How the detector of a file of `aligndet export`, or of mmengine's with its config, saw its images; None when the
+    file does not say.
 
     Raises AlignDetError when ``weights`` is no weights file.
     """
-    content = read_file(weights).content
-    meta: Any = content.get("meta")
-    if weights.suffix == ".safetensors":
-        with safe_open(weights, framework="pt") as file:
-            meta = file.metadata()
+    file = read_file(weights)
     try:
-        model = json.loads(meta["stock_model"])
-        return _training(model["backbone"], model["data_preprocessor"])
+        return _of_detector(_meta(file))
     except _UNREADABLE:
         return None
 
 
 def _stated(converted: Converted) -> Training | None:
-    """What the file says: a backbone.pth, a checkpoint of our box-domain stage, or mmengine's with its config."""
+    """What the file says: a backbone.pth, our box-domain stage's checkpoint or export, mmengine's with its config."""
     content = converted.file.content
     if converted.meta is not None:
         return _training(converted.meta["backbone"], converted.meta["inputs"])
-    meta = content.get("meta")
     if isinstance(content.get("identity"), str):
         model = decoded(content["identity"])["stock_model"]
+        return _training(model["backbone"], model["data_preprocessor"])
+    return _of_detector(_meta(converted.file))
+
+
+def _meta(file: WeightsFile) -> Any:
+    if file.path.suffix != ".safetensors":
+        return file.content.get("meta")
+    with safe_open(file.path, framework="pt") as stream:
+        return stream.metadata()
+
+
+def _of_detector(meta: Any) -> Training | None:
+    if isinstance(meta, Mapping) and isinstance(meta.get("stock_model"), str):
+        model = json.loads(meta["stock_model"])
         return _training(model["backbone"], model["data_preprocessor"])
     text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, Mapping) else None
     if not isinstance(text, str) or len(text) > _LONGEST_CONFIG:

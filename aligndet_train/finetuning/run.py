@@ -390,7 +390,7 @@ def _last_checkpoint(work_dir: Path) -> Path | None:
         return None
     name = Path(note.read_text().strip()).name
     if not name:  # mmengine empties it before it writes, once the checkpoint itself is whole
-        return max(work_dir.glob("epoch_*.pth"), key=lambda path: path.stat().st_mtime, default=None)
+        return max(work_dir.glob("epoch_*.pth"), key=lambda path: int(path.stem[6:]), default=None)
     path = work_dir / name
     if not path.is_file():
         raise AlignDetError(

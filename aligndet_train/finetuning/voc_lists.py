@@ -44,7 +44,6 @@ def read_truth(path: Path) -> GroundTruth:
     # In the order of the names, as read_ground_truth reads them; <filename> may say another one.
     stems = [xml.stem for xml in sorted(folder.glob("*.xml"))]
     known = set(stems)
-    # Lists of one class have a second column, which says whether the image shows it.
     listed = list(dict.fromkeys(_stem(line, known) for line in lines))
     missing = [stem for stem in listed if stem not in known]
     if missing:
@@ -56,8 +55,9 @@ def read_truth(path: Path) -> GroundTruth:
 
 
 def _stem(line: str, known: Container[str]) -> str:
-    first = line.split()[0]
-    return line if line in known or first not in known else first
+    """The name on a line, which may have spaces. Lists of one class have a second column: does the image show it."""
+    name, _, shown = line.rpartition(" ")
+    return name.rstrip() if line not in known and shown in ("-1", "0", "1") and name.strip() else line
 
 
 def _lines(path: Path) -> list[str]:

@@ -50,10 +50,11 @@ from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.export import write_weights
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+identified = {"identity": {"stock_model": {}}, "step": 1}
 folder, model = pathlib.Path(sys.argv[1]), torch.nn.Linear(300, 300)
 save = {
     "last": lambda: save_checkpoint(folder, model, torch.optim.SGD(model.parameters(), lr=0.1), 2, {}),
-    "pth": lambda: write_weights(model.state_dict(), folder / "model.pth", {"identity": {}, "step": 1}),
+    "pth": lambda: write_weights(model.state_dict(), folder / "model.pth", identified),
 }[sys.argv[2]]
 try:
     save()

@@ -173,7 +173,9 @@ def weights(path: Path) -> object:
     """A weights file, as `backbone inspect`, `--backbone-weights`, `finetune` and `evaluate` read it."""
     from aligndet_train.backbones.convert import convert
     from aligndet_train.backbones.inspect import headline
+    from aligndet_train.backbones.trained_with import detector_trained_with
 
+    detector_trained_with(path)
     return headline(convert(path))
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pictures import require_apart
 from safetensors.torch import load_file, save_file
 from transfer import command_line
 from transfer_jobs import Job, every_job
@@ -123,6 +124,17 @@ def test_two_pictures_of_one_name_are_refused_and_boxes_of_none_left_out(tmp_pat
         pack_labelled(tmp_path / "B" / "labels.json", None, out, "val", 85, packed)
     with pytest.raises(AlignDetError, match="below --images"):
         pack_labelled(out / "train.json", out / "labelled", out, "again", 85)
+
+
+def test_what_is_packed_lies_outside_of_the_pack(tmp_path):
+    (tmp_path / "IN" / "pool").mkdir(parents=True)
+    for out, pool in (
+        (tmp_path / "IN", tmp_path / "IN" / "pool"),
+        (tmp_path / "IN" / "pool" / "P", tmp_path / "IN"),
+    ):
+        with pytest.raises(SystemExit, match="inside of the other"):
+            require_apart(out, (None, pool))
+    require_apart(tmp_path / "PACK", (tmp_path / "IN" / "pool", None))
 
 
 RESNET = ("--detectors", "fcos_resnet18", *ONE[2:], "--rates", "0.006", "--seeds", "1")

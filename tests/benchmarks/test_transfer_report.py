@@ -78,10 +78,12 @@ def test_a_backbone_is_named_by_the_seed_that_has_ended(tmp_path):
     assert "| backbone only (simclr.pth) |" in reported(write(tmp_path / "runs.json", runs)).stdout
 
 
-def test_arms_that_are_equal_have_no_p(tmp_path):
-    runs = [run_of(arm, seed, 0.0) for arm in ("backbone", "box") for seed in (0, 1)]
+@pytest.mark.parametrize(("gain", "shown"), [(0.0, "+0.0"), (0.3, "+0.3")])
+def test_arms_that_differ_by_the_same_in_every_seed_have_no_p(gain, shown, tmp_path):
+    aps = {"backbone": (9.4, 12.4), "box": (9.4 + gain, 12.4 + gain)}
+    runs = [run_of(arm, seed, ap) for arm, given in aps.items() for seed, ap in enumerate(given)]
     printed = reported(write(tmp_path / "runs.json", runs)).stdout
-    assert "| +0.0 |  | 2 of 2 |" in printed
+    assert f"| {shown} |  | 2 of 2 |" in printed
 
 
 def test_failed_jobs_are_named_by_the_folder_and_by_its_json(tmp_path):

@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from aligndet_train.backbones.convert import convert
 from aligndet_train.backbones.ours import write_backbone
-from aligndet_train.backbones.plug import kept_settings, plugged
+from aligndet_train.backbones.plug import detector_settings, kept_settings, plugged
 from aligndet_train.backbones.registry import build_backbone, find_backbone
 from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.checkpoint import encoded
@@ -224,3 +224,45 @@ def test_only_settings_that_were_applied_are_called_the_weights_own(tmp_path, ca
     ]
     assert any("bgr_to_rgb=True" in line for line in said)
     assert not any("style" in line for line in said)
+
+
+def recorded(path, inputs: dict, style: str = "pytorch"):
+    """A file of `aligndet export`, as far as it says how images were seen."""
+    model = {"backbone": {"type": "ResNet", "style": style}, "data_preprocessor": inputs}
+    torch.save(
+        {"state_dict": {"neck.weight": torch.zeros(1)}, "meta": {"stock_model": json.dumps(model)}}, path
+    )
+    return path
+
+
+SEEN = {"mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0]}
+
+
+def seen(backbone: str, **inputs: object) -> Config:
+    return Config({"model": {"backbone": {"type": backbone}, "data_preprocessor": inputs}})
+
+
+@pytest.mark.parametrize(
+    ("style", "config", "options"),
+    [
+        ("pytorch", seen("ResNet", **SEEN), {}),
+        ("pytorch", seen("ResNet", **SEEN, rgb_to_bgr=True), {"model.data_preprocessor.rgb_to_bgr": False}),
+        ("caffe", seen("ResNet", **SEEN), {"model.backbone.style": "caffe"}),
+        ("caffe", seen("SwinTransformer", **SEEN), {}),
+        (
+            "pytorch",
+            seen("ResNet", pad_size_divisor=32),
+            {f"model.data_preprocessor.{name}": value for name, value in SEEN.items()},
+        ),
+        ("pytorch", Config({"model": {"detector": {}}}), {}),
+    ],
+    ids=["same", "swap by its other name", "style", "no style", "no normalisation", "no backbone"],
+)
+def test_a_detector_sees_images_as_that_of_the_exported_weights(style, config, options, tmp_path):
+    assert detector_settings(recorded(tmp_path / "model.pth", SEEN, style), config) == options
+
+
+@pytest.mark.parametrize("mean", [10**400, "one", [1.0], None])
+def test_weights_that_say_nonsense_of_their_images_change_nothing(mean, tmp_path):
+    path = recorded(tmp_path / "model.pth", {"mean": [mean] * 3, "std": [1.0] * 3})
+    assert detector_settings(path, seen("ResNet", mean=[9.0] * 3, std=[9.0] * 3)) == {}

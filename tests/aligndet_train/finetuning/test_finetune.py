@@ -99,8 +99,10 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert code == 0, output
     assert json.loads((tmp_path / "F" / "results.json").read_text())["epochs"] == again["epochs"]
     (tmp_path / "F" / "last_checkpoint").write_text("")  # a kill while mmengine wrote it
+    written = (tmp_path / "F" / "epoch_2.pth").stat().st_mtime_ns
     code, output = invoke(*command, "--epochs", 2)
     assert code == 0, output
+    assert (tmp_path / "F" / "epoch_2.pth").stat().st_mtime_ns == written, "nothing was left to train"
     assert json.loads((tmp_path / "F" / "results.json").read_text())["epochs"] == again["epochs"]
     killed_before_any_figures = tmp_path / "F" / "results.json"
     killed_before_any_figures.unlink()
@@ -277,19 +279,26 @@ def test_images_are_normalised_as_pretraining_did(name, labels, tmp_path):
     )
     export(last, tmp_path / name)
 
-    def learned_with(*more: str) -> Config:
+    def learned_with(folder: str, *more: str) -> Config:
         code, output = invoke(
             "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
             labels.images, "--image-size", "64x48", "--workers", 0, "--epochs", 1, "--batch-size", 4, "--lr", 0,
-            "--weights", tmp_path / name, "--work-dir", tmp_path / f"F{len(more)}", *more,
+            "--weights", tmp_path / name, "--work-dir", tmp_path / folder, *more,
         )  # fmt: skip
         assert code == 0, output
         assert "data_preprocessor.mean=[1.0, 2.0, 3.0]" in re.sub(r"\s+", " ", output)
-        return Config.fromfile(tmp_path / f"F{len(more)}" / "tiny_fcos.py")
+        return Config.fromfile(tmp_path / folder / "tiny_fcos.py")
 
-    config = learned_with()
+    config = learned_with("F")
     assert (config.model.data_preprocessor.mean, config.model.backbone.style) == ([1, 2, 3], "caffe")
-    mine = learned_with("--cfg-options", "model.data_preprocessor.mean=[9.,9.,9.]")
+    code, output = invoke(
+        "evaluate", "--config", CONFIGS / "tiny_fcos.py", "--val", labels.annotations, "--val-images", labels.images,
+        "--image-size", "64x48", "--workers", 0, "--weights", tmp_path / "F" / "epoch_1.pth",
+        "--work-dir", tmp_path / "E",
+    )  # fmt: skip
+    assert code == 0, output
+    assert "data_preprocessor.mean=[1.0, 2.0, 3.0]" in re.sub(r"\s+", " ", output)
+    mine = learned_with("G", "--cfg-options", "model.data_preprocessor.mean=[9.,9.,9.]")
     assert mine.model.data_preprocessor.mean == [9, 9, 9]
 
 

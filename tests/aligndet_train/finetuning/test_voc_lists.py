@@ -87,10 +87,11 @@ def test_names_may_have_spaces(voc, tmp_path):
     for old, new in (("b", "my photo 1"), ("d", "my photo 2"), ("a", "my")):
         xml = voc / "Annotations" / f"{old}.xml"
         xml.rename(xml.with_stem(new))
-    path = listed(voc, "spaced", "my photo 1\nmy photo 2\n")
-    assert shown(read_labels(path, None, tmp_path / "scratch")) == of("b", "d")
-    listed(voc, "spaced", "my photo 1\nyour photo 2\n")
-    with pytest.raises(AlignDetError, match=r"1 of 2 images .* have no xml .*your photo 2 first"):
+    for lines in ("my photo 1\nmy photo 2\n", "my photo 1 -1\nmy photo 2  1\n"):
+        path = listed(voc, "spaced", lines)
+        assert shown(read_labels(path, None, tmp_path / "scratch")) == of("b", "d")
+    listed(voc, "spaced", "my photo 1\nmy photo 3\n")
+    with pytest.raises(AlignDetError, match=r"1 of 2 images .* have no xml .*my photo 3 first"):
         read_labels(path, None, tmp_path)
 
 
