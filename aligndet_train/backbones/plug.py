@@ -136,9 +136,7 @@ def detector_settings(weights: Path, config: Config) -> dict[str, Any]:
         return {}
     backbone = backbone_of(config)
     has_one = "style" in constructor_parameters(backbone["type"])
-    other = has_one and backbone.get("style", "pytorch") != trained.style
-    style = {"model.backbone.style": trained.style} if other else {}
-    return style | _input_options(trained, config)
+    return (_other_style(trained, backbone) if has_one else {}) | _input_options(trained, config)
 
 
 def kept_settings(converted: Converted, config: Config) -> str | None:
@@ -200,6 +198,10 @@ def _require_loaded(path: Path, backbone: Mapping[str, Any], converted: Converte
 def _style_option(trained: Training, converted: Converted, backbone: Mapping[str, Any]) -> dict[str, Any]:
     if converted.family.name != "ResNet" or backbone["type"] == "TimmBackbone":
         return {}
+    return _other_style(trained, backbone)
+
+
+def _other_style(trained: Training, backbone: Mapping[str, Any]) -> dict[str, Any]:
     same = backbone.get("style", "pytorch") == trained.style
     return {} if same else {"model.backbone.style": trained.style}
 
