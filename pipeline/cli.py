@@ -103,7 +103,11 @@ _Engine = Annotated[
 ]
 _ImageTimeout = Annotated[
     float | None,
-    typer.Option(min=0.1, help="Seconds for one image, then it is rejected. Default: 120, more when large."),
+    typer.Option(
+        min=0.1,
+        max=86400.0,
+        help="Seconds for one image, then it is rejected. Default: 120, more when large.",
+    ),
 ]
 _ImageMemory = Annotated[
     float, typer.Option(min=0.05, help="GiB of memory for one image, then it is rejected.")
@@ -202,8 +206,11 @@ def mine(
         console.print(
             f"{out} has no rejected image: nothing to do."
             if retry_rejected
-            else f"{out} is complete already, mined from the same images by the same recipe: nothing to do."
+            else f"{out} is complete already, mined from the same images by the same recipe: nothing to do.",
+            markup=False,
         )
     console.print(summary(outcome, place, time.monotonic() - start))
     if outcome.manifest.totals.images:
-        console.print(f"look at it: aligndet show {out} --out sheet.png", highlight=False, soft_wrap=True)
+        console.print(
+            f"look at it: aligndet show {out} --out sheet.png", highlight=False, soft_wrap=True, markup=False
+        )

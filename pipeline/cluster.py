@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.module_folders import job_config
 from proposals.errors import AlignDetError
 
 # What a worker and the process it searches in take (about 0.6 GiB with photographs).
@@ -47,7 +48,9 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
     if address is not None:
         _require_listener(address)
         try:
-            ray.init(address=address, **quiet)
+            # A client's modules are its server's.
+            own = {} if address.startswith("ray://") else {"job_config": job_config(ray)}
+            ray.init(address=address, **own, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise AlignDetError(f"no Ray cluster answers at {address}: {error}") from error
     else:
@@ -68,6 +71,7 @@ def _start_private(ray: Any, cores: int, quiet: dict[str, Any]) -> None:
                 _memory=cores * TASK_MEMORY,  # so that every core gets its task, also on a small machine
                 _node_ip_address="127.0.0.1",
                 address="local",
+                job_config=job_config(ray),
                 **quiet,
             )
     except Exception as error:  # Ray's own are plain ones

@@ -60,8 +60,12 @@ def drive(
     watchers: tuple[Observer, Heartbeat],
     resumed: Count,
     confirm: Confirm,
+    mined: Callable[[], ShardTask | None],
 ) -> Driven:
-    """Mine ``tasks``. Returns early, with what flew still finished, when ``drain`` was requested."""
+    """Mine ``tasks``. Returns early, with what flew still finished, when ``drain`` was requested.
+
+    mined: gives an image that an earlier run mined, see `Scheduler`.
+    """
     observer, heartbeat = watchers
     driven = Driven()
     with connected(where.address, where.workers):
@@ -85,7 +89,7 @@ def drive(
                 observer.update(count)
                 heartbeat.beat(count, scheduler)
 
-        scheduler = Scheduler(executor, Callbacks(record, observer.say, tick, confirm))
+        scheduler = Scheduler(executor, Callbacks(record, observer.say, tick, confirm), control=mined)
         drain.allow(lambda: observer.say(_draining(len(scheduler.running))))
         with _lost_cluster(), closing(executor):
             scheduler.run(iter(tasks), drain.requested)

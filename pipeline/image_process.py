@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.image_task import Found, Kernel, Refusal
 from pipeline.limits import Limits
+from pipeline.module_folders import module_folders
 from pipeline.shared_bytes import SharedBytes
 
 DEPTH = 2  # one is searched, one waits
@@ -121,9 +122,8 @@ class _Child:
     def __init__(self, kernel: Kernel, limits: Limits, slots: list[int]) -> None:
         ours, theirs = socket.socketpair()
         descriptors = [theirs.fileno(), *slots]
-        command = [sys.executable, "-m", "pipeline.image_child", *map(str, descriptors)]
-        # Modules as this process finds them, also in a Ray worker whose job brought its own.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-P", "-m", "pipeline.image_child", *map(str, descriptors)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(module_folders())}
         with theirs:
             self._process = subprocess.Popen(
                 command, pass_fds=descriptors, stdin=subprocess.DEVNULL, env=environment

@@ -98,7 +98,16 @@ def _drive(
         heartbeat = Heartbeat(workspace.out, resumed)
         where = Where(options.address, options.workers)
         confirm = partial(proven, workspace.out, work.job)
-        driven = drive(workspace.pending, work, where, drain, (observer, heartbeat), resumed, confirm)
+        driven = drive(
+            workspace.pending,
+            work,
+            where,
+            drain,
+            (observer, heartbeat),
+            resumed,
+            confirm,
+            workspace.one_mined,
+        )
     _require_all(workspace, driven, drain)
     records = {**workspace.done, **driven.records}
     if workspace.relieved and not _some_passed(workspace, records):

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from pipeline.job import Outcome
 from pipeline.shard_task import Count
+from proposals.terminal import harmless
 
 _PLAIN_SECONDS = 10.0
 
@@ -72,7 +74,7 @@ class LiveProgress:
     def say(self, sentence: str) -> None:
         """See pipeline.driver.Observer."""
         if not self._quiet:
-            self._console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+            self._console.print(harmless(sentence), highlight=False, soft_wrap=True, markup=False)
 
     def _figures(self, count: Count) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-6)
@@ -84,7 +86,7 @@ class LiveProgress:
 def summary(outcome: Outcome, out: Path, seconds: float) -> Table:
     """The closing table: what is in the dataset and what it cost."""
     totals = outcome.manifest.totals
-    table = Table(title=str(out), show_header=False, title_justify="left")
+    table = Table(title=escape(harmless(str(out))), show_header=False, title_justify="left")
     table.add_row("images", f"{totals.images:,} in {len(outcome.manifest.shards):,} shards")
     table.add_row("boxes", f"{totals.proposals:,} ({totals.proposals / max(totals.images, 1):.0f} per image)")
     for status, images in totals.statuses.items():

@@ -207,7 +207,13 @@ def _mine_again(
                 for row in rejected or ()
             }
             work = Work(source, staging, manifest.recipe, job, embed=manifest.images is None)
-            record = mine_shard(task, work, quarantine=refused)
+            try:
+                record = mine_shard(task, work, quarantine=refused)
+            except OSError as error:
+                raise AlignDetError(
+                    f"shard {name} of {root} could not be mined again: {error}. What was repaired before stays so; see "
+                    "that --images is the folder they were mined from, then run the same command again."
+                ) from error
             _require_same(record, rejected, entries[name], manifest, source.root)
             if rejected is not None:
                 again = record.model_copy(update={"rejected": rejected})

@@ -14,10 +14,11 @@ from pipeline.append import compare
 from pipeline.claim import Say, claimed, release
 from pipeline.heartbeat import NAME as HEARTBEAT
 from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, make_plan, tasks
+from pipeline.scheduler import one_mined
 from pipeline.sources.base import Source
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity, write_plan
-from proposals.dataset.clusters import remove_clusters
+from proposals.dataset.clusters import boxes_fingerprint, read_cluster_record, remove_clusters
 from proposals.dataset.files import (
     copy_atomically,
     file_sha256,
@@ -77,6 +78,12 @@ class Workspace:
     def pending(self) -> "Pending":
         """Tasks still to do."""
         return Pending(self.plan, frozenset(self.done) if self.finished is None else None)
+
+    def one_mined(self) -> ShardTask | None:
+        """A task of one image that was mined before; None when there is none."""
+        done = ((task, self.done.get(task.name)) for task in tasks(self.plan))
+        found = (one_mined(task, record) for task, record in done if record is not None)
+        return next((task for task in found if task is not None), None)
 
 
 @dataclass(frozen=True)
@@ -165,12 +172,35 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     for name in workspace.relieved:
         write_model(layout.record_path(out, name), records[name])
     manifest = assemble(out, workspace.identity, ordered)
-    # What the new manifest has overtaken: the plan of the append, boxes consolidated and clustered before it.
-    (out / layout.APPEND).unlink(missing_ok=True)
-    remove_tree(out / layout.CONSOLIDATED)
-    remove_clusters(out)
+    _forget_overtaken(out, manifest)
     release(out)
     return manifest
+
+
+def _forget_overtaken(out: Path, manifest: Manifest) -> None:
+    """Remove what ``manifest`` has overtaken: boxes consolidated and clustered before it, then the append's plan.
+
+    As long as that plan is there, this is to be done.
+    """
+    if not manifest.consolidated:
+        remove_tree(out / layout.CONSOLIDATED)
+    if not _clusters_are_of(out, manifest):
+        remove_clusters(out)
+    (out / layout.APPEND).unlink(missing_ok=True)
+
+
+def _clusters_are_of(out: Path, manifest: Manifest) -> bool:
+    try:
+        record = read_cluster_record(out)
+    except AlignDetError:  # damaged
+        return False
+    return record is not None and record.boxes_of == boxes_fingerprint(manifest)
+
+
+def _finish_commit(out: Path, manifest: Manifest) -> None:
+    """What a run had left to do that was stopped after it wrote ``manifest``."""
+    if is_there(out / layout.APPEND) and file_sha256(out / layout.APPEND) == manifest.plan.sha256:
+        _forget_overtaken(out, manifest)
 
 
 def _require_ours(workspace: Workspace, records: dict[str, CommitRecord]) -> None:
@@ -219,6 +249,7 @@ def _open_retry(out: Path, recipe: Recipe, source: Source, listed: ListedPlan | 
         }
     )
     _refuse_difference(out, here.as_told_by(theirs).diff(theirs))
+    _finish_commit(out, manifest)
     if is_there(out / layout.APPEND) and not _holds_retry(out, manifest):
         raise AlignDetError(
             f"images are being added to {out}. Finish that first: the same command without --retry-rejected"
@@ -283,6 +314,7 @@ def _holds_retry(out: Path, manifest: Manifest) -> bool:
 
 
 def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manifest) -> Workspace:
+    _finish_commit(out, manifest)
     theirs = JobIdentity.of(manifest)
     identity = identity.as_told_by(theirs)
     if _holds_retry(out, manifest):

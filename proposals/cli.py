@@ -15,6 +15,7 @@ from proposals.cli_convert import convert
 from proposals.cli_doctor import doctor
 from proposals.cli_quality import recall, report, stats
 from proposals.errors import AlignDetError, BrokenInstallationError
+from proposals.terminal import harmless
 
 _FAULT = 70
 
@@ -184,10 +185,5 @@ def _confess() -> NoReturn:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    typer.secho(f"error: {_harmless(sentence)}", fg="red", err=True)
+    typer.secho(f"error: {harmless(sentence)}", fg="red", err=True)
     sys.exit(code)
-
-
-def _harmless(text: str) -> str:
-    """Names from hostile files reach error messages: what would move a terminal's cursor or colours is spelt out."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ _PAUSES = (0.5, 2.0)
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
 _PART, _NO_SUCH_RANGE = 206, 416
+_NO_UTF8 = re.compile(r"\\x([89a-f][0-9a-f])")
 # Of the answers that an S3 client turns into "missing" and "denied", those about this one object: others are about the
 # bucket, the credentials or the clock, and so about every image.
 _OF_THE_OBJECT = ("AccessDenied", "403", "InvalidObjectState", "NoSuchKey", "NoSuchVersion", "404")
@@ -36,7 +38,7 @@ def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:
     its scheme is not installed.
     """
     if size is not None and size > MAX_IMAGE_BYTES:
-        raise _too_large()
+        raise too_large()
     read = _read_local if scheme_of(location) is None else _read_remote
     data = read(location, start, size)
     if size is not None and len(data) != size:
@@ -45,6 +47,7 @@ def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:
 
 
 def _read_local(location: str, start: int, size: int | None) -> bytes:
+    location = _as_spelled(location)
     try:
         # Opening a pipe or a device could wait for ever.
         if not stat.S_ISREG(Path(location).stat().st_mode) and not Path(location).is_dir():
@@ -52,7 +55,7 @@ def _read_local(location: str, start: int, size: int | None) -> bytes:
         with Path(location).open("rb") as stream:
             # Asked first: a file that takes no disk can still be larger than memory.
             if size is None and os.fstat(stream.fileno()).st_size > MAX_IMAGE_BYTES:
-                raise _too_large()
+                raise too_large()
             stream.seek(start)
             return stream.read() if size is None else stream.read(size)
     except IsADirectoryError as error:
@@ -67,6 +70,13 @@ def _read_local(location: str, start: int, size: int | None) -> bytes:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise ImageRejected("read", "bad_name", "no file can have its name") from error
         raise SourceUnavailableError(f"{location} cannot be read: {error.strerror}") from error
+
+
+def _as_spelled(location: str) -> str:
+    r"""The path as the system spells it: uris have the bytes of a name that are no UTF-8 as ``\xNN``."""
+    if "\\x" not in location or "\0" in location or os.path.lexists(location):
+        return location
+    return _NO_UTF8.sub(lambda found: chr(0xDC00 + int(found[1], 16)), location)
 
 
 def _read_remote(url: str, start: int, size: int | None) -> bytes:
@@ -125,7 +135,7 @@ def _read_whole(filesystem_: Any, path: str) -> bytes:
             raise
         return b""  # an empty object has no first byte to begin at
     if len(data) > MAX_IMAGE_BYTES:
-        raise _too_large()
+        raise too_large()
     return data
 
 
@@ -160,11 +170,11 @@ def _read_web(filesystem_: Any, path: str) -> bytes:
         while piece := stream.read(_PIECE):
             data += piece
             if len(data) > MAX_IMAGE_BYTES:
-                raise _too_large()
+                raise too_large()
     return bytes(data)
 
 
-def _too_large() -> ImageRejected:
+def too_large() -> ImageRejected:
     return ImageRejected("read", "too_large", f"more than {MAX_IMAGE_BYTES} bytes")
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from proposals import image_rows
-from proposals.fetch import SourceUnavailableError, fetch
+from proposals.fetch import MAX_IMAGE_BYTES, SourceUnavailableError, fetch, too_large
 from proposals.images import ImageRejected
 from proposals.paths import SCHEMES, WEB, scheme_of
 
@@ -83,6 +83,8 @@ class ImageRoot(BaseModel):
             )
         data, path = image_rows.read_row(self.locate(found[1]), int(found[2]), self.column)
         if data is not None:
+            if len(data) > MAX_IMAGE_BYTES:
+                raise too_large()
             return data
         if path is None:
             raise ImageRejected("read", "missing", "its row holds neither bytes nor a path")

@@ -138,6 +138,10 @@ def _rejecting_broken_bytes() -> Iterator[None]:
         yield
     except (AlignDetError, MemoryError):
         raise
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
+        raise ImageRejected("decode", "corrupt", type(error).__name__) from error
     except UnidentifiedImageError as error:
         raise ImageRejected("decode", "not_an_image", f"none of {', '.join(_FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -157,12 +157,23 @@ def _without_caches(files: list[str], there: list[str]) -> list[str]:
 
 
 def _of_containers(root: str, files: list[str], kind: Kind, glob: str | None, column: str | None) -> Source:
+    _require_suffix(root, files, kind)
     if kind == "webdataset":
         return TarSource(root, tuple(files), glob)
     cls = ArrowSource if kind == "arrow" else ParquetSource
     if column is not None:
         _require_column(root, files, column)
     return cls(root, tuple(files), column or _column_of(root, files))
+
+
+def _require_suffix(root: str, files: list[str], kind: Kind) -> None:
+    # The uri of an image names its container, and readers find where that ends by the suffix.
+    for file in files:
+        if not file.lower().endswith(_CONTAINERS[kind]):
+            raise AlignDetError(
+                f"{root.rstrip('/')}/{file}: a file of kind {kind} has a name that ends with {_CONTAINERS[kind]}. "
+                "Rename it, or make a link with such a name."
+            )
 
 
 def _require_column(root: str, files: list[str], column: str) -> None:

@@ -81,6 +81,7 @@ def _consolidate(root: Path, workers: int, zarr_shard: int) -> bool:
             f"{root / layout.CONSOLIDATED} is a link, and what it leads to is not replaced. Remove the link, then run "
             "the same command again."
         )
+    _require_sound_tables(root, manifest)
     _remove_stopped(root)
     temporary = temporary_name(root / layout.CONSOLIDATED)
     try:
@@ -90,6 +91,13 @@ def _consolidate(root: Path, workers: int, zarr_shard: int) -> bool:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
+
+
+def _require_sound_tables(root: Path, manifest: Manifest) -> None:
+    tables = (shard.parquet for shard in manifest.shards if shard.parquet is not None)
+    faults = ((table.path, fault) for table in tables for fault in file_faults(root, table, content=True))
+    for path, fault in faults:
+        raise AlignDetError(f"{root / path} {fault}. Repair it first: aligndet verify {root} --repair")
 
 
 def _faults(root: Path, manifest: Manifest) -> Iterator[str]:

@@ -178,8 +178,13 @@ def sizes_in(folder: Path) -> dict[str, int]:
         return {info["name"].rsplit("/", 1)[-1]: info["size"] for info in found if info["type"] == "file"}
     if not folder.is_dir():
         return {}
+    sizes = {}
     with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        for entry in entries:
+            with suppress(FileNotFoundError):  # a worker has renamed it meanwhile
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def remove_tree(path: Path) -> None:

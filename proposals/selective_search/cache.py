@@ -3,7 +3,8 @@
 Kernels take half a minute to compile and a tenth of a second to load. They go to a directory of the user's own:
 $ALIGNDET_CACHE_DIR, else $NUMBA_CACHE_DIR, else the platform's cache directory. If that cannot be written, what it
 holds is copied to a directory in the system's temporary folder that belongs to this user alone (compiled code is
-unpickled, so never read from one that others can write to); if that fails too, every process compiles for itself.
+unpickled, so never read or copied from one that others can write to); if that fails too, every process compiles for
+itself.
 
 A name that hashes sources and versions keeps releases apart. One process compiles while the others wait on a lock;
 once a marker says that everything is there, nobody locks.
@@ -37,7 +38,8 @@ def directory() -> Path | None:
     if not _usable(refuge):
         return None
     with contextlib.suppress(OSError):
-        _seed(home, refuge)
+        if _out_of_reach(home):
+            _seed(home, refuge)
     return refuge
 
 
@@ -98,9 +100,14 @@ def _usable(home: Path) -> bool:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home):
             pass
-        return _is_private(home) and _is_private(home.parent)
+        return _out_of_reach(home)
     except OSError:
         return False
+
+
+def _out_of_reach(home: Path) -> bool:
+    """Whether no other user can put files there: what lies there is unpickled."""
+    return _is_private(home) and _is_private(home.parent)
 
 
 def _is_private(path: Path) -> bool:

@@ -5,7 +5,9 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import workspace as workspaces
 from proposals.dataset import layout, open_dataset
+from proposals.dataset.consolidated import consolidate
 from proposals.dataset.manifest import library_versions, read_manifest
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
@@ -186,6 +188,30 @@ def test_an_append_stopped_at_any_point_keeps_the_old_dataset_and_completes(
             assert verify_dataset(root, deep=True).problems == ()
         mine_folder(images, root, _SMALL, images_per_shard=2)
         assert content(root) == content(undisturbed)
+
+
+@pytest.mark.parametrize("step", ["remove_tree", "remove_clusters"])
+def test_a_run_that_dies_after_its_commit_is_tidied_by_the_next(
+    images, grow, tmp_path, mine_folder, content, step, monkeypatch
+):
+    undisturbed = mine_folder(images, tmp_path / "whole", _SMALL, images_per_shard=2)
+    root = shutil.copytree(undisturbed, tmp_path / "out")
+    consolidate(root)
+    grow(images)
+    mine_folder(images, undisturbed, _SMALL, images_per_shard=2)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workspaces, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            mine_folder(images, root, _SMALL, images_per_shard=2)
+    assert (root / layout.MANIFEST).read_bytes() == (undisturbed / layout.MANIFEST).read_bytes()
+    mine_folder(images, root, _SMALL, images_per_shard=2)
+    # Not tried again either, as a retry's plan would have them: its identity is the dataset's, too.
+    assert content(root) == content(undisturbed)
+    assert not verify_dataset(root, deep=True).problems
 
 
 def test_an_abandoned_append_of_other_images_is_forgotten(images, grow, tmp_path, mine_folder, content):

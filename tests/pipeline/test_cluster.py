@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import _environment_of
+from proposals.dataset import open_dataset
 
 STARTED = """
 import json, os
@@ -31,6 +33,19 @@ def test_a_private_ray_listens_on_loopback_alone():
     addresses = json.loads(run.stdout.splitlines()[-1])
     assert addresses
     assert [address for address in addresses if not ipaddress.ip_address(address).is_loopback] == []
+
+
+def test_no_file_among_the_photographs_is_run(photos, tmp_path):
+    """As after `cd photos; aligndet mine .`: modules of their names are not ours, in no process of the job."""
+    folder = shutil.copytree(photos, tmp_path / "in")
+    for name in ("cv2.py", "numpy.py", "pipeline.py", "proposals.py", "PIL.py"):
+        (folder / name).write_text(f"from pathlib import Path\nPath('{tmp_path}/ran').touch()\n")
+    program = "from proposals.cli import main; main()"
+    command = [sys.executable, "-P", "-c", program, "mine", ".", str(tmp_path / "out"), "--max-side", "64"]
+    run = subprocess.run([*command, "--workers", "1"], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert not (tmp_path / "ran").exists()
+    assert len(open_dataset(tmp_path / "out")) == 8
 
 
 def test_settings_yield_to_the_users_and_are_gone_afterwards(monkeypatch):

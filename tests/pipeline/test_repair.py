@@ -16,7 +16,7 @@ from proposals.dataset.manifest import read_manifest, read_record
 from proposals.dataset.merge import merge_datasets
 from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
-from proposals.errors import NewerFormatError
+from proposals.errors import AlignDetError, NewerFormatError
 from tests.damage import flip_a_bit
 
 
@@ -131,6 +131,18 @@ def test_images_that_a_list_names_elsewhere_are_said_to_be_no_files_below_a_fold
 def test_it_asks_for_the_images(copy):
     flip_a_bit(copy / "shards" / "00000.tar")
     assert "--images FOLDER" in str(_repair(copy).exception)
+
+
+def test_a_folder_that_holds_none_of_the_images_is_a_users_error(copy, source, content, tmp_path):
+    flip_a_bit(copy / "shards" / "00000.tar")
+    before = content(copy)
+    for place in (tmp_path / "typo", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        result = _repair(copy, place)
+        assert "shard 00000" in str(result.exception)
+        assert "could not be mined again" in str(result.exception)
+        assert isinstance(result.exception, AlignDetError)
+        assert content(copy) == before
 
 
 def test_damage_that_nothing_proves_is_said_to_be_beyond_repair(copy, source):

@@ -363,6 +363,22 @@ def test_a_kind_that_is_said_goes_before_the_name_of_the_file(folder, tmp_path):
         open_source(str(tmp_path / "names"), "folder")
 
 
+def test_a_container_whose_name_does_not_say_so_is_refused_before_its_images_are(tmp_path):
+    _tar(tmp_path / "x.wds", [("0.jpg", b"one")])
+    with pytest.raises(
+        AlignDetError, match=r"x\.wds: a file of kind webdataset has a name that ends with \.tar"
+    ):
+        open_source(str(tmp_path / "x.wds"), "webdataset")
+
+
+def test_a_row_larger_than_any_image_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("proposals.image_roots.MAX_IMAGE_BYTES", 4)
+    pq.write_table(pa.table({"raw": [b"four", b"five5"]}), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert source.read("a.parquet/0") == b"four"
+    assert _reason(source, "a.parquet/1") == "too_large"
+
+
 def test_braces_of_a_name_that_is_there_are_part_of_it(folder, tmp_path):
     folder.rename(tmp_path / "my{photos}")
     assert len(_content(open_source(str(tmp_path / "my{photos}")))) == 3

@@ -20,6 +20,7 @@ from proposals.dataset.files import file_sha256
 from proposals.dataset.manifest import FileEntry, read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
+from tests.damage import flip_a_bit
 
 _SHARD = 512
 
@@ -193,6 +194,15 @@ def test_damage_is_refused_and_a_rerun_repairs_it(whole, tmp_path):
     path.unlink()
     assert consolidate(copy, zarr_shard=_SHARD)
     assert _hashes(copy) == _hashes(whole)
+
+
+def test_a_damaged_table_is_refused_and_no_boxes_of_it_are_kept(copy):
+    flip_a_bit(copy / "shards" / "00001.parquet")
+    with pytest.raises(
+        AlignDetError, match=r"00001\.parquet .* Repair it first: aligndet verify .* --repair"
+    ):
+        consolidate(copy)
+    assert not list(copy.glob("proposals.zarr*"))
 
 
 def test_a_link_in_its_place_is_refused_and_stays(copy, tmp_path):

@@ -1,6 +1,8 @@
 """A finished dataset as a sequence, and the folders that are refused."""
 
+import contextlib
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -12,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from proposals.dataset import layout, open_dataset
+from proposals.dataset import files, layout, open_dataset
 from proposals.dataset.seal import seal
 from proposals.errors import AlignDetError
 from proposals.images import decode_bgr
@@ -246,3 +248,18 @@ assert "pandas" not in sys.modules
 
 def test_reading_does_not_import_pandas(mined_dataset):
     subprocess.run([sys.executable, "-c", _READS, str(mined_dataset)], check=True)
+
+
+def test_a_file_that_is_renamed_while_its_folder_is_read_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_bytes(b"12")
+    gone = tmp_path / "b.tar.tmp-1"
+    gone.write_bytes(b"")
+    listed = os.scandir
+
+    def scandir(folder):
+        found = sorted(listed(folder), key=lambda entry: entry.name)
+        gone.unlink()
+        return contextlib.nullcontext(found)
+
+    monkeypatch.setattr(files.os, "scandir", scandir)
+    assert files.sizes_in(tmp_path) == {"a.json": 2}

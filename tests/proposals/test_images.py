@@ -176,6 +176,18 @@ def test_flipped_bytes_never_escape_as_another_error():
     assert reasons <= {"truncated", "corrupt", "not_an_image", "too_many_pixels", "unsupported_pixels"}
 
 
+def test_memory_that_ends_while_colours_are_turned_is_not_the_images_fault(monkeypatch):
+    full = cv2.error("out of memory")
+    full.code = cv2.Error.StsNoMem
+
+    def convert(*_):
+        raise full
+
+    monkeypatch.setattr(cv2, "cvtColor", convert)
+    with pytest.raises(MemoryError):
+        decode_bgr(_png(_RGB))
+
+
 def test_the_process_wide_tolerance_for_broken_files_is_refused(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(AlignDetError, match="LOAD_TRUNCATED_IMAGES"):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,11 +73,11 @@ def _name_faults(members: list[tarfile.TarInfo]) -> Iterator[str]:
 
 
 def _order_faults(found: list[str], wanted: list[str]) -> Iterator[str]:
-    known = set(wanted)
+    known, there = set(wanted), Counter(found)
     yield from (f"member {name!r} is unexpected: no row has it" for name in found if name not in known)
-    yield from (f"member {name!r} is missing" for name in wanted if name not in set(found))
-    if len(set(found)) != len(found):
-        yield f"member {next(name for i, name in enumerate(found) if name in found[:i])!r} is there twice"
+    yield from (f"member {name!r} is missing" for name in wanted if name not in there)
+    if len(there) != len(found):
+        yield f"member {next(name for name, count in there.items() if count > 1)!r} is there twice"
     if sorted(found) == sorted(wanted):
         yield "its members are not in the order of the rows, image then annotation"
 

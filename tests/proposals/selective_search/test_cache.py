@@ -114,6 +114,22 @@ def test_a_directory_open_to_others_is_not_trusted(tmp_path, monkeypatch, fresh_
     assert not cache._usable(shared / "kernels")
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no POSIX permissions here")
+def test_what_others_may_have_put_there_is_not_copied_either(tmp_path, monkeypatch, fresh_directory):
+    shared = tmp_path / "shared"
+    home = shared / cache._release()
+    home.mkdir(parents=True)
+    (home / "kernel.nbi").write_bytes(b"a stranger's pickle")
+    cache._marker(home).touch()
+    shared.chmod(0o1777)
+    monkeypatch.setenv("ALIGNDET_CACHE_DIR", str(shared))
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    refuge = cache.directory()
+    assert refuge.parent.parent == tmp_path
+    assert list(refuge.iterdir()) == []
+    assert not cache.is_warm()
+
+
 def _enter(directory, log):
     os.environ["ALIGNDET_CACHE_DIR"] = str(directory)
     with cache.one_compiler():
