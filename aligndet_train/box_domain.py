@@ -30,6 +30,7 @@ from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, 
 from aligndet_train.momentum import make_teacher, update_teacher
 from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
 from aligndet_train.rank_counts import normalised_by_all_ranks, roi_box_losses
+from aligndet_train.sampling import sample_both_views
 from proposals.errors import AlignDetError
 
 Losses = dict[str, Any]
@@ -109,7 +110,7 @@ class BoxDomainPretrainer(BaseModel):
         """The stages' contrastive losses, each with its weight; figures are the last stage's."""
         losses, figures = [], self._no_figures()
         for query, key in zip(queries, keys, strict=True):
-            query, key = (None if view is None else self._sample(view) for view in (query, key))
+            query, key = self._sample(query, key)
             others = self._other_ranks(query, key) if self.config.gather_negatives else None
             if query is None or key is None:
                 losses.append(self._nothing_to_contrast())
@@ -165,14 +166,15 @@ class BoxDomainPretrainer(BaseModel):
         trainable = (p for p in self.student.parameters() if p.requires_grad)
         return torch.stack([p.reshape(-1)[:0].sum() for p in trainable]).sum()
 
-    def _sample(self, reading: Reading) -> Reading:
-        """At most ``sampled_boxes`` boxes: positives first, the rest background, each drawn at random."""
+    def _sample(self, query: Reading | None, key: Reading | None) -> tuple[Reading | None, Reading | None]:
+        """At most ``sampled_boxes`` of each view, of the same proposals."""
         limit = self.config.sampled_boxes
-        if limit is None or len(reading.ids) <= limit:
-            return reading
-        draw = torch.rand(len(reading.ids), device=reading.ids.device) + (reading.ids != BACKGROUND)
-        rows = draw.topk(limit).indices
-        return Reading(reading.embeddings[rows], reading.ids[rows], reading.weight)
+        if query is None or key is None or limit is None or max(len(query.ids), len(key.ids)) <= limit:
+            return query, key
+        rows = sample_both_views(
+            query.ids, key.ids, limit, background=BACKGROUND, background_share=self.config.background_share
+        )
+        return query.take(rows[0]), key.take(rows[1])
 
 
 def build_detector(stock_model: dict[str, Any]) -> nn.Module:

@@ -34,7 +34,8 @@ class PretrainConfig:
     epochs / iterations: length of the run; iterations, when given, wins. batch_size: images a step on one GPU.
     base_batch_size: the global batch the learning rate is meant for; another one scales it linearly.
     warmup_steps are cut to a fifth of a short run; milestones are fractions of the run.
-    sampled_boxes: predicted boxes per view and step that enter the contrastive loss, positives first; None: all.
+    sampled_boxes: predicted boxes per view and step that enter the contrastive loss, of the same proposals in both;
+    None: all. background_share: of them, those that are background, where there are more boxes than that.
     gather_negatives: contrast the boxes of all ranks with each other; the release keeps each rank to itself.
     rois_per_image: RoIs that the one RoI head of a two-stage detector learns from, positives alone; None leaves it its
     config's sampler. proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, or None.
@@ -66,6 +67,7 @@ class PretrainConfig:
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
     regression_weight: Annotated[float, Field(ge=0)] = 1.0
     sampled_boxes: Count | None = 2048
+    background_share: Share = 0.25
     rois_per_image: Count | None = None
     proposals_per_image: Count | None = None
     classes: Count | None = None

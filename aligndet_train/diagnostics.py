@@ -26,6 +26,7 @@ def embedding_diagnostics(
     retrieval_chance: what a random choice would reach: the mean share of the other view's boxes that are right.
     alignment: mean squared distance of positive pairs (Wang & Isola 2020; 0 is best).
     uniformity: log of the mean of exp(-2 d^2) over pairs of the online view (lower is more spread).
+    with_key: share of the queries whose proposal is in the other view: others learn from their own view alone, or not.
     positives: number of queries.
     """
     with torch.autocast(query.device.type, enabled=False):
@@ -34,7 +35,7 @@ def embedding_diagnostics(
         positives = is_query.sum().float()
         if len(q) == 0 or len(k) == 0:
             nothing = positives.new_zeros(())
-            names = ("retrieval", "retrieval_chance", "alignment", "uniformity")
+            names = ("retrieval", "retrieval_chance", "alignment", "uniformity", "with_key")
             return dict.fromkeys(names, nothing) | {"positives": positives}
         similarity = q @ k.T
         matches = (query_ids[:, None] == key_ids[None, :]) & is_query[:, None]
@@ -45,6 +46,7 @@ def embedding_diagnostics(
             "retrieval_chance": matches.sum() / (findable.sum() * len(k)).clamp(min=1),
             "alignment": ((2 - 2 * similarity) * matches).sum() / matches.sum().clamp(min=1),
             "uniformity": _uniformity(q[:: -(-len(q) // _UNIFORMITY_ROWS)]),
+            "with_key": findable.sum() / positives.clamp(min=1),
             "positives": positives,
         }
 

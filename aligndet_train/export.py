@@ -49,8 +49,8 @@ class KeyReport:
 def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tuple[State, State]:
     """(exported, stock): weights under stock names, and the freshly built stock detector's own.
 
-    checkpoint: what load_checkpoint returns. The unsupervised head is never exported; the final class-specific
-    predictors only with ``keep_predictors``. Raises AlignDetError for a backbone's checkpoint.
+    checkpoint: what load_checkpoint returns. The unsupervised head is never exported, nor what predicts clusters; the
+    final box predictors only with ``keep_predictors``. Raises AlignDetError for a backbone's checkpoint.
     """
     model = checkpoint["identity"].get("stock_model")
     if model is None:
@@ -59,7 +59,9 @@ def exported_state(checkpoint: dict[str, Any], *, keep_predictors: bool) -> tupl
             "`aligndet pretrain --backbone-weights`, and export that run's last.pth"
         )
     adapter, stock = _stock(model)
-    left_out = adapter.embedding_layers + adapter.untrained + (() if keep_predictors else adapter.predictors)
+    left_out = adapter.embedding_layers + adapter.untrained + adapter.cluster_layers
+    if not keep_predictors:
+        left_out += adapter.predictors
     exported: State = {}
     for name, value in checkpoint["model"].items():
         stock_name = name.removeprefix("student.")

@@ -1,7 +1,8 @@
 """Losses that stock code divides by a process's own number of boxes, divided by the mean over ranks instead.
 
 A RoI head divides its box loss by the number of boxes sampled on this process. The mean over ranks of such losses
-is not the loss of the whole batch unless all counts are equal. Dense heads average their counts themselves.
+is not the loss of the whole batch unless all counts are equal. Heads of points and queries
+average their counts themselves, those of anchors (RetinaNet, SSD, RPN) do not.
 """
 
 from typing import Any

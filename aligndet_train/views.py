@@ -1,6 +1,7 @@
-"""Two augmented views of an image, and its proposals moved with it (AlignDet section 3.2, released recipe).
+"""Two augmented views of an image, and its proposals moved with it (AlignDet section 3.2).
 
-Each view: multi-scale resize, horizontal flip, exactly one colour operation of nine with a random magnitude.
+Each view: multi-scale resize, horizontal flip, exactly one colour operation of nine with a random magnitude. Sizes,
+operations and their chances are the release's; of the magnitudes, posterize keeps more bits (4 to 7, there 1 to 4).
 What is random is drawn first, on the host, from (seed, epoch, sample, view) alone: so a sample's views depend
 neither on the batch, rank or worker that handles it nor on where it is computed.
 """

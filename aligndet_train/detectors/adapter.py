@@ -37,6 +37,10 @@ class Reading:
     ids: Tensor
     weight: float = 1.0
 
+    def take(self, rows: Tensor) -> "Reading":
+        """The boxes at ``rows`` [M] int64."""
+        return Reading(self.embeddings[rows], self.ids[rows], self.weight)
+
 
 class EmbeddingTap(BaseModule):
     """Stands where a head's ``loss_cls`` was and keeps what it is called with; its own loss is zero.
@@ -138,6 +142,8 @@ class FamilyAdapter(ABC):
     """Stock layers that no loss reaches without labels (mask heads), as prefixes: frozen, never exported."""
     has_classes: ClassVar[bool] = False
     """Whether the class branch stays and learns the proposals' clusters."""
+    cluster_layers: ClassVar[tuple[str, ...]] = ()
+    """What that branch predicts clusters with, as prefixes: never exported, clusters being nobody's classes."""
 
     @classmethod
     def matches(cls, detector_type: str, head_type: str) -> bool:

@@ -96,15 +96,17 @@ class QueryAdapter(FamilyAdapter):
     has_classes = True
     dropped_losses = frozenset()
     embedding_layers = ("bbox_head.query_tap.",)
-    predictors = (
+    cluster_layers = (
         "bbox_head.fc_cls.",
+        "bbox_head.cls_branches.",
+        "bbox_head.aux_cls_branches.",
+        "dn_query_generator.label_embedding.",
+    )
+    predictors = (
         # A layer in DETR, the last one of three in DAB-DETR.
         "bbox_head.fc_reg.weight",
         "bbox_head.fc_reg.bias",
         "bbox_head.fc_reg.layers.2.",
-        "bbox_head.cls_branches.",
-        "bbox_head.aux_cls_branches.",
-        "dn_query_generator.label_embedding.",
         *(
             f"bbox_head.{branches}.{i}.4."
             for branches in ("reg_branches", "aux_reg_branches")

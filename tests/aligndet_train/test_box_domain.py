@@ -94,7 +94,7 @@ def test_loss_equals_the_literal_loop_on_what_the_detector_assigned(pretrainer, 
     data = pretrainer.data_preprocessor(samples(0, 3), True)
     seen = []
     original = pretrainer._sample
-    pretrainer._sample = lambda reading: seen.append(original(reading)) or seen[-1]
+    pretrainer._sample = lambda *views: seen.extend(original(*views)) or seen[-2:]
     loss = pretrainer(**data)["loss_contrastive"]
     query, key = seen
     labels = [torch.where(r.ids == BACKGROUND, -1, r.ids) for r in (query, key)]
@@ -206,22 +206,16 @@ def test_the_compiler_is_looked_for_where_torch_does(on_gpu, environment, refuse
             require_compiler("pretrain.compile_loss")
 
 
-def test_positives_come_first_when_boxes_are_sampled(pretrainer, samples):
-    reading_sizes = []
-    limited = dataclasses.replace(pretrainer.config, sampled_boxes=40)
-    pretrainer.config = limited
-    original = pretrainer._sample
-
-    def spy(reading):
-        kept = original(reading)
-        reading_sizes.append(((reading.ids != BACKGROUND).sum().item(), kept))
-        return kept
-
-    pretrainer._sample = spy
-    losses_of(pretrainer, samples(0, 1))
-    for positives, kept in reading_sizes:
-        assert len(kept.ids) == 40
-        assert (kept.ids != BACKGROUND).sum() == min(40, positives)
+def test_sampled_boxes_are_of_the_same_proposals_in_both_views(pretrainer, samples):
+    pretrainer.config = dataclasses.replace(pretrainer.config, sampled_boxes=40, background_share=0.5)
+    seen, original = [], pretrainer._sample
+    pretrainer._sample = lambda *views: seen.extend(original(*views)) or seen[-2:]
+    losses = losses_of(pretrainer, samples(0, 1))
+    for kept in seen:
+        assert len(kept.ids) == len(kept.embeddings) == 40
+    query, key = (set(kept.ids[kept.ids != BACKGROUND].tolist()) for kept in seen)
+    assert len(query & key) >= 10
+    assert losses["with_key"] == pytest.approx(len(query & key) / len(query), abs=0.3)
 
 
 def test_without_the_head_names_and_shapes_are_the_stock_ones(run):

@@ -63,7 +63,7 @@ def test_names_and_shapes_are_the_stock_ones(family):
 
 def test_loss_is_the_literal_loop_over_every_stage(model, samples):
     sampled, original = [], model._sample
-    model._sample = lambda reading: sampled.append(original(reading)) or sampled[-1]
+    model._sample = lambda *views: sampled.extend(original(*views)) or sampled[-2:]
     try:
         losses = losses_of(model, views_of(model, samples(0, 3)))
     finally:

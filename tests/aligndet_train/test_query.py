@@ -195,6 +195,17 @@ def test_exported_weights_fit_the_stock_config_but_for_what_knows_classes(built,
     assert any(name.startswith("decoder.") for name in report.loaded)
 
 
+def test_what_predicts_clusters_is_not_exported_though_there_be_as_many_as_classes(batch):
+    run = load_run_config(CONFIGS / "tiny_detr.py", {"classes": 7}, {"model.bbox_head.num_classes": 7})
+    stock = build_detector(run.stock_model).state_dict()
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    assert stock["bbox_head.fc_cls.weight"].shape == model.student.bbox_head.fc_cls.weight.shape
+    checkpoint = {"identity": {"stock_model": run.stock_model}, "model": model.state_dict()}
+    exported, _ = exported_state(checkpoint, keep_predictors=True)
+    assert "bbox_head.fc_cls.weight" not in exported
+    assert "bbox_head.fc_reg.weight" in exported
+
+
 def test_as_many_proposals_as_queries_are_refused(built):
     run, _ = built
     for proposals in (20, None):
@@ -264,7 +275,7 @@ def test_background_is_no_id_of_a_proposal(model, batch):
     losses_of(model, batch)
     seen = []
     original = model._sample
-    model._sample = lambda reading: seen.append(reading) or original(reading)
+    model._sample = lambda *views: seen.extend(views) or original(*views)
     losses_of(model, batch)
     del model._sample
     for reading in seen:
