@@ -175,6 +175,7 @@ def _read_web(filesystem_: Any, path: str) -> bytes:
 
 
 def too_large() -> ImageRejected:
+    """What an image of more than MAX_IMAGE_BYTES is rejected with."""
     return ImageRejected("read", "too_large", f"more than {MAX_IMAGE_BYTES} bytes")
 
 
