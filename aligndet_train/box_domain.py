@@ -169,7 +169,9 @@ class BoxDomainPretrainer(BaseModel):
     def _sample(self, query: Reading | None, key: Reading | None) -> tuple[Reading | None, Reading | None]:
         """At most ``sampled_boxes`` of each view, of the same proposals."""
         limit = self.config.sampled_boxes
-        if query is None or key is None or limit is None or max(len(query.ids), len(key.ids)) <= limit:
+        if query is None or key is None:
+            return None, None  # nothing is contrasted then, here or on other ranks
+        if limit is None or max(len(query.ids), len(key.ids)) <= limit:
             return query, key
         rows = sample_both_views(
             query.ids, key.ids, limit, background=BACKGROUND, background_share=self.config.background_share

@@ -180,6 +180,10 @@ def export(
             f"nothing but the backbone of {checkpoint} fits its stock detector: it is of another version of mmdet, or "
             "of a detector of another --to"
         )
+    if not (keep_predictors or as_json):
+        typer.echo(
+            "the final box predictors are not in it; --keep-predictors keeps them (docs/results.md: who gains)"
+        )
 
 
 def _import(module: str) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 _PRIME = 2**31 - 1
 _RANK, _ALONE, _BACKGROUND = 2**31, 2**60, 2**61
-# Of positives, times what is drawn, that are looked at more closely; and of boxes at which that saves nothing.
-_CANDIDATES, _FEW = 16, 4096
+# Positives that are looked at more closely, and background boxes at least.
+_CANDIDATES, _SPARE = 2**18, 4096
 
 
 @torch.no_grad()
@@ -36,16 +36,15 @@ def sample_both_views(
 
 
 def _candidates(ids: Tensor, limit: int, background: int) -> Tensor:
-    """Rows to choose from: sorting all of a large batch's million anchors would cost more than the loss.
+    """Rows to choose from, as most of a large batch's million anchors are background, and sorting takes time.
 
-    All, if they are few; else most positives, or so many of them that each proposal has some, and enough background.
+    All positives, or a random part where they are more than a quarter of a million; and enough background.
     """
-    positives = max(_CANDIDATES * limit, _FEW)
-    count = min(len(ids), positives + 2 * limit)
+    count = min(len(ids), _CANDIDATES + max(2 * limit, _SPARE))
     if count == len(ids):
         return torch.arange(len(ids), device=ids.device)
     draw, is_positive = torch.rand(len(ids), device=ids.device), ids != background
-    first = is_positive & (draw * is_positive.sum() < positives)
+    first = is_positive & (draw * is_positive.sum() < _CANDIDATES)
     # Positives of the candidates, background, the other positives.
     order = torch.where(first, 2, (~is_positive).to(torch.long))
     return (draw + order).topk(count).indices

@@ -10,7 +10,7 @@ from pipeline.cluster import connected, import_ray, is_private
 from pipeline.heartbeat import Heartbeat
 from pipeline.plan import ShardTask
 from pipeline.ray_executor import RayExecutor
-from pipeline.scheduler import Callbacks, Scheduler
+from pipeline.scheduler import Callbacks, Policy, Scheduler
 from pipeline.shard_task import Count, Work
 from pipeline.signals import Drain
 from proposals.dataset.manifest import CommitRecord
@@ -60,12 +60,9 @@ def drive(
     watchers: tuple[Observer, Heartbeat],
     resumed: Count,
     confirm: Confirm,
-    mined: Callable[[], ShardTask | None],
+    policy: Policy,
 ) -> Driven:
-    """Mine ``tasks``. Returns early, with what flew still finished, when ``drain`` was requested.
-
-    mined: gives an image that an earlier run mined, see `Scheduler`.
-    """
+    """Mine ``tasks``. Returns early, with what flew still finished, when ``drain`` was requested."""
     observer, heartbeat = watchers
     driven = Driven()
     with connected(where.address, where.workers):
@@ -89,7 +86,7 @@ def drive(
                 observer.update(count)
                 heartbeat.beat(count, scheduler)
 
-        scheduler = Scheduler(executor, Callbacks(record, observer.say, tick, confirm), control=mined)
+        scheduler = Scheduler(executor, Callbacks(record, observer.say, tick, confirm), policy)
         drain.allow(lambda: observer.say(_draining(len(scheduler.running))))
         with _lost_cluster(), closing(executor):
             scheduler.run(iter(tasks), drain.requested)

@@ -9,6 +9,7 @@ from pipeline.driver import Driven, Observer, Where, count_of, drive
 from pipeline.heartbeat import Heartbeat
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
+from pipeline.scheduler import Policy
 from pipeline.shard_task import Count, Work
 from pipeline.signals import Drain
 from pipeline.sources import Source
@@ -98,16 +99,9 @@ def _drive(
         heartbeat = Heartbeat(workspace.out, resumed)
         where = Where(options.address, options.workers)
         confirm = partial(proven, workspace.out, work.job)
-        driven = drive(
-            workspace.pending,
-            work,
-            where,
-            drain,
-            (observer, heartbeat),
-            resumed,
-            confirm,
-            workspace.one_mined,
-        )
+        # Images that are tried again stay rejected, as they were, and do not keep those that pass from being kept.
+        policy = Policy(lost_source_fails=not workspace.retried)
+        driven = drive(workspace.pending, work, where, drain, (observer, heartbeat), resumed, confirm, policy)
     _require_all(workspace, driven, drain)
     records = {**workspace.done, **driven.records}
     if workspace.relieved and not _some_passed(workspace, records):

@@ -11,7 +11,10 @@ from typing import Any
 
 def trusted(folders: Iterable[str]) -> list[str]:
     """``folders`` without the working directory; with it, if we are imported from there ourselves."""
-    here, home = Path.cwd(), Path(__file__).parents[1].resolve()
+    try:
+        here, home = Path.cwd(), Path(__file__).parents[1].resolve()
+    except FileNotFoundError:  # it was deleted
+        return [folder for folder in folders if Path(folder).is_absolute()]
     return [folder for folder in folders if folder and (here == home or Path(folder).resolve() != here)]
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.image_task import Refusal
 from pipeline.plan import PlanFile, ShardTask, tasks
 from pipeline.shard_task import Work, mine_shard
-from pipeline.sources import FolderSource
+from pipeline.sources import FolderSource, SourceUnavailableError
 from proposals.dataset import layout
 from proposals.dataset.assemble import (
     PLAN_SCHEMA,
@@ -209,10 +209,10 @@ def _mine_again(
             work = Work(source, staging, manifest.recipe, job, embed=manifest.images is None)
             try:
                 record = mine_shard(task, work, quarantine=refused)
-            except OSError as error:
+            except SourceUnavailableError as error:
                 raise AlignDetError(
-                    f"shard {name} of {root} could not be mined again: {error}. What was repaired before stays so; see "
-                    "that --images is the folder they were mined from, then run the same command again."
+                    f"shard {name} of {root} could not be mined again: {error}. What was repaired before stays so. "
+                    "Give --images the folder that they were mined from, and run the same command again."
                 ) from error
             _require_same(record, rejected, entries[name], manifest, source.root)
             if rejected is not None:

@@ -6,7 +6,7 @@ Knows neither Ray nor files: attempts go to an `Executor`, records to a callback
 import heapq
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -19,7 +19,6 @@ from proposals.dataset.manifest import CommitRecord
 _KEPT_TIMES = 1000
 _QUEUED = 500  # attempts beyond the slots: a worker that ends one finds the next, and the driver holds few
 _HUNTS = 2
-_CONTROL: Span = (-1, -1)  # not of the shard: an image that was mined before
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Policy:
     shard fails. backoff: seconds before the first retry, doubled up to backoff_limit. A shard is issued a second
     time when nothing else is left to do and it has run for more than straggler_factor times the median, and
     straggler_seconds. failures_in_a_row: shards that fail one after the other before no new one is tried.
+    lost_source_fails: a shard of which no image can be read fails, as that is likely no fault of theirs; else they are
+    rejected.
     """
 
     attempts_before_hunt: dict[Fault, int] = field(
@@ -44,6 +45,7 @@ class Policy:
     poll_seconds: float = 1.0
     look_seconds: float = 1.0
     loser_seconds: float = 15.0
+    lost_source_fails: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,6 @@ class _Shard:
     quarantine: dict[str, Refusal] = field(default_factory=dict)
     hunt: Hunt | None = None
     hunted_for: Fault = Fault.worker
-    accused: str = ""
     hunts: int = 0
     flying: set[int] = field(default_factory=set)
     record: CommitRecord | None = None
@@ -83,17 +84,8 @@ class _Flight:
 class Scheduler:
     """Runs the shards of a job once. Memory grows with what is in flight, not with the job."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        callbacks: Callbacks,
-        policy: Policy | None = None,
-        control: Callable[[], ShardTask | None] = lambda: None,
-    ) -> None:
-        """``control``: an image that an earlier run mined, None without one; if the source gives it, it is not lost."""
+    def __init__(self, executor: Executor, callbacks: Callbacks, policy: Policy | None = None) -> None:
         self._executor, self._callbacks, self._policy = executor, callbacks, policy or Policy()
-        self._mined = control
-        self._control: ShardTask | None = None
         self._flying: dict[int, _Flight] = {}
         self._due: list[tuple[float, int, _Shard, Span | None]] = []
         self._numbers = count()
@@ -166,13 +158,10 @@ class Scheduler:
 
     def _start(self, shard: _Shard, span: Span | None) -> None:
         number = next(self._numbers)
-        task = shard.task if span is None else self._part(shard.task, span)
+        task = shard.task if span is None else _part(shard.task, span)
         self._flying[number] = _Flight(shard, span, self._executor.now())
         shard.flying.add(number)
         self._executor.start(Attempt(number, task, dict(shard.quarantine), probe=span is not None))
-
-    def _part(self, task: ShardTask, span: Span) -> ShardTask:
-        return _part(task, span) if span != _CONTROL or self._control is None else self._control
 
     def _later(self, shard: _Shard, span: Span | None, seconds: float) -> None:
         heapq.heappush(self._due, (self._executor.now() + seconds, next(self._numbers), shard, span))
@@ -185,8 +174,6 @@ class Scheduler:
         shard.flying.discard(end.number)
         if shard.record is not None:
             self._confirm(shard)
-        elif flight.span == _CONTROL:
-            self._settle_control(shard, end)
         elif flight.span is not None:
             self._settle_probe(shard, flight.span, end)
         elif end.record is not None:
@@ -197,7 +184,6 @@ class Scheduler:
 
     def _finish(self, shard: _Shard, record: CommitRecord) -> None:
         shard.record = record
-        self._control = self._control or one_mined(shard.task, record)
         for number in shard.flying:
             self._executor.cancel(number)
         self._in_a_row = 0
@@ -274,29 +260,12 @@ class Scheduler:
         shard.hunt = None
         shard.faults.clear()
         all_guilty = len(hunt.guilty) == hunt.size
-        if all_guilty and shard.hunted_for is Fault.source:
-            # The images, or their whole source? Of a source that is there, one that was mined can be mined again.
-            self._control = self._control or self._mined()
-            if self._control is not None:
-                shard.accused = reason
-                self._later(shard, _CONTROL, 0.0)
-                return
-        if all_guilty and (hunt.size > 1 or shard.hunted_for is Fault.source):
+        lost = shard.hunted_for is Fault.source
+        if all_guilty and (self._policy.lost_source_fails if lost else hunt.size > 1):
             # Not the fault of any one image then.
             self._fail(shard, reason)
             return
-        self._quarantine(shard, hunt.guilty, reason)
-
-    def _settle_control(self, shard: _Shard, end: End) -> None:
-        if end.fault in (Fault.busy, Fault.node):
-            self._later(shard, _CONTROL, self._policy.backoff)
-        elif end.fault is None:
-            self._quarantine(shard, range(len(shard.task)), shard.accused)
-        else:
-            self._fail(shard, shard.accused)
-
-    def _quarantine(self, shard: _Shard, places: Iterable[int], reason: str) -> None:
-        for place in places:
+        for place in hunt.guilty:
             shard.quarantine[shard.task.keys[place]] = _refusal(shard.hunted_for)
             self._callbacks.event(f"image {shard.task.uris[place]} is quarantined: {reason}")
         self._later(shard, None, 0.0)
@@ -321,14 +290,6 @@ class Scheduler:
     def _slow_after(self) -> float:
         typical = statistics.median(self._times)
         return max(self._policy.straggler_seconds, self._policy.straggler_factor * typical)
-
-
-def one_mined(task: ShardTask, record: CommitRecord) -> ShardTask | None:
-    """The first image of ``task`` that ``record`` does not reject."""
-    rejected = {row.key for row in record.rejected}
-    places = (place for place, key in enumerate(task.keys) if key not in rejected)
-    place = next(places, None)
-    return None if place is None else _part(task, (place, place + 1))
 
 
 def _part(task: ShardTask, span: Span) -> ShardTask:

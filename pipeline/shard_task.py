@@ -20,7 +20,6 @@ from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Rejection, library_versions, write_model
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
-from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
 from proposals.paths import scheme_of
 from proposals.recipe import Recipe
@@ -182,21 +181,16 @@ def _read_source(source: Source, uri: str) -> bytes:
         return source.read(uri)
     except ImageRejected as error:
         if error.reason in ("missing", "permission_denied"):
-            _require_folder(source.images, uri)
+            _require_root(source.images.root, uri)
         raise
 
 
-def _require_folder(images: ImageRoot, uri: str) -> None:
-    """Raise SourceUnavailableError when the folder of the images is gone or empty, as where a mount was lost.
-
-    Of a folder that was listed the one the image lay in; a list may name folders that never were.
-    """
-    root = images.root
+def _require_root(root: str, uri: str) -> None:
+    """Raise SourceUnavailableError when the folder of the images itself is gone or empty, as where a mount was lost."""
     if not root or scheme_of(root) or scheme_of(uri) or uri.startswith("/"):
         return
-    folder = Path(root, uri).parent if images.kind == "folder" else Path(root)
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(root) as entries:
             if next(entries, None) is not None:
                 return
         why = "it is empty"
@@ -204,7 +198,7 @@ def _require_folder(images: ImageRoot, uri: str) -> None:
         return
     except OSError as error:
         why = str(error.strerror)
-    raise SourceUnavailableError(f"the folder of the images, {folder}, cannot be read: {why}. Is it mounted?")
+    raise SourceUnavailableError(f"the folder of the images, {root}, cannot be read: {why}. Is it mounted?")
 
 
 def _read(key: str, uri: str, read: Callable[[str], bytes]) -> _Read:

@@ -14,7 +14,6 @@ from pipeline.append import compare
 from pipeline.claim import Say, claimed, release
 from pipeline.heartbeat import NAME as HEARTBEAT
 from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, make_plan, tasks
-from pipeline.scheduler import one_mined
 from pipeline.sources.base import Source
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity, write_plan
@@ -78,12 +77,6 @@ class Workspace:
     def pending(self) -> "Pending":
         """Tasks still to do."""
         return Pending(self.plan, frozenset(self.done) if self.finished is None else None)
-
-    def one_mined(self) -> ShardTask | None:
-        """A task of one image that was mined before; None when there is none."""
-        done = ((task, self.done.get(task.name)) for task in tasks(self.plan))
-        found = (one_mined(task, record) for task, record in done if record is not None)
-        return next((task for task in found if task is not None), None)
 
 
 @dataclass(frozen=True)

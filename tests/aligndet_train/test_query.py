@@ -171,7 +171,7 @@ def test_every_trainable_weight_learns_and_stock_names_and_shapes_remain(built, 
     model.parse_losses(losses_of(model, batch))[0].backward()
     trainable = {name: p for name, p in model.student.named_parameters() if p.requires_grad}
     assert [name for name, p in trainable.items() if p.grad is None or not torch.isfinite(p.grad).all()] == []
-    particular = model.adapter.embedding_layers + model.adapter.predictors
+    particular = model.adapter.embedding_layers + model.adapter.cluster_layers
     student, stock = (
         {name: value.shape for name, value in detector.state_dict().items()}
         for detector in (model.student, build_detector(run.stock_model))

@@ -1,9 +1,11 @@
 """The boxes that enter the contrastive loss: as many as asked for, and of the same proposals in both views."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aligndet_train import sampling
 from aligndet_train.sampling import sample_both_views
 
 BACKGROUND = 2**31 - 1
@@ -68,14 +70,18 @@ def test_both_views_draw_the_same_proposals_where_draws_apart_would_share_few():
     assert proposals(again) != proposals(query)
 
 
-def test_of_very_many_boxes_enough_are_looked_at():
+@pytest.mark.parametrize("limit", [8, 1000])
+def test_of_very_many_boxes_enough_are_looked_at(limit, monkeypatch):
+    monkeypatch.setattr(sampling, "_CANDIDATES", 20_000)
+    monkeypatch.setattr(sampling, "_SPARE", 1_000)
     generator = torch.Generator().manual_seed(0)
     positives = torch.randint(0, 500, (60_000,), generator=generator)
     ids = torch.cat([torch.full((90_000,), BACKGROUND), positives]).tolist()
-    (_, _, query), (_, rows, key) = sample(ids, ids[::-1], 1000)
-    assert proposals(query) == proposals(key) == set(range(500))
-    assert (query == BACKGROUND).sum() == (key == BACKGROUND).sum() == 250
-    assert len(set(rows.tolist())) == 1000
+    for (_, _, query), (_, rows, key) in (sample(ids, ids[::-1], limit) for _ in range(10)):
+        assert proposals(query) == proposals(key)
+        assert len(proposals(query)) == min(500, limit * 3 // 4)
+        assert (query == BACKGROUND).sum() == (key == BACKGROUND).sum() == limit // 4
+        assert len(set(rows.tolist())) == limit
     few = torch.cat([torch.full((150_000,), BACKGROUND), torch.arange(300)]).tolist()
     (_, _, query), _ = sample(few, few, 1000)
     assert proposals(query) == set(range(300))

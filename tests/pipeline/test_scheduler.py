@@ -51,9 +51,7 @@ class _World:
         return seconds, End(attempt.number, record=None if attempt.probe else _record(attempt))
 
 
-def _run(
-    world, shards=20, size=8, slots=4, stop=lambda: False, policy=None, confirm=None, mined=lambda: None
-):
+def _run(world, shards=20, size=8, slots=4, stop=lambda: False, policy=None, confirm=None):
     executor, records, events = SimulatedExecutor(slots, world), {}, []
 
     def record(task, done):
@@ -61,7 +59,7 @@ def _run(
         records[task.name] = done
 
     callbacks = Callbacks(record, events.append, confirm=confirm)
-    scheduler = Scheduler(executor, callbacks, policy, mined)
+    scheduler = Scheduler(executor, callbacks, policy)
     scheduler.run(_tasks(shards, size), stop)
     return scheduler, executor, records, events
 
@@ -120,27 +118,15 @@ def test_an_image_that_the_source_never_gives_is_refused_and_a_lost_source_is_no
     assert not records
 
 
-def test_a_shard_of_which_no_image_can_be_read_is_done_without_them_if_the_source_still_gives_others():
-    scheduler, _, records, _ = _run(_World({"1-0"}, Fault.source), shards=3, size=1)
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_retry_is_done_without_images_of_which_none_can_be_read(size):
+    names = {f"1-{place}" for place in range(size)}
+    scheduler, _, records, _ = _run(_World(names, Fault.source), shards=3, size=size)
+    assert list(scheduler.failures) == ["00001"]
+    retry = Policy(lost_source_fails=False)
+    scheduler, _, records, _ = _run(_World(names, Fault.source), shards=3, size=size, policy=retry)
     assert not scheduler.failures
-    assert _quarantined(records) == {"1-0": "unreadable"}
-    # A retry has none of its own to ask the source for: one that was mined before stands for it.
-    world, mined = _World({"0-0", "0-1"}, Fault.source), ShardTask("before", ("good",), ("good",))
-    scheduler, _, records, _ = _run(world, shards=1, size=2, mined=lambda: mined)
-    assert not scheduler.failures
-    assert _quarantined(records) == dict.fromkeys(("0-0", "0-1"), "unreadable")
-
-
-def test_a_source_that_is_lost_half_way_is_no_fault_of_its_images():
-    class Lost(_World):
-        def __call__(self, attempt):
-            if any(name.startswith("1-") for name in attempt.task.keys):
-                self.deadly = {f"{shard}-{place}" for shard in range(3) for place in range(4)}
-            return super().__call__(attempt)
-
-    scheduler, _, records, _ = _run(Lost(fault=Fault.source), shards=3, size=4, slots=1)
-    assert set(records) == {"00000"}
-    assert set(scheduler.failures) == {"00001", "00002"}
+    assert _quarantined(records) == dict.fromkeys(names, "unreadable")
 
 
 def test_an_application_fault_is_not_tried_again_and_the_rest_is_mined():
