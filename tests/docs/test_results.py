@@ -2,9 +2,11 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
@@ -23,24 +25,36 @@ def named(study: Path) -> str:
     return str(study.relative_to(FOLDER).with_suffix(""))
 
 
-def report(page: Path, study: Path, section: str) -> str:
-    """The page after the report of ``study`` went to ``section``."""
-    agnostic = section.startswith("class_agnostic/")
-    script, option = ("class_agnostic.py", "--page") if agnostic else ("transfer.py", "--out")
-    command = [sys.executable, f"benchmarks/{script}", "report", study, option, page, "--section", section]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return page.read_text()
+Report = Callable[[Path, Path, str], str]
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Report:
+    """``report(page, study, section)``: the page after the report of ``study`` went to ``section``."""
+
+    def run(page: Path, study: Path, section: str) -> str:
+        agnostic = section.startswith("class_agnostic/")
+        script, option = ("class_agnostic.py", "--page") if agnostic else ("transfer.py", "--out")
+        # As a process of its own it would import numba and SciPy first: three seconds, forty times.
+        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+        monkeypatch.setattr(
+            sys, "argv", [script, "report", str(study), option, str(page), "--section", section]
+        )
+        runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
+        return page.read_text()
+
+    return run
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=named)
-def test_a_table_says_what_its_runs_gave(study: Path, tmp_path: Path) -> None:
+def test_a_table_says_what_its_runs_gave(study: Path, tmp_path: Path, report: Report) -> None:
     page = Path(shutil.copy(PAGE, tmp_path))
     assert f"<!-- {named(study)}: begin -->" in page.read_text()
     assert report(page, study, named(study)) == PAGE.read_text()
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=named)
-def test_one_changed_figure_changes_the_page(study: Path, tmp_path: Path) -> None:
+def test_one_changed_figure_changes_the_page(study: Path, tmp_path: Path, report: Report) -> None:
     runs = json.loads(study.read_text())
     row = next(run for run in runs if run.get("last") or run.get("named"))
     row.get("last", row.get("class_agnostic"))["AP"] += 50
