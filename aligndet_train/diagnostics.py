@@ -26,7 +26,7 @@ def embedding_diagnostics(
     retrieval_chance: what a random choice would reach: the mean share of the other view's boxes that are right.
     alignment: mean squared distance of positive pairs (Wang & Isola 2020; 0 is best).
     uniformity: log of the mean of exp(-2 d^2) over pairs of the online view (lower is more spread).
-    with_key: share of the queries whose proposal is in the other view: others learn from their own view alone, or not.
+    with_key: share of the queries whose proposal is in the other view; to the others their own view is the partner.
     positives: number of queries.
     """
     with torch.autocast(query.device.type, enabled=False):

@@ -12,7 +12,7 @@ import cv2
 from proposals.boxes import scale
 from proposals.errors import AlignDetError
 from proposals.filters import Filtered, FilterSpec, apply_filter
-from proposals.images import Bgr, ImageRejected, decode_bgr, resize_max_side
+from proposals.images import Bgr, ImageRejected, decode_bgr, ran_out_of_memory, resize_max_side
 from proposals.recipe import Recipe
 from proposals.selective_search import propose
 from proposals.selective_search.types import Engine, Proposals
@@ -92,7 +92,7 @@ def mine_image(data: bytes, sha256: str, kernel: Kernel, watch: Stopwatch) -> Fo
     except ImageRejected as error:
         return Refusal.of(error)
     except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
+        if ran_out_of_memory(error):
             raise MemoryError from error
         raise
     return Found(image.width, image.height, image.orientation, proposals)

@@ -17,7 +17,7 @@ from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, S
 from pipeline.sources.base import Source
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity, write_plan
-from proposals.dataset.clusters import boxes_fingerprint, read_cluster_record, remove_clusters
+from proposals.dataset.clusters import remove_stale_clusters
 from proposals.dataset.files import (
     copy_atomically,
     file_sha256,
@@ -177,17 +177,8 @@ def _forget_overtaken(out: Path, manifest: Manifest) -> None:
     """
     if not manifest.consolidated:
         remove_tree(out / layout.CONSOLIDATED)
-    if not _clusters_are_of(out, manifest):
-        remove_clusters(out)
+    remove_stale_clusters(out, manifest)
     (out / layout.APPEND).unlink(missing_ok=True)
-
-
-def _clusters_are_of(out: Path, manifest: Manifest) -> bool:
-    try:
-        record = read_cluster_record(out)
-    except AlignDetError:  # damaged
-        return False
-    return record is not None and record.boxes_of == boxes_fingerprint(manifest)
 
 
 def _finish_commit(out: Path, manifest: Manifest) -> None:

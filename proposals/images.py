@@ -130,6 +130,11 @@ def resize_max_side(bgr: Bgr, max_side: int) -> tuple[Bgr, float, float]:
     return np.asarray(resized, dtype=np.uint8), width / size[0], height / size[1]
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether this is what OpenCV raises for MemoryError."""
+    return isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
+
+
 @contextmanager
 def _rejecting_broken_bytes() -> Iterator[None]:
     # Pillow's decoders raise almost anything on hostile bytes; its messages may hold object addresses, so the
@@ -138,15 +143,13 @@ def _rejecting_broken_bytes() -> Iterator[None]:
         yield
     except (AlignDetError, MemoryError):
         raise
-    except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            raise MemoryError from error
-        raise ImageRejected("decode", "corrupt", type(error).__name__) from error
     except UnidentifiedImageError as error:
         raise ImageRejected("decode", "not_an_image", f"none of {', '.join(_FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRejected("decode", "too_many_pixels", str(error)) from error
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise MemoryError from error
         truncated = "truncated" in str(error).lower() or isinstance(error, EOFError)
         raise ImageRejected(
             "decode", "truncated" if truncated else "corrupt", type(error).__name__

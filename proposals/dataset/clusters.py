@@ -83,7 +83,7 @@ def read_cluster_record(root: Path) -> ClusterRecord | None:
 
 def cluster_faults(root: Path, record: ClusterRecord, manifest: Manifest, *, content: bool) -> list[str]:
     """What makes ``record`` untrue: other boxes than the dataset's, files missing, changed or beside the group."""
-    if (record.boxes, record.boxes_of) != (manifest.totals.proposals, boxes_fingerprint(manifest)):
+    if not _are_of(record, manifest):
         return ["is of other boxes than the dataset's, it was made before images were added"]
     outside = [e.path for e in record.files if not e.path.startswith(f"{layout.CLUSTERS}/") or ".." in e.path]
     if outside:
@@ -147,13 +147,27 @@ def write_clusters(root: Path, record: ClusterRecord, clusters: Clusters) -> Non
     for path in [*files, *(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
         fsync(path)
     entries = tuple(_entry(temporary, path) for path in files)
-    remove_clusters(root)
+    _remove_clusters(root)
     temporary.replace(root / layout.CLUSTERS)
     fsync(root)
     write_model(root / layout.CLUSTERS_RECORD, record.model_copy(update={"files": entries}))
 
 
-def remove_clusters(root: Path) -> None:
+def remove_stale_clusters(root: Path, manifest: Manifest) -> None:
+    """Take ids back that are of other boxes than the dataset's, damaged, or without a record."""
+    try:
+        record = read_cluster_record(root)
+    except AlignDetError:
+        record = None
+    if record is None or not _are_of(record, manifest):
+        _remove_clusters(root)
+
+
+def _are_of(record: ClusterRecord, manifest: Manifest) -> bool:
+    return (record.boxes, record.boxes_of) == (manifest.totals.proposals, boxes_fingerprint(manifest))
+
+
+def _remove_clusters(root: Path) -> None:
     """Take the ids back, the record first: ids without a record count as none."""
     (root / layout.CLUSTERS_RECORD).unlink(missing_ok=True)
     remove_tree(root / layout.CLUSTERS)

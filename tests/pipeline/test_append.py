@@ -190,7 +190,7 @@ def test_an_append_stopped_at_any_point_keeps_the_old_dataset_and_completes(
         assert content(root) == content(undisturbed)
 
 
-@pytest.mark.parametrize("step", ["remove_tree", "remove_clusters"])
+@pytest.mark.parametrize("step", ["remove_tree", "remove_stale_clusters"])
 def test_a_run_that_dies_after_its_commit_is_tidied_by_the_next(
     images, grow, tmp_path, mine_folder, content, step, monkeypatch
 ):
