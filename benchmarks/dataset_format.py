@@ -37,7 +37,7 @@ from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, SourceInfo, library_versions, write_model
 from proposals.dataset.proposals_reader import ProposalReader
 from proposals.dataset.writer import MinedImage, ShardWriter
-from proposals.filters import Filtered
+from proposals.filter_spec import Filtered
 from proposals.recipe import Recipe
 
 WIDTH, HEIGHT, BOXES = 640, 480, 100

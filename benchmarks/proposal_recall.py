@@ -22,10 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from selective_search import photographs
 
-from proposals.boxes import Boxes, areas, clip, nms, pairwise_iou, scale
-from proposals.filters import FilterSpec, apply_filter
+from proposals.boxes import Boxes, areas, clip, pairwise_iou, scale
+from proposals.filter_spec import FilterSpec
+from proposals.filters import apply_filter
 from proposals.ground_truth import GroundTruth, read_ground_truth
 from proposals.images import Bgr, decode_bgr, resize_max_side
+from proposals.nms import nms
 from proposals.quality import ALL, measure_boxes
 from proposals.ranking import order
 from proposals.selective_search import Mode, propose

@@ -11,7 +11,8 @@ import cv2
 
 from proposals.boxes import scale
 from proposals.errors import AlignDetError
-from proposals.filters import Filtered, FilterSpec, apply_filter
+from proposals.filter_spec import Filtered, FilterSpec
+from proposals.filters import apply_filter
 from proposals.images import Bgr, ImageRejected, decode_bgr, ran_out_of_memory, resize_max_side
 from proposals.recipe import Recipe
 from proposals.selective_search import propose

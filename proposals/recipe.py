@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from proposals.filters import FilterSpec
+from proposals.filter_spec import FilterSpec
 from proposals.images import DEFAULT_MAX_PIXELS, MAX_PIXELS_CEILING
 from proposals.ranking import RankName
 from proposals.selective_search import Mode
@@ -18,7 +18,7 @@ class Recipe(BaseModel):
     """How proposals are made. The engine is not part of it: engines give the same boxes.
 
     mode: OpenCV's selective-search preset. max_side: longer side in px at which the search runs.
-    filter: see proposals.filters. rank: see proposals.ranking. seed: seeds the order of boxes of each image.
+    filter: see proposals.filter_spec. rank: see proposals.ranking. seed: seeds the order of boxes of each image.
     max_pixels: larger images are rejected. Raises pydantic.ValidationError, or AlignDetError for a filter name.
     """
 

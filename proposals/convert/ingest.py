@@ -30,7 +30,7 @@ from proposals.dataset.manifest import (
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
 from proposals.fetch import SourceUnavailableError, fetch
-from proposals.filters import Filtered
+from proposals.filter_spec import Filtered
 from proposals.images import ImageRejected, decode_bgr
 from proposals.recipe import Recipe
 

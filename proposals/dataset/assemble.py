@@ -23,7 +23,7 @@ from proposals.dataset.manifest import (
     write_model,
 )
 from proposals.errors import AlignDetError
-from proposals.filters import STATUSES
+from proposals.filter_spec import STATUSES
 
 PLAN_SCHEMA = pa.schema(
     [

@@ -20,7 +20,7 @@ from proposals.dataset import bounds, layout
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError, NewerFormatError
-from proposals.filters import STATUSES, Status
+from proposals.filter_spec import STATUSES, Status
 from proposals.image_roots import ImageRoot
 from proposals.paths import WEB, as_path, is_remote, is_there, scheme_of
 from proposals.recipe import Recipe

@@ -17,7 +17,7 @@ from proposals.dataset.columns import number_column, text_column
 from proposals.dataset.files import publish_all, temporary_beside
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.dataset.tables import BOX, REFERENCE_SCHEMA, SCHEMA, write_table
-from proposals.filters import STATUSES, Filtered
+from proposals.filter_spec import STATUSES, Filtered
 
 _BLOCK = 512
 

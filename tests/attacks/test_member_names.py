@@ -14,7 +14,7 @@ from proposals.dataset import layout
 from proposals.dataset.checks.members import tar_faults
 from proposals.dataset.tables import read_shard
 from proposals.dataset.writer import MinedImage, ShardWriter
-from proposals.filters import Filtered
+from proposals.filter_spec import Filtered
 from proposals.images import decode_bgr
 
 _WIDTH, _HEIGHT = 2, 0x4300

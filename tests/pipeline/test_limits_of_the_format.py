@@ -16,7 +16,7 @@ from proposals.dataset.merge import merge_datasets
 from proposals.dataset.tables import read_shard
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
-from proposals.filters import Filtered
+from proposals.filter_spec import Filtered
 from proposals.recipe import Recipe
 
 

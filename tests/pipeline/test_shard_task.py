@@ -17,7 +17,8 @@ from pipeline.sources import FolderSource, SourceUnavailableError
 from proposals.boxes import scale
 from proposals.dataset import open_dataset
 from proposals.dataset.manifest import CommitRecord
-from proposals.filters import FilterSpec, apply_filter
+from proposals.filter_spec import FilterSpec
+from proposals.filters import apply_filter
 from proposals.images import decode_bgr, resize_max_side
 from proposals.recipe import Recipe
 from proposals.selective_search import propose

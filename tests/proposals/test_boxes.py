@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from proposals.boxes import areas, as_boxes, clip, nms, pairwise_iou, scale
+from proposals.boxes import areas, as_boxes, clip, pairwise_iou, scale
+from proposals.nms import nms
 
 _COORDINATE = st.integers(-50, 350)
 

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proposals.boxes import as_boxes, nms
+from proposals.boxes import as_boxes
 from proposals.errors import AlignDetError
-from proposals.filters import FilterSpec, apply_filter
+from proposals.filter_spec import FilterSpec
+from proposals.filters import apply_filter
+from proposals.nms import nms
 
 _DEFAULT = "ratio3size0008@0.5"
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Manifest, ShardEntry
 from proposals.dataset.tables import box_offsets, flat_ranks
-from proposals.filters import STATUSES
+from proposals.filter_spec import STATUSES
 
 _Flags = npt.NDArray[np.bool_]
 
