@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
@@ -133,7 +134,8 @@ def step_runner(
         randomness={"seed": seed},
         launcher=options.launcher,
         default_scope="mmdet",
-        cfg=record,
+        # Without yapf, which takes mmengine a second, several times a run.
+        cfg=Config(record, format_python_code=False),
         # mmengine keeps logs and visualisers by this name and the second: the next run of a process gets its own.
         experiment_name=f"{name}_{next(_RUNS)}",
     )

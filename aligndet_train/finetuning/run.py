@@ -191,7 +191,7 @@ def _finetune(
     results = ResultsHook(work_dir / RESULTS, run)
     loader = LoadWeightsHook(state) if state is not None else None
     with DefaultScope.overwrite_default_scope("mmdet"):
-        runner = Runner.from_cfg(config)
+        runner = _runner(config)
         put_equals_in_place(_plain(runner.model), samplers=False)
         if options.amp:
             keep_sensitive_float32(_plain(runner.model))
@@ -209,6 +209,12 @@ def _finetune(
         write_results(results.path, run, [])
     figures = results.epochs[-1] if results.epochs else {}
     return FinetuneResult(figures, loader.report if loader else None, work_dir / RESULTS)
+
+
+def _runner(config: Config) -> Runner:
+    # mmengine writes the config with every checkpoint, and yapf takes a second to lay it out.
+    object.__setattr__(config, "_format_python_code", False)
+    return Runner.from_cfg(config)
 
 
 def _tell(runner: Runner, remarks: list[str], warnings: list[str]) -> None:
@@ -302,7 +308,7 @@ def evaluate(
     config = evaluation_config(stock, val, work_dir, options)
     _skip_downloads(config)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        runner = Runner.from_cfg(config)
+        runner = _runner(config)
         report = load_into(runner.model, file.state)
         if report.left_at_init:
             raise AlignDetError(
