@@ -1,8 +1,10 @@
 """Tiny detectors, and batches of real photographs with mined proposals."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import mmengine.config.utils
 import pytest
 import torch
 
@@ -12,6 +14,9 @@ from aligndet_train.stream import ProposalStream, Sample
 from proposals.dataset import open_dataset
 
 TINY = {name: Path(__file__).parents[1] / "configs" / f"tiny_{name}.py" for name in ("fcos", "faster_rcnn")}
+
+# For every `mmdet::` base mmengine reads a hundred files of mmdet's, which do not change meanwhile.
+mmengine.config.utils._get_cfg_metainfo = functools.cache(mmengine.config.utils._get_cfg_metainfo)
 
 
 @pytest.fixture(scope="session", autouse=True)

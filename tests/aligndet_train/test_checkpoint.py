@@ -1,8 +1,9 @@
 """Checkpoint files: atomic, previous kept, refused when they are not ours."""
 
 import pickle
-import subprocess
-import sys
+import resource
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from aligndet_train.checkpoint import (
     save_checkpoint,
     saved_run,
 )
+from aligndet_train.export import write_weights
 from proposals.errors import AlignDetError
+from tests.aligndet_train.forked import CONTEXT
 
 
 @pytest.fixture
@@ -43,32 +46,31 @@ def test_round_trip_and_previous(tmp_path, model_and_optimizer):
     optimizer.load_state_dict(last["optimizer"])
 
 
-# Files of this process may not grow beyond 100 kB, as on a disk that is full.
-_FULL = """
-import pathlib, resource, signal, sys, torch
-from aligndet_train.checkpoint import save_checkpoint
-from aligndet_train.export import write_weights
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-identified = {"identity": {"stock_model": {}}, "step": 1}
-folder, model = pathlib.Path(sys.argv[1]), torch.nn.Linear(300, 300)
-save = {
-    "last": lambda: save_checkpoint(folder, model, torch.optim.SGD(model.parameters(), lr=0.1), 2, {}),
-    "pth": lambda: write_weights(model.state_dict(), folder / "model.pth", identified),
-}[sys.argv[2]]
-try:
-    save()
-except OSError as error:
-    print(error.strerror)
-"""
+def save_where_files_may_not_grow(folder: Path, file: str, said: Connection) -> None:
+    """As on a disk that is full; for a process of its own."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    model = nn.Linear(300, 300)
+    try:
+        if file == "last":
+            save_checkpoint(folder, model, torch.optim.SGD(model.parameters(), lr=0.1), 2, {})
+        else:
+            write_weights(
+                model.state_dict(), folder / "model.pth", {"identity": {"stock_model": {}}, "step": 1}
+            )
+    except OSError as error:
+        said.send(error.strerror)
 
 
 @pytest.mark.parametrize("file", ["last", "pth"])
 def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, model_and_optimizer, file):
     save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
-    words = [sys.executable, "-c", _FULL, str(tmp_path), file]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert done.stdout == "File too large\n", done.stderr
+    heard, said = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=save_where_files_may_not_grow, args=(tmp_path, file, said))
+    process.start()
+    process.join()
+    assert heard.poll()
+    assert heard.recv() == "File too large"
     assert [p.name for p in tmp_path.iterdir()] == [LAST]
     assert load_checkpoint(tmp_path / LAST)["step"] == 1
 

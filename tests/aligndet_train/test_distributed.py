@@ -1,4 +1,4 @@
-"""Two real processes under torchrun (gloo, CPU) against one with the same global batch; processes that die."""
+"""Two real processes (gloo, CPU) against one with the same global batch; processes that die under torchrun."""
 
 import json
 import os
@@ -23,6 +23,7 @@ from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
 from tests.aligndet_train.conftest import TINY
+from tests.aligndet_train.forked import Command
 from tests.aligndet_train.ranks import free_port, said_by_ranks
 
 CONFIGS = TINY["fcos"].parent
@@ -43,15 +44,7 @@ def command(
     """Arguments of a verb with two images a step over ``ranks`` processes; all boxes enter the loss."""
     options = [f"{name}={value}".replace(" ", "") for name, value in ONE_CANVAS.items()]
     return [
-        *(
-            "-m",
-            "proposals",
-            "pretrain",
-            "--config",
-            str(CONFIGS / f"tiny_{detector}.py"),
-            "--data",
-            str(data),
-        ),
+        *("pretrain", "--config", str(CONFIGS / f"tiny_{detector}.py"), "--data", str(data)),
         *("--work-dir", str(work_dir), "--iterations", str(steps), "--batch-size", str(2 // ranks)),
         *("--log-interval", "1", "--checkpoint-interval", "5", "--workers", "1"),
         *[word for option in options for word in ("--cfg-options", option)],
@@ -59,24 +52,22 @@ def command(
     ]
 
 
-def launched(arguments: list[str], **environment: str) -> subprocess.Popen:
+def under_torchrun(arguments: list[str]) -> subprocess.Popen:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, *torchrun, "-m", "proposals", *arguments, "--launcher", "pytorch"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
-def start(data: Path, work_dir: Path, detector: str, ranks: int, *extra: str, steps: int = STEPS):
-    """The command in one process, or in two that torchrun starts."""
-    arguments = command(data, work_dir, detector, ranks, *extra, steps=steps)
-    if ranks == 1:
-        return launched(arguments)
-    port = str(free_port())
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port]
-    return launched([*torchrun, *arguments, "--launcher", "pytorch"])
+def in_two_ranks(arguments: list[str]) -> list[Command]:
+    """As two nodes' launchers would start them."""
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [*arguments, "--launcher", "pytorch"]
+    return [Command(words, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
 
 
 def finish(process, expect: int = 0) -> str:
@@ -130,7 +121,7 @@ def one_rank(mined_dataset, tmp_path_factory):
     def run(detector):
         if detector not in done:
             work_dir = tmp_path_factory.mktemp(detector)
-            finish(start(mined_dataset, work_dir, detector, 1))
+            finish(Command(command(mined_dataset, work_dir, detector, 1)))
             done[detector] = logged(work_dir)
         return done[detector]
 
@@ -162,7 +153,8 @@ def test_more_processes_than_gpus_are_refused(launcher, visible, fewer):
 def test_two_ranks_that_share_negatives_compute_the_losses_of_one(
     detector, one_rank, mined_dataset, tmp_path
 ):
-    finish(start(mined_dataset, tmp_path, detector, 2, "--gather-negatives"))
+    for rank in in_two_ranks(command(mined_dataset, tmp_path, detector, 2, "--gather-negatives")):
+        finish(rank)
     assert_equal_losses(logged(tmp_path), one_rank(detector))
 
 
@@ -170,7 +162,10 @@ def test_two_ranks_that_share_negatives_compute_the_losses_of_one(
 @pytest.mark.parametrize("detector", ["fcos", "detr"])
 def test_ranks_do_not_wait_for_each_other_over_a_picture(detector, mined_dataset, tmp_path):
     """Their losses average counts over the ranks. Every third step: ranks ask each other for a stop every fourth."""
-    finish(start(mined_dataset, tmp_path, detector, 2, "--picture-interval", "3", steps=7))
+    for rank in in_two_ranks(
+        command(mined_dataset, tmp_path, detector, 2, "--picture-interval", "3", steps=7)
+    ):
+        finish(rank)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
         "step_000003.jpg",
         "step_000006.jpg",
@@ -210,7 +205,8 @@ def test_ranks_that_see_one_checkpoint_go_on(tmp_path):
 def test_without_sharing_each_rank_contrasts_its_own_images_as_in_the_release(
     one_rank, mined_dataset, tmp_path
 ):
-    finish(start(mined_dataset, tmp_path, "fcos", 2, steps=1))
+    for rank in in_two_ranks(command(mined_dataset, tmp_path, "fcos", 2, steps=1)):
+        finish(rank)
     first, single = logged(tmp_path)[1], one_rank("fcos")[1]
     # The detector's own losses are normalised over all ranks either way.
     for name in ("loss_bbox", "loss_centerness"):
@@ -229,7 +225,7 @@ def test_without_sharing_each_rank_contrasts_its_own_images_as_in_the_release(
 
 @pytest.mark.slow
 def test_a_rank_killed_ends_the_job_with_a_reason_and_one_rank_goes_on(one_rank, mined_dataset, tmp_path):
-    process = start(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives")
+    process = under_torchrun(command(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives"))
     wait_for(tmp_path / PREVIOUS, process)
     os.kill(child_ranks(process)[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
@@ -238,14 +234,15 @@ def test_a_rank_killed_ends_the_job_with_a_reason_and_one_rank_goes_on(one_rank,
     assert "the same command goes on from there" in " ".join(output.split())
     stopped = load_checkpoint(tmp_path / LAST)["step"]
     assert 10 <= stopped < STEPS, "killed too late to show anything"
-    resumed = finish(start(mined_dataset, tmp_path, "fcos", 1, "--gather-negatives"))
+    resumed = finish(Command(command(mined_dataset, tmp_path, "fcos", 1, "--gather-negatives")))
     assert f"resumed at step {stopped}" in resumed
     assert_equal_losses(logged(tmp_path), one_rank("fcos"))
 
 
 @pytest.mark.slow
 def test_a_stop_request_to_one_rank_stops_all_after_the_same_step(one_rank, mined_dataset, tmp_path):
-    process = start(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives")
+    arguments = command(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives")
+    process = under_torchrun(arguments)
     wait_for(tmp_path / LAST, process)
     os.kill(child_ranks(process)[1], signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
@@ -253,7 +250,7 @@ def test_a_stop_request_to_one_rank_stops_all_after_the_same_step(one_rank, mine
     stopped = {int(step) for step in re.findall(r"stopped at step (\d+) of 20", output)}
     assert len(stopped) == 1
     assert load_checkpoint(tmp_path / LAST)["step"] in stopped
-    finish(start(mined_dataset, tmp_path, "fcos", 2, "--gather-negatives"))
+    finish(under_torchrun(arguments))
     assert_equal_losses(logged(tmp_path), one_rank("fcos"))
 
 
@@ -263,7 +260,7 @@ def test_slurm_tasks_join_by_the_variables_slurm_sets(one_rank, mined_dataset, t
         mined_dataset, tmp_path, "fcos", 2, "--gather-negatives", "--launcher", "slurm", steps=2
     )
     job = {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    tasks = [launched(arguments, **job, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)]
+    tasks = [Command(arguments, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank) for rank in "01"]
     for task in tasks:
         finish(task)
     # The schedule of a run of two steps is another one; the first loss comes before any update.

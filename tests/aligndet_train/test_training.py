@@ -1,11 +1,9 @@
 """Whole runs through the command line: real processes, killed and resumed."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,29 +20,22 @@ from proposals.cli import main
 from proposals.dataset import open_dataset
 from proposals.dataset.consolidated import consolidate
 from tests.aligndet_train.conftest import TINY
+from tests.aligndet_train.forked import Command
 
 ITERATIONS = 40
-ALIGNDET = str(Path(sys.executable).with_name("aligndet"))
 
 
 def command(data: Path, work_dir: Path, *extra: str, detector: str = "fcos") -> list[str]:
     return [
-        *(ALIGNDET, "pretrain", "--config", str(TINY[detector]), "--data", str(data)),
+        *("pretrain", "--config", str(TINY[detector]), "--data", str(data)),
         *("--work-dir", str(work_dir), "--iterations", str(ITERATIONS), "--log-interval", "1"),
         *("--checkpoint-interval", "10", "--workers", "1", *extra),
     ]
 
 
-def launch(arguments: list[str]) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-
-
 def finish(arguments: list[str], expect: int = 0) -> str:
-    process = launch(arguments)
-    output, _ = process.communicate(timeout=300)
+    process = Command(arguments)
+    output, _ = process.communicate()
     assert process.returncode == expect, output
     return output
 
@@ -54,7 +45,7 @@ def printed(monkeypatch, capfd):
     """``printed(arguments, expect=1)``: what a command that builds no detector prints, run in this process."""
 
     def run(arguments: list[str], expect: int = 1) -> str:
-        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(sys, "argv", ["aligndet", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
         streams = capfd.readouterr()
@@ -84,7 +75,7 @@ def undisturbed(mined_dataset, tmp_path_factory):
 
 
 def test_a_killed_run_resumes_to_the_same_losses(undisturbed, mined_dataset, tmp_path):
-    process = launch(command(mined_dataset, tmp_path))
+    process = Command(command(mined_dataset, tmp_path))
     while not (tmp_path / "previous.pth").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
@@ -121,12 +112,12 @@ def test_the_logged_learning_rate_is_the_schedules(undisturbed):
 def test_an_interrupt_saves_the_step_it_ends_in_and_resumes(undisturbed, mined_dataset, tmp_path, number):
     arguments = command(mined_dataset, tmp_path)
     arguments[arguments.index("--checkpoint-interval") + 1] = "1000"
-    process = launch(arguments)
+    process = Command(arguments)
     while not any(tmp_path.glob("*/vis_data/scalars.json")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate()
     stopped = load_checkpoint(tmp_path / LAST)["step"]
     assert process.returncode == 130
     assert 0 < stopped < ITERATIONS
@@ -189,7 +180,7 @@ def test_amp_runs_in_bfloat16_on_the_cpu_too(mined_dataset, tmp_path):
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message, mined_dataset, tmp_path, printed):
-    base = [ALIGNDET, "pretrain", "--data", str(mined_dataset), "--work-dir", str(tmp_path)]
+    base = ["pretrain", "--data", str(mined_dataset), "--work-dir", str(tmp_path)]
     assert message in " ".join(printed([*base, *arguments]).split())
 
 

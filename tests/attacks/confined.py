@@ -69,12 +69,14 @@ def main() -> None:
 def _load(reader: str) -> None:
     """Import before the child is made, so that it pays for nothing but the file."""
 
+
     import proposals.convert.coco
     import proposals.convert.pickles
     import proposals.convert.soco
     import proposals.dataset.verify
     import proposals.ground_truth
-    import proposals.images  # noqa: F401
+    import proposals.images
+    import proposals.report  # noqa: F401
 
     if reader in ("checkpoint", "weights", "exported"):
         import aligndet_train.backbones.inspect

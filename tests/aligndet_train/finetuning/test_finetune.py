@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,8 +24,8 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from tests.aligndet_train.cuda_refusals import RefusalsOfCuda
-from tests.aligndet_train.ranks import free_port
-from tests.aligndet_train.test_distributed import finish, launched, wait_for
+from tests.aligndet_train.forked import Command
+from tests.aligndet_train.test_distributed import finish, in_two_ranks, wait_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -370,16 +369,15 @@ def test_kept_box_regressors_fit_any_number_of_classes():
     assert torch.equal(detector.roi_head.bbox_head.fc_reg.weight, learned.repeat(3, 1))
 
 
-def two_ranks(labels: Labels, work_dir: Path, epochs: int) -> list[subprocess.Popen]:
-    """As their nodes' launchers would start them: torchrun ends a rank before it can say what happened."""
+def two_ranks(labels: Labels, work_dir: Path, epochs: int) -> list[Command]:
+    """Not under torchrun, which ends a rank before it can say what happened."""
     arguments = [
-        "-m", "proposals", "finetune", "--config", CONFIGS / "tiny_fcos.py",
+        "finetune", "--config", CONFIGS / "tiny_fcos.py",
         "--train", labels.annotations, "--train-images", labels.images,
         "--val", labels.annotations, "--val-images", labels.images, "--work-dir", work_dir, "--epochs", epochs,
-        "--batch-size", 2, "--image-size", "64x48", "--workers", 0, "--launcher", "pytorch",
+        "--batch-size", 2, "--image-size", "64x48", "--workers", 0,
     ]  # fmt: skip
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [launched([str(word) for word in arguments], RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    return in_two_ranks([str(word) for word in arguments])
 
 
 @pytest.mark.slow

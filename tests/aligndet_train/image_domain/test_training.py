@@ -25,6 +25,7 @@ from aligndet_train.schedules import half_cosine
 from proposals.cli import build_app
 from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
+from tests.aligndet_train.forked import Command
 from tests.aligndet_train.image_domain.conftest import (
     TINY,
     TINY_BACKBONE,
@@ -107,9 +108,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch(mined_dataset,
 
 
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(undisturbed, mined_dataset, tmp_path):
-    words = [sys.executable, "-m", "proposals", *arguments(mined_dataset, tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = Command(arguments(mined_dataset, tmp_path))
     while not (tmp_path / "previous.pth").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -135,8 +134,7 @@ def test_stopped_and_resumed_it_has_the_same_losses_and_weights_queue_and_optimi
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     code, output = invoke(*arguments(mined_dataset, whole, *method))
     assert code == 0, output
-    words = [sys.executable, "-m", "proposals", *arguments(mined_dataset, parts, *method)]
-    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    process = Command(arguments(mined_dataset, parts, *method))
     while not (parts / "previous.pth").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -284,9 +282,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_knn_and_measures_its_checkpoint
     words = arguments(
         mined_dataset, work_dir, "--knn", str(tmp_path / "labelled"), "--knn-interval", "500", steps=600
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "proposals", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = Command(words)
     while not (work_dir / LAST).exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -296,10 +292,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_knn_and_measures_its_checkpoint
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0]
     with log.open("a") as file:
         file.write('{"step": 599, "knn_accuracy": 0.5, "knn_chance": 0.5}\n')
-    again = ["--knn-interval", str(stopped)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "proposals", *words, *again], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = Command([*words, "--knn-interval", str(stopped)])
     while len(log.read_text().splitlines()) != 2 or '"step": 599' in log.read_text():
         assert process.poll() is None
         time.sleep(0.01)
