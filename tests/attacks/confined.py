@@ -69,7 +69,6 @@ def main() -> None:
 def _load(reader: str) -> None:
     """Import before the child is made, so that it pays for nothing but the file."""
 
-
     import proposals.convert.coco
     import proposals.convert.pickles
     import proposals.convert.soco

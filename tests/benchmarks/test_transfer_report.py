@@ -1,15 +1,14 @@
 """The report of the transfer study: what it refuses to average, what it says of failures."""
 
+import contextlib
+import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transfer import command_line
 from transfer_report import between_markers, by_cell, read_runs
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "transfer.py"
 
 
 def run_of(arm: str, seed: int, ap: float, lr: float = 0.01) -> dict[str, Any]:
@@ -20,9 +19,12 @@ def run_of(arm: str, seed: int, ap: float, lr: float = 0.01) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def reported(*sources: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "report", *map(str, sources)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def reported(*sources: Path) -> str:
+    """What `transfer.py report` prints."""
+    args = command_line().parse_args(["report", *map(str, sources)])
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        args.verb(args)
+    return printed.getvalue()
 
 
 def write(path: Path, runs: list[dict[str, Any]]) -> Path:
@@ -38,7 +40,7 @@ def test_kept_predictors_are_compared_with_dropped_ones_over_the_seeds_of_both(t
         "no-class-branch": (6.0, 8.0),
     }
     runs = [run_of(arm, seed, ap) for arm, given in aps.items() for seed, ap in enumerate(given)]
-    printed = reported(write(tmp_path / "runs.json", runs)).stdout
+    printed = reported(write(tmp_path / "runs.json", runs))
     # 7 - 5 and 9 - 6: t = 2.5 / 0.5 with one degree of freedom.
     assert "| fcos_lite0 | short | 100 % | predictors kept | +2.5 | 0.126 | 2 |" in printed
     # 6 - 5 and 8 - 6: t = 1.5 / 0.5.
@@ -49,9 +51,8 @@ def test_the_same_run_in_two_files_is_refused(tmp_path):
     one, two = (
         write(tmp_path / f"{name}.json", [run_of("box", 0, ap)]) for name, ap in (("a", 2.6), ("b", 5.6))
     )
-    done = reported(one, two)
-    assert done.returncode == 1
-    assert "two runs of fcos_lite0, short, 100 %, fcos_lite0, box, seed 0" in done.stderr
+    with pytest.raises(SystemExit, match="two runs of fcos_lite0, short, 100 %, fcos_lite0, box, seed 0"):
+        reported(one, two)
 
 
 def test_seeds_of_different_rates_are_no_mean():
@@ -63,7 +64,7 @@ def test_seeds_of_different_backbones_are_no_mean(tmp_path):
     runs = [run_of("backbone", seed, 3.0) for seed in (0, 1)]
     for run in runs:
         run["run"]["backbone_weights"] = {"file": "simclr.pth", "sha256": "a"}
-    printed = reported(write(tmp_path / "runs.json", runs)).stdout
+    printed = reported(write(tmp_path / "runs.json", runs))
     assert "| backbone only (simclr.pth) |" in printed
     runs[1]["run"] = {**runs[1]["run"], "backbone_weights": {"file": "simclr.pth", "sha256": "b"}}
     with pytest.raises(SystemExit, match="different backbones"):
@@ -75,14 +76,14 @@ def test_a_backbone_is_named_by_the_seed_that_has_ended(tmp_path):
     runs[1]["run"]["backbone_weights"] = {"file": "simclr.pth", "sha256": "a"}
     runs[0] |= {"last": {}, "epochs": []}
     del runs[0]["run"]
-    assert "| backbone only (simclr.pth) |" in reported(write(tmp_path / "runs.json", runs)).stdout
+    assert "| backbone only (simclr.pth) |" in reported(write(tmp_path / "runs.json", runs))
 
 
 @pytest.mark.parametrize(("gain", "shown"), [(0.0, "+0.0"), (0.3, "+0.3")])
 def test_arms_that_differ_by_the_same_in_every_seed_have_no_p(gain, shown, tmp_path):
     aps = {"backbone": (9.4, 12.4), "box": (9.4 + gain, 12.4 + gain)}
     runs = [run_of(arm, seed, ap) for arm, given in aps.items() for seed, ap in enumerate(given)]
-    printed = reported(write(tmp_path / "runs.json", runs)).stdout
+    printed = reported(write(tmp_path / "runs.json", runs))
     assert f"| {shown} |  | 2 of 2 |" in printed
 
 
@@ -103,9 +104,9 @@ def test_failed_jobs_are_named_by_the_folder_and_by_its_json(tmp_path):
         (work / name).write_text(json.dumps({"failed": job, "exit": 3}))
     line = "Failed, and with it what needs it: `tune box 0.04` (exit 3); `export keep` (exit 3)."
     first = reported(work)
-    assert line in first.stdout
+    assert line in first
     again = reported(write(tmp_path / "runs.json", read_runs(work)))
-    assert again.stdout == first.stdout
+    assert again == first
 
 
 PAGE = "# A page\n<!-- t: begin -->\nold\n<!-- t: end -->\nafter\n"
