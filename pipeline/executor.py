@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from pipeline.image_task import Refusal
+from pipeline.image_records import Refusal
 from pipeline.plan import ShardTask
 from proposals.dataset.manifest import CommitRecord
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import cv2
 
 from pipeline import planted_faults
-from pipeline.image_task import Kernel, Stopwatch, mine_image
+from pipeline.image_records import Kernel, Stopwatch
+from pipeline.image_task import mine_image
 from pipeline.limits import Limits
 from pipeline.shared_bytes import read_shared
 from proposals.errors import AlignDetError

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.image_task import Found, Kernel, Refusal
+from pipeline.image_records import Found, Kernel, Refusal
 from pipeline.limits import Limits
 from pipeline.module_folders import module_folders
 from pipeline.shared_bytes import SharedBytes

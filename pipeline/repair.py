@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.image_task import Refusal
+from pipeline.image_records import Refusal
 from pipeline.plan import PlanFile, ShardTask, tasks
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource, SourceUnavailableError

@@ -12,7 +12,7 @@ from itertools import count
 
 from pipeline.executor import Attempt, End, Executor, Fault
 from pipeline.hunt import Hunt, Span
-from pipeline.image_task import Refusal
+from pipeline.image_records import Refusal
 from pipeline.plan import ShardTask
 from proposals.dataset.manifest import CommitRecord
 

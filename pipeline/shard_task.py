@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.image_process import DEPTH, ImageProcess, shared_process
-from pipeline.image_task import Found, Kernel, Refusal, Stopwatch
+from pipeline.image_records import Found, Kernel, Refusal, Stopwatch
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask
 from pipeline.planted_faults import strike_worker

@@ -116,6 +116,7 @@ def warmup() -> None:
 
     Example: `ALIGNDET_CACHE_DIR=/opt/aligndet aligndet warmup`
     """
+    from proposals import nms  # noqa: F401  a kernel, too: compiled while it is imported
     from proposals.selective_search.warmup import warm_up
 
     warmth = warm_up()

@@ -15,7 +15,7 @@ import pytest
 import skimage.data
 import sklearn.datasets
 
-from pipeline.image_task import Refusal
+from pipeline.image_records import Refusal
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource, Source, describe

@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.image_process import shared_process
-from pipeline.image_task import Kernel, Stopwatch
+from pipeline.image_records import Kernel, Stopwatch
 from pipeline.limits import Limits
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mined_images, write_shard

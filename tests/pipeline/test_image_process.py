@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from pipeline.image_process import DEPTH, ImageProcess
-from pipeline.image_task import Found, Kernel, Refusal, Stopwatch, mine_image
+from pipeline.image_records import Found, Kernel, Refusal, Stopwatch
+from pipeline.image_task import mine_image
 from pipeline.limits import Limits, default_seconds
 from pipeline.planted_faults import VARIABLE
 from pipeline.shared_bytes import SharedBytes, read_shared
@@ -184,7 +185,7 @@ def test_the_oracle_draws_the_same_ranks_in_its_child(cat, process):
 def test_a_child_ends_with_its_parent(cat, tmp_path):
     script = (
         "import hashlib, sys, time; from pipeline.image_process import ImageProcess; "
-        "from pipeline.image_task import Kernel; from pipeline.limits import Limits; "
+        "from pipeline.image_records import Kernel; from pipeline.limits import Limits; "
         "from proposals.recipe import Recipe; data = open(sys.argv[1], 'rb').read(); "
         "process = ImageProcess(Kernel(Recipe(max_side=128)), Limits()); "
         "process.begin('bad.jpg', data, '0' * 64); print('busy', flush=True); process.finish()"

@@ -10,7 +10,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.image_task import Refusal
+from pipeline.image_records import Refusal
 from pipeline.status import StatusReader
 from proposals.dataset import open_dataset
 from proposals.dataset.verify import verify_dataset

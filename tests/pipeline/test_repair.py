@@ -7,7 +7,7 @@ import tarfile
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.image_task import Refusal
+from pipeline.image_records import Refusal
 from pipeline.sources import open_source
 from proposals.cli import build_app
 from proposals.dataset import layout

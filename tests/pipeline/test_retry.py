@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import workspace as workspaces
-from pipeline.image_task import Refusal
+from pipeline.image_records import Refusal
 from pipeline.job import JobOptions, run_job
 from pipeline.plan import make_plan
 from pipeline.repair import repair_dataset

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.image_task import Stopwatch
+from pipeline.image_records import Stopwatch
 from pipeline.plan import make_plan, tasks
 from pipeline.shard_task import Work, mined_images
 from pipeline.sources import FolderSource, SourceUnavailableError

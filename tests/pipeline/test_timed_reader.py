@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.image_task import Stopwatch
+from pipeline.image_records import Stopwatch
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask
 from pipeline.shard_task import Work, mined_images
