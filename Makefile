@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tiny tensors on few cores: more threads only wait for each other.
-TEST_ENV := OMP_NUM_THREADS=1
+# Tiny tensors on few cores: more threads only wait for each other. Many processes: what one compiled serves the next.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 # Processes that share the tests (tests/conftest.py); WORKERS=0 runs them in this one, as a debugger wants it.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)

@@ -1,6 +1,7 @@
 """Tiny detectors, and batches of real photographs with mined proposals."""
 
 import functools
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,12 @@ mmengine.config.utils._get_cfg_metainfo = functools.cache(mmengine.config.utils.
 def one_thread() -> None:
     """Tiny tensors run no faster on more threads, and sums come out in one order."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_are_no_garbage() -> None:
+    """mmengine collects garbage for every dataset it opens: a second each, were all that is imported looked through."""
+    gc.freeze()
 
 
 @pytest.fixture(params=sorted(TINY))
