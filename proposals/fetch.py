@@ -5,6 +5,8 @@ import os
 import re
 import stat
 import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from proposals.paths import WEB, filesystem, scheme_of
 MAX_IMAGE_BYTES = 512 * 2**20
 _PIECE = 2**20
 _PAUSES = (0.5, 2.0)
+_LONGEST_PAUSE = 20.0
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
 _PART, _NO_SUCH_RANGE = 206, 416
@@ -27,15 +30,20 @@ _NOT_EVEN_ASKED = ("ParamValidationError",)
 
 
 class SourceUnavailableError(OSError):
-    """Throttled, cut off, timed out: the image may be there, so trying again later can help."""
+    """Throttled, cut off, timed out: the image may be there, so trying again later can help.
+
+    pause: the seconds that a server asked to be left alone for, 0 where it did not ask.
+    """
+
+    pause = 0.0
 
 
 def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:
     """``size`` bytes from ``start`` (all: None, with start 0) of a local path or an allowed URL.
 
     Raises ImageRejected(stage "read") when it is missing, denied, too short, or larger than any image is;
-    SourceUnavailableError when a remote did not answer, after three tries; MissingExtraError when the library for
-    its scheme is not installed.
+    SourceUnavailableError when a remote did not answer, after three tries, between which a web server's Retry-After is
+    waited for, up to twenty seconds; MissingExtraError when the library for its scheme is not installed.
     """
     if size is not None and size > MAX_IMAGE_BYTES:
         raise too_large()
@@ -93,10 +101,10 @@ def _read_remote(url: str, start: int, size: int | None) -> bytes:
     for pause in (*_PAUSES, None):
         try:
             return _read_once(filesystem_, path, url, start, size)
-        except SourceUnavailableError:
+        except SourceUnavailableError as error:
             if pause is None:
                 raise
-            time.sleep(pause)
+            time.sleep(max(pause, error.pause))
     raise AssertionError("unreachable: the last try returns or raises")
 
 
@@ -193,4 +201,16 @@ def _verdict(error: Exception, url: str) -> Exception:
         return _bad_url()
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
         return ImageRejected("read", "refused", f"its server answers {status}")
-    return SourceUnavailableError(f"{url}: {type(error).__name__}: {error}")
+    unavailable = SourceUnavailableError(f"{url}: {type(error).__name__}: {error}")
+    unavailable.pause = _asked_pause(getattr(error, "headers", None))
+    return unavailable
+
+
+def _asked_pause(headers: Mapping[str, str] | None) -> float:
+    """Of Retry-After (RFC 9110, 10.2.3): seconds, or a date."""
+    asked = (headers or {}).get("Retry-After", "")
+    try:
+        seconds = int(asked) if asked.isdecimal() else parsedate_to_datetime(asked).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_PAUSE)

@@ -6,6 +6,7 @@ import http.server
 import itertools
 import multiprocessing
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from proposals.dataset import open_dataset
 from proposals.dataset.files import read_range
 from proposals.errors import AlignDetError
-from proposals.fetch import fetch
+from proposals.fetch import SourceUnavailableError, fetch
 from proposals.images import ImageRejected
 from proposals.paths import as_path
 
@@ -53,6 +54,23 @@ class _Part(_Whole):
                 self.wfile.write(number.to_bytes(4, "big") * (_BLOCK // 4))
 
 
+class _Busy(_Whole):
+    """Who comes again within ``pause`` seconds is sent away again; the header that says so is ``asked``."""
+
+    pause, asked, left_alone_since = 1.0, "1", 0.0
+
+    def do_GET(self):
+        now, busy = time.monotonic(), type(self)
+        if now - busy.left_alone_since >= busy.pause and busy.left_alone_since:
+            super().do_GET()
+            return
+        busy.left_alone_since = now
+        self.send_response(429)
+        self.send_header("Retry-After", busy.asked)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
 @contextlib.contextmanager
 def _serving(handler, folder):
     called = functools.partial(handler, directory=folder)
@@ -77,6 +95,26 @@ def test_a_part_is_that_part_whatever_the_server_sends(tmp_path, handler):
 def test_a_server_without_end_is_left_where_the_part_ends(tmp_path):
     with _serving(_Part, tmp_path) as url:
         assert fetch(f"{url}/endless", 9 * _BLOCK - 2, 4) == bytes((0, 8, 0, 0))
+
+
+@pytest.mark.parametrize("asked", ["3", "Fri, 31 Dec 9999 23:59:59 GMT", "soon", "9" * 30, ""])
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(tmp_path, monkeypatch, asked):
+    """``soon`` and nothing are no answer, and nobody is waited for for ever."""
+    (tmp_path / "x.jpg").write_bytes(b"bytes")
+    slept = []
+    monkeypatch.setattr("proposals.fetch.time.sleep", slept.append)
+    with (
+        _serving(type("Busy", (_Busy,), {"asked": asked, "pause": 3600.0}), tmp_path) as url,
+        pytest.raises(SourceUnavailableError, match="429"),
+    ):
+        fetch(f"{url}/x.jpg")
+    assert slept == {"3": [3.0, 3.0], "soon": [0.5, 2.0], "": [0.5, 2.0]}.get(asked, [20.0, 20.0])
+
+
+def test_a_server_that_was_left_alone_answers(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"bytes")
+    with _serving(_Busy, tmp_path) as url:
+        assert fetch(f"{url}/x.jpg") == b"bytes"
 
 
 def test_a_web_server_that_has_no_dataset_is_told_from_one_that_does_not_answer(tmp_path):
