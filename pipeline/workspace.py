@@ -1,11 +1,9 @@
 """The output folder of a job: begin or resume it, know which shards are proven done, commit the whole."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +12,7 @@ from pipeline.append import compare
 from pipeline.claim import Say, claimed, release
 from pipeline.heartbeat import NAME as HEARTBEAT
 from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, make_plan, tasks
+from pipeline.proofs import committed_records, proven_records, written_records
 from pipeline.sources.base import Source
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity, write_plan
@@ -26,7 +25,6 @@ from proposals.dataset.files import (
     publish,
     remove_leftovers,
     remove_tree,
-    sizes_in,
     temporary_beside,
 )
 from proposals.dataset.identity import JobIdentity
@@ -35,18 +33,13 @@ from proposals.dataset.manifest import (
     Manifest,
     library_versions,
     read_manifest,
-    read_record,
     refuse_newer,
     require_listable,
     write_model,
 )
 from proposals.errors import AlignDetError
-from proposals.paths import is_remote, is_there
+from proposals.paths import is_there
 from proposals.recipe import Recipe
-
-_READERS = 32  # of an object store, where each read waits for the network
-
-Answer = TypeVar("Answer")
 
 # All that may differ between a dataset and the job that adds images to it.
 _GROWS = ("source.images:", "source.fingerprint:")
@@ -194,7 +187,7 @@ def _require_ours(workspace: Workspace, records: dict[str, CommitRecord]) -> Non
         ours = ours and len(read_manifest(out).shards) == workspace.base
     if ours:
         fresh = [name for name in records if name not in workspace.done]
-        written = _read_records(out, fresh, _record_or_none)
+        written = written_records(out, fresh)
         ours = all(
             record is not None and (record.job, record.shard) == (records[name].job, records[name].shard)
             for name, record in written.items()
@@ -253,7 +246,7 @@ def abandon(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
 
 
 def _retry(out: Path, manifest: Manifest, listed: ListedPlan | None) -> Workspace:
-    identity, records = JobIdentity.of(manifest), _committed_records(out, manifest)
+    identity, records = JobIdentity.of(manifest), committed_records(out, manifest)
     keys = frozenset(row.key for record in records.values() for row in record.rejected)
     if _holds_retry(out, manifest) and file_sha256(out / layout.PLAN) != manifest.plan.sha256:
         plan: Plan = PlanFile(out / layout.APPEND)  # a run was stopped while it committed
@@ -320,7 +313,7 @@ def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manife
         (out / layout.APPEND).unlink(missing_ok=True)
         return Workspace(out, plan, identity, {}, manifest)
     extended = ExtendedPlan(committed, plan, change.added, manifest.images_per_shard)
-    records = _committed_records(out, manifest)
+    records = committed_records(out, manifest)
     _start_append(out, extended, identity, manifest)
     return _behind(_with_proofs(out, extended, identity, records), manifest)
 
@@ -339,48 +332,12 @@ def _start_append(out: Path, extended: Plan, identity: JobIdentity, manifest: Ma
         publish(temporary, path)
 
 
-def _committed_records(out: Path, manifest: Manifest) -> dict[str, CommitRecord]:
-    records = _read_records(out, [shard.name for shard in manifest.shards], read_record)
-    for shard in manifest.shards:
-        if records[shard.name].shard != shard:
-            raise AlignDetError(
-                f"shard {shard.name} of {out} is damaged, nothing was added. Run: aligndet verify {out} --repair"
-            )
-    return records
-
-
 def _with_proofs(
     out: Path, plan: Plan, identity: JobIdentity, committed: dict[str, CommitRecord]
 ) -> Workspace:
-    job = identity.fingerprint()
-    sizes = sizes_in(out / layout.SHARDS)
     names = (layout.shard_name(number) for number in range(plan.shards))
-    written = [name for name in names if name not in committed and f"{name}.json" in sizes]
-    found = _read_records(out, written, _record_or_none)
-    proven = {
-        name: record for name, record in found.items() if record and _is_proof(record, name, job, sizes)
-    }
-    return Workspace(out, plan, identity, {**committed, **proven})
-
-
-def _read_records(out: Path, names: list[str], read: Callable[[Path], Answer]) -> dict[str, Answer]:
-    paths = [layout.record_path(out, name) for name in names]
-    if not is_remote(out):
-        return dict(zip(names, map(read, paths), strict=True))
-    with ThreadPoolExecutor(_READERS) as pool:
-        return dict(zip(names, pool.map(read, paths), strict=True))
-
-
-def _record_or_none(path: Path) -> CommitRecord | None:
-    try:
-        return read_record(path)
-    except AlignDetError:
-        return None
-
-
-def _is_proof(record: CommitRecord, name: str, job: str, sizes: dict[str, int]) -> bool:
-    intact = all(sizes.get(entry.path.rsplit("/", 1)[-1]) == entry.bytes for entry in record.shard.files)
-    return record.job == job and record.shard.name == name and intact
+    left = (name for name in names if name not in committed)
+    return Workspace(out, plan, identity, {**committed, **proven_records(out, left, identity.fingerprint())})
 
 
 def _require_empty(out: Path) -> None:

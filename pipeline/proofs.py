@@ -1,0 +1,59 @@
+"""Commit records of an output folder: which shards are proven done, and which of those that should be there are."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from proposals.dataset import layout
+from proposals.dataset.files import sizes_in
+from proposals.dataset.manifest import CommitRecord, Manifest, read_record
+from proposals.errors import AlignDetError
+from proposals.paths import is_remote
+
+_READERS = 32  # of an object store, where each read waits for the network
+
+Answer = TypeVar("Answer")
+
+
+def proven_records(out: Path, names: Iterable[str], job: str) -> dict[str, CommitRecord]:
+    """Of the shards called ``names`` those done: their record is of ``job``, their files have the sizes it tells."""
+    sizes = sizes_in(out / layout.SHARDS)
+    found = written_records(out, [name for name in names if f"{name}.json" in sizes])
+    return {name: record for name, record in found.items() if record and _is_proof(record, name, job, sizes)}
+
+
+def written_records(out: Path, names: list[str]) -> dict[str, CommitRecord | None]:
+    """The records of ``names``; None where there is none that can be read."""
+    return _read_records(out, names, _record_or_none)
+
+
+def committed_records(out: Path, manifest: Manifest) -> dict[str, CommitRecord]:
+    """Those of all shards of ``manifest``. Raises AlignDetError when one is not the one that was committed."""
+    records = _read_records(out, [shard.name for shard in manifest.shards], read_record)
+    for shard in manifest.shards:
+        if records[shard.name].shard != shard:
+            raise AlignDetError(
+                f"shard {shard.name} of {out} is damaged, nothing was added. Run: aligndet verify {out} --repair"
+            )
+    return records
+
+
+def _read_records(out: Path, names: list[str], read: Callable[[Path], Answer]) -> dict[str, Answer]:
+    paths = [layout.record_path(out, name) for name in names]
+    if not is_remote(out):
+        return dict(zip(names, map(read, paths), strict=True))
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(names, pool.map(read, paths), strict=True))
+
+
+def _record_or_none(path: Path) -> CommitRecord | None:
+    try:
+        return read_record(path)
+    except AlignDetError:
+        return None
+
+
+def _is_proof(record: CommitRecord, name: str, job: str, sizes: dict[str, int]) -> bool:
+    intact = all(sizes.get(entry.path.rsplit("/", 1)[-1]) == entry.bytes for entry in record.shard.files)
+    return record.job == job and record.shard.name == name and intact
