@@ -30,7 +30,8 @@ from mining_processes import Processes, table
 from pipeline.cluster import connected
 from pipeline.driver import Where
 from pipeline.executor import Attempt, End
-from pipeline.image_task import Kernel, Stopwatch, mine_image
+from pipeline.image_records import Kernel, Stopwatch
+from pipeline.image_task import mine_image
 from pipeline.job import JobOptions, run_job
 from pipeline.plan import ShardTask, make_plan
 from pipeline.ray_executor import RayExecutor

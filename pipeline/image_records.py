@@ -1,4 +1,4 @@
-"""What a worker asks of one image and what it gets back.
+"""What a worker asks of one image and what it gets back, the time it took among it.
 
 Apart from `pipeline.image_task`, which does the work: the processes that only hand images on import no compiler.
 """

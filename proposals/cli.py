@@ -116,7 +116,8 @@ def warmup() -> None:
 
     Example: `ALIGNDET_CACHE_DIR=/opt/aligndet aligndet warmup`
     """
-    from proposals import nms  # noqa: F401  a kernel, too: compiled while it is imported
+    # Every image needs that kernel as well, once it was searched; it is compiled while it is imported.
+    from proposals import nms  # noqa: F401
     from proposals.selective_search.warmup import warm_up
 
     warmth = warm_up()

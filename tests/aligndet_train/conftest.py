@@ -2,12 +2,12 @@
 
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mmengine.config.utils
 import pytest
 import torch
+from mmengine.config import utils
 
 from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
 from aligndet_train.config import RunConfig, load_run_config
@@ -15,9 +15,6 @@ from aligndet_train.stream import ProposalStream, Sample
 from proposals.dataset import open_dataset
 
 TINY = {name: Path(__file__).parents[1] / "configs" / f"tiny_{name}.py" for name in ("fcos", "faster_rcnn")}
-
-# For every `mmdet::` base mmengine reads a hundred files of mmdet's, which do not change meanwhile.
-mmengine.config.utils._get_cfg_metainfo = functools.cache(mmengine.config.utils._get_cfg_metainfo)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,9 +24,20 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def modules_are_no_garbage() -> None:
+def modules_are_no_garbage() -> Iterator[None]:
     """mmengine collects garbage for every dataset it opens: a second each, were all that is imported looked through."""
+    gc.collect()
     gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mmdets_configs_are_looked_up_once() -> Iterator[None]:
+    """For every `mmdet::` base mmengine reads a hundred files of mmdet's, which do not change meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_get_cfg_metainfo", functools.cache(utils._get_cfg_metainfo))
+        yield
 
 
 @pytest.fixture(params=sorted(TINY))

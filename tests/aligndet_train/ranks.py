@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from proposals.errors import AlignDetError
-from tests.aligndet_train import forked  # noqa: F401  what the processes have imported
+from tests.aligndet_train.forked import context
 
 
 def free_port() -> int:
@@ -23,6 +23,7 @@ def said_by_ranks(call: Callable[[int, Any], None], given: Sequence[Any], folder
 
     call: a function of a module, which the processes import.
     """
+    context()
     arguments = (call, given, free_port(), folder)
     multiprocessing.start_processes(_rank, arguments, nprocs=len(given), start_method="forkserver")
     errors = [folder / str(rank) for rank in range(len(given))]

@@ -20,7 +20,7 @@ from aligndet_train.checkpoint import (
 )
 from aligndet_train.export import write_weights
 from proposals.errors import AlignDetError
-from tests.aligndet_train.forked import CONTEXT
+from tests.aligndet_train.forked import context
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def save_where_files_may_not_grow(folder: Path, file: str, said: Connection) -> 
 @pytest.mark.parametrize("file", ["last", "pth"])
 def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, model_and_optimizer, file):
     save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
-    heard, said = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=save_where_files_may_not_grow, args=(tmp_path, file, said))
+    heard, said = context().Pipe(duplex=False)
+    process = context().Process(target=save_where_files_may_not_grow, args=(tmp_path, file, said))
     process.start()
-    process.join()
-    assert heard.poll()
+    process.join(60)
+    assert process.exitcode == 0
     assert heard.recv() == "File too large"
     assert [p.name for p in tmp_path.iterdir()] == [LAST]
     assert load_checkpoint(tmp_path / LAST)["step"] == 1

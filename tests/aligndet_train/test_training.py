@@ -1,9 +1,11 @@
 """Whole runs through the command line: real processes, killed and resumed."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ from tests.aligndet_train.conftest import TINY
 from tests.aligndet_train.forked import Command
 
 ITERATIONS = 40
+ALIGNDET = Path(sys.executable).with_name("aligndet")
 
 
 def command(data: Path, work_dir: Path, *extra: str, detector: str = "fcos") -> list[str]:
@@ -69,9 +72,17 @@ def losses(work_dir: Path) -> dict[int, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(mined_dataset, tmp_path_factory):
+    """(work folder, what was printed) of the installed command in a fresh interpreter."""
     work_dir = tmp_path_factory.mktemp("undisturbed")
-    output = finish(command(mined_dataset, work_dir))
-    return work_dir, output
+    done = subprocess.run(
+        [ALIGNDET, *command(mined_dataset, work_dir)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return work_dir, done.stdout + done.stderr
 
 
 def test_a_killed_run_resumes_to_the_same_losses(undisturbed, mined_dataset, tmp_path):

@@ -41,7 +41,7 @@ def prepare(target: Target, folder: Path) -> None:
 
 
 def _mine(folder: Path) -> None:
-    from pipeline.image_task import Kernel  # noqa: F401 - the job's modules, before anything is limited
+    import pipeline.image_task  # noqa: F401 - the job's modules, before anything is limited
     from pipeline.plan import make_plan
     from pipeline.shard_task import Work, mine_shard
     from pipeline.sources import FolderSource, describe

@@ -25,7 +25,7 @@ from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from tests.aligndet_train.cuda_refusals import RefusalsOfCuda
 from tests.aligndet_train.forked import Command
-from tests.aligndet_train.test_distributed import finish, in_two_ranks, wait_for
+from tests.aligndet_train.test_distributed import finish, finish_all, in_two_ranks, wait_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -136,7 +136,9 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert measured | {"epoch": 2} == again["last"]
 
 
-def test_without_a_set_to_measure_on_the_results_still_say_what_was_run(labels, tmp_path):
+def test_without_a_set_to_measure_on_the_results_still_say_what_was_run(labels, tmp_path, monkeypatch):
+    # Of mmengine's six calls in a run with one checkpoint each would take a second.
+    monkeypatch.delattr("mmengine.config.config.FormatCode")
     command = (
         "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
         labels.images, "--image-size", "128x96", "--workers", 0, "--batch-size", 4, "--epochs", 1,
@@ -148,6 +150,8 @@ def test_without_a_set_to_measure_on_the_results_still_say_what_was_run(labels, 
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["epochs"], results["last"]) == ([], {})
     assert results["run"]["global_batch"] == 4
+    (written,) = tmp_path.glob("*/vis_data/config.py")
+    assert Config.fromfile(written, format_python_code=False).train_dataloader.batch_size == 4
 
 
 def test_a_run_goes_on_with_its_own_rates_and_global_batch_and_keeps_its_results(labels, tmp_path):
@@ -382,8 +386,7 @@ def two_ranks(labels: Labels, work_dir: Path, epochs: int) -> list[Command]:
 
 @pytest.mark.slow
 def test_ranks_count_as_one_batch(labels, tmp_path):
-    for process in two_ranks(labels, tmp_path, epochs=1):
-        finish(process)
+    finish_all(two_ranks(labels, tmp_path, epochs=1))
     assert not Path(".dist_test").exists(), "a folder of mmengine's where the command ran"
     stock = read_config(CONFIGS / "tiny_fcos.py", {})
     run = json.loads((tmp_path / "results.json").read_text())["run"]
@@ -408,8 +411,7 @@ def test_a_rank_killed_ends_the_other_with_a_reason_and_the_same_command_goes_on
     assert "the same command goes on from there" in output
     done = len(json.loads((tmp_path / "results.json").read_text())["epochs"])
     assert 1 <= done < 8, "killed too late to show anything"
-    for process in two_ranks(labels, tmp_path, epochs=8):
-        finish(process)
+    finish_all(two_ranks(labels, tmp_path, epochs=8))
     epochs = json.loads((tmp_path / "results.json").read_text())["epochs"]
     assert [figures["epoch"] for figures in epochs] == list(range(1, 9))
 
