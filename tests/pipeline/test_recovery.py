@@ -19,7 +19,10 @@ from proposals.recipe import Recipe
 
 _FAULTS = {"astronaut.jpg": "crash", "coffee.jpg": "hang", "more/motorcycle_right.jpg": "memory"}
 _REASONS = {"crash": "crashed", "hang": "timeout", "memory": "out_of_memory"}
-_LIMITS = ("--image-timeout", "1.5", "--image-memory", "0.25")
+_FAULTY = (
+    *("--images-per-shard", "4", "--max-side", "200"),
+    *("--image-timeout", "1.5", "--image-memory", "0.25"),
+)
 
 
 def _rejected(out):
@@ -35,12 +38,9 @@ def undisturbed(photos, mine_folder, tmp_path_factory):
     return mine_folder(photos, tmp_path_factory.mktemp("undisturbed") / "out", Recipe(max_side=200), 4)
 
 
-def test_images_that_crash_hang_and_eat_memory_are_quarantined_alone(
-    photos, tmp_path, start, undisturbed, content
-):
+def test_images_that_crash_hang_and_eat_memory_are_quarantined_alone(photos, tmp_path, start, undisturbed):
     out, begin = tmp_path / "out", time.monotonic()
-    options = ("--workers", "2", "--images-per-shard", "4", "--max-side", "200", *_LIMITS)
-    status, output = start(photos, out, *options, faults=_FAULTS).wait()
+    status, output = start(photos, out, "--workers", "2", *_FAULTY, faults=_FAULTS).wait()
     print(f"three faulty images, two attempts each: the job took {time.monotonic() - begin:.1f} s")
     assert status == 0, output
     assert {uri: row["reason"] for uri, row in _rejected(out).items()} == {
@@ -48,9 +48,16 @@ def test_images_that_crash_hang_and_eat_memory_are_quarantined_alone(
     }
     assert _boxes(out) == {uri: boxes for uri, boxes in _boxes(undisturbed).items() if uri not in _FAULTS}
     assert not verify_dataset(out, deep=True).problems
-    again = tmp_path / "again"
-    assert start(photos, again, "--workers", "1", *options[2:], faults=_FAULTS).wait()[0] == 0
-    assert content(again) == content(out)
+
+
+@pytest.mark.slow
+def test_one_worker_and_two_give_the_same_bytes_of_faulty_images(photos, tmp_path, start, content):
+    for workers in "12":
+        status, output = start(
+            photos, tmp_path / workers, "--workers", workers, *_FAULTY, faults=_FAULTS
+        ).wait()
+        assert status == 0, output
+    assert content(tmp_path / "1") == content(tmp_path / "2")
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def test_without_a_set_to_measure_on_the_results_still_say_what_was_run(labels, 
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["epochs"], results["last"]) == ([], {})
     assert results["run"]["global_batch"] == 4
-    (written,) = tmp_path.glob("*/vis_data/config.py")
+    (written,) = tmp_path.glob("*.py")
     assert Config.fromfile(written, format_python_code=False).train_dataloader.batch_size == 4
 
 
