@@ -44,7 +44,7 @@ def test_floor_1_and_the_mining_half_load_neither_ray_nor_torch():
 
 
 def test_what_computes_no_boxes_loads_no_compiler():
-    """Half the start and half the memory of a driver, of each of Ray's workers and of who opens a dataset."""
+    """It is half of what their imports cost: of a driver, of each of Ray's workers, of who opens a dataset."""
     modules = "pipeline.cli, pipeline.driver, pipeline.job, pipeline.repair, pipeline.ray_executor, pipeline.shard_task"
     done = _python(f"import sys, {modules}, proposals.dataset.verify; assert 'numba' not in sys.modules")
     assert done.returncode == 0, done.stderr
