@@ -49,6 +49,6 @@ def _search(bgr: Bgr, kernel: Kernel, seed: int) -> Proposals:
     except (AlignDetError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+        if ran_out_of_memory(error):
             raise
         raise ImageRejected("propose", "search_failed", type(error).__name__) from error
