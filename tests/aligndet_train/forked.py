@@ -9,8 +9,10 @@ import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,15 +58,15 @@ class Command:
         """As `returncode`."""
         return self.returncode
 
-    def wait(self) -> int:
-        """The exit status; AssertionError when it still runs after five minutes."""
-        self._process.join(300)
+    def wait(self, timeout: float = 300) -> int:
+        """The exit status; AssertionError when it still runs after ``timeout`` seconds."""
+        self._process.join(timeout)
         assert self.returncode is not None, f"still running: {self._read()}"
         return self.returncode
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """(all it printed, None) once it has ended, for which ``timeout`` is not asked."""
-        self.wait()
+    def communicate(self, timeout: float = 300) -> tuple[str, None]:
+        """(all it printed, None) once it has ended, see `wait`."""
+        self.wait(timeout)
         return self._read(), None
 
     def send_signal(self, number: int) -> None:
@@ -80,6 +82,26 @@ class Command:
     def _read(self) -> str:
         self._printed.seek(0)
         return self._printed.read()
+
+
+def finish(process: "Command | subprocess.Popen[str]", expect: int = 0) -> str:
+    """What it printed until it ended with ``expect``."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == expect, output
+    return output
+
+
+def finish_all(ranks: list[Command]) -> None:
+    """All of them well. Of one that failed, what it printed: another only says that it was left alone."""
+    ended = [rank.communicate()[0] for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(ended)
+
+
+def wait_for(path: Path, process: "Command | subprocess.Popen[str]") -> None:
+    """Return as soon as ``process`` has written ``path``."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
 
 
 @atexit.register

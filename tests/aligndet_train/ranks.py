@@ -1,4 +1,4 @@
-"""Two and more real ranks (gloo, CPU) that call one function, without a run around it."""
+"""Two and more real ranks (gloo, CPU): of a verb, or that call one function without a run around it."""
 
 import socket
 from collections.abc import Callable, Sequence
@@ -9,13 +9,20 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from proposals.errors import AlignDetError
-from tests.aligndet_train.forked import context
+from tests.aligndet_train.forked import Command, context
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def in_two_ranks(arguments: list[str]) -> list[Command]:
+    """As two nodes' launchers would start them."""
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [*arguments, "--launcher", "pytorch"]
+    return [Command(words, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
 
 
 def said_by_ranks(call: Callable[[int, Any], None], given: Sequence[Any], folder: Path) -> list[str | None]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,8 @@ from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
 from tests.aligndet_train.conftest import TINY
-from tests.aligndet_train.forked import Command
-from tests.aligndet_train.ranks import free_port, said_by_ranks
+from tests.aligndet_train.forked import Command, finish, finish_all, wait_for
+from tests.aligndet_train.ranks import free_port, in_two_ranks, said_by_ranks
 
 CONFIGS = TINY["fcos"].parent
 STEPS = 20
@@ -63,25 +62,6 @@ def under_torchrun(arguments: list[str]) -> subprocess.Popen:
     )
 
 
-def in_two_ranks(arguments: list[str]) -> list[Command]:
-    """As two nodes' launchers would start them."""
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    words = [*arguments, "--launcher", "pytorch"]
-    return [Command(words, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
-
-
-def finish(process, expect: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == expect, output
-    return output
-
-
-def finish_all(ranks: list[Command]) -> None:
-    """All of them well. Of one that failed, what it printed: another only says that it was left alone."""
-    ended = [rank.communicate()[0] for rank in ranks]
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(ended)
-
-
 def child_ranks(torchrun) -> dict[int, int]:
     """{rank: process id} of the workers that torchrun started, once they run."""
     found = {}
@@ -96,12 +76,6 @@ def child_ranks(torchrun) -> dict[int, int]:
         if int(stat[1]) == torchrun.pid and "LOCAL_RANK" in environment:
             found[int(environment["RANK"])] = int(entry.name)
     return found
-
-
-def wait_for(path: Path, process) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
 
 
 def logged(work_dir: Path) -> dict[int, dict[str, float]]:

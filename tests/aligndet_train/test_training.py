@@ -22,7 +22,7 @@ from proposals.cli import main
 from proposals.dataset import open_dataset
 from proposals.dataset.consolidated import consolidate
 from tests.aligndet_train.conftest import TINY
-from tests.aligndet_train.forked import Command
+from tests.aligndet_train.forked import Command, finish, wait_for
 
 ITERATIONS = 40
 ALIGNDET = Path(sys.executable).with_name("aligndet")
@@ -34,13 +34,6 @@ def command(data: Path, work_dir: Path, *extra: str, detector: str = "fcos") -> 
         *("--work-dir", str(work_dir), "--iterations", str(ITERATIONS), "--log-interval", "1"),
         *("--checkpoint-interval", "10", "--workers", "1", *extra),
     ]
-
-
-def finish(arguments: list[str], expect: int = 0) -> str:
-    process = Command(arguments)
-    output, _ = process.communicate()
-    assert process.returncode == expect, output
-    return output
 
 
 @pytest.fixture
@@ -87,14 +80,12 @@ def undisturbed(mined_dataset, tmp_path_factory):
 
 def test_a_killed_run_resumes_to_the_same_losses(undisturbed, mined_dataset, tmp_path):
     process = Command(command(mined_dataset, tmp_path))
-    while not (tmp_path / "previous.pth").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+    wait_for(tmp_path / PREVIOUS, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     stopped = load_checkpoint(tmp_path / LAST)["step"]
     assert 20 <= stopped < ITERATIONS, "killed too late to show anything"
-    output = finish(command(mined_dataset, tmp_path))
+    output = finish(Command(command(mined_dataset, tmp_path)))
     assert f"resumed at step {stopped}" in output
     expected = losses(undisturbed[0])
     assert sorted(expected) == list(range(1, ITERATIONS + 1))
@@ -135,7 +126,7 @@ def test_an_interrupt_saves_the_step_it_ends_in_and_resumes(undisturbed, mined_d
     assert f"stopped at step {stopped} of {ITERATIONS}" in output
     assert "Traceback" not in output
     if number == signal.SIGTERM:
-        finish(arguments)
+        finish(Command(arguments))
         assert losses(tmp_path) == losses(undisturbed[0])
 
 
@@ -155,7 +146,7 @@ def test_teacher_is_the_moving_average_of_the_student_in_a_real_run(mined_datase
     arguments = command(mined_dataset, tmp_path, "--cfg-options", "pretrain.momentum_end=0.97")
     arguments[arguments.index("--iterations") + 1] = "4"
     arguments[arguments.index("--checkpoint-interval") + 1] = "1"
-    finish(arguments)
+    finish(Command(arguments))
     last, previous = (load_checkpoint(tmp_path / name) for name in (LAST, PREVIOUS))
     assert (last["step"], previous["step"]) == (4, 3)
     teacher = [name for name in last["model"] if name.startswith("teacher.")]
@@ -171,9 +162,9 @@ def test_teacher_is_the_moving_average_of_the_student_in_a_real_run(mined_datase
 def test_amp_runs_in_bfloat16_on_the_cpu_too(mined_dataset, tmp_path):
     arguments = command(mined_dataset, tmp_path, "--amp", detector="faster_rcnn")
     arguments[arguments.index("--iterations") + 1] = "3"
-    finish(arguments)
+    finish(Command(arguments))
     half = losses(tmp_path)
-    finish([word for word in arguments if word != "--amp"] + ["--no-resume"])
+    finish(Command([word for word in arguments if word != "--amp"] + ["--no-resume"]))
     files = sorted(tmp_path.glob("*/vis_data/scalars.json"))
     full = json.loads(files[-1].read_text().splitlines()[0])
     assert len(half) == 3
@@ -200,7 +191,7 @@ def test_backbone_weights_that_cannot_be_read_say_what_to_do(mined_dataset, tmp_
         mined_dataset, tmp_path, "--cfg-options", "model.backbone.init_cfg.checkpoint=gone.pth"
     )
     arguments[arguments.index("--config") : arguments.index("--data")] = ["--detector", "fcos"]
-    output = finish(arguments, expect=1)
+    output = finish(Command(arguments), expect=1)
     assert "model.backbone.init_cfg.checkpoint=FILE" in output
     assert "Traceback" not in output
 

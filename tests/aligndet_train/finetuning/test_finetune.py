@@ -24,8 +24,8 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from tests.aligndet_train.cuda_refusals import RefusalsOfCuda
-from tests.aligndet_train.forked import Command
-from tests.aligndet_train.test_distributed import finish, finish_all, in_two_ranks, wait_for
+from tests.aligndet_train.forked import Command, finish, finish_all, wait_for
+from tests.aligndet_train.ranks import in_two_ranks
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -137,7 +137,7 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
 
 
 def test_without_a_set_to_measure_on_the_results_still_say_what_was_run(labels, tmp_path, monkeypatch):
-    # Of mmengine's six calls in a run with one checkpoint each would take a second.
+    # mmengine would call it six times in this run, a second each.
     monkeypatch.delattr("mmengine.config.config.FormatCode")
     command = (
         "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",

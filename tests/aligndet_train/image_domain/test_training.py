@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 
 from aligndet_train.backbones.ours import read_ours
 from aligndet_train.backbones.registry import build_backbone, find_backbone
-from aligndet_train.checkpoint import LAST, load_checkpoint
+from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aligndet_train.image_domain import knn
 from aligndet_train.image_domain.training import synchronised
 from aligndet_train.schedules import half_cosine
 from proposals.cli import build_app
 from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
-from tests.aligndet_train.forked import Command
+from tests.aligndet_train.forked import Command, wait_for
 from tests.aligndet_train.image_domain.conftest import (
     TINY,
     TINY_BACKBONE,
@@ -109,9 +109,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch(mined_dataset,
 
 def test_a_killed_run_resumes_to_the_same_losses_and_weights(undisturbed, mined_dataset, tmp_path):
     process = Command(arguments(mined_dataset, tmp_path))
-    while not (tmp_path / "previous.pth").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
+    wait_for(tmp_path / PREVIOUS, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     stopped = load_checkpoint(tmp_path / LAST)["step"]
@@ -135,9 +133,7 @@ def test_stopped_and_resumed_it_has_the_same_losses_and_weights_queue_and_optimi
     code, output = invoke(*arguments(mined_dataset, whole, *method))
     assert code == 0, output
     process = Command(arguments(mined_dataset, parts, *method))
-    while not (parts / "previous.pth").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(parts / PREVIOUS, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 10 <= load_checkpoint(parts / LAST)["step"] < STEPS, "killed too late to show anything"
@@ -283,9 +279,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_knn_and_measures_its_checkpoint
         mined_dataset, work_dir, "--knn", str(tmp_path / "labelled"), "--knn-interval", "500", steps=600
     )
     process = Command(words)
-    while not (work_dir / LAST).exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for(work_dir / LAST, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 130
     stopped = load_checkpoint(work_dir / LAST)["step"]
