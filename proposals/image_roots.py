@@ -19,6 +19,9 @@ from proposals.fetch import MAX_IMAGE_BYTES, SourceUnavailableError, fetch, too_
 from proposals.images import ImageRejected
 from proposals.paths import SCHEMES, WEB, scheme_of
 
+# What a table of the format has room for, and no file system and hardly a server takes more.
+MAX_NAME_BYTES = 8000
+
 Kind = Literal["folder", "list", "coco", "webdataset", "parquet", "arrow"]
 KINDS: tuple[Kind, ...] = ("folder", "list", "coco", "webdataset", "parquet", "arrow")
 _LISTS = ("list", "coco")
@@ -54,6 +57,8 @@ class ImageRoot(BaseModel):
 
     def locate(self, uri: str) -> str:
         """The path or URL of the file that ``uri`` names; raises ImageRejected when it may not be read."""
+        if len(uri.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+            raise ImageRejected("read", "bad_name", f"a name of more than {MAX_NAME_BYTES} bytes is not read")
         scheme, remote = scheme_of(uri), scheme_of(self.root) is not None
         if scheme is not None:
             if self.kind not in _LISTS or scheme not in SCHEMES or "::" in uri:

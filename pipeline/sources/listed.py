@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TextIO
 
-from pipeline.sources.base import Source, SourceEntry, as_text
+from pipeline.sources.base import Source, SourceEntry, as_text, shortened
 from proposals.convert.json_stream import members
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
@@ -107,7 +107,8 @@ def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
 
 
 def _sized(images: ImageRoot, names: Iterable[str], origin: Path) -> Iterator[SourceEntry]:
-    entries = (SourceEntry(name, _size(images, name)) for name in names if name.strip())
+    kept = (shortened(name) for name in names if name.strip())
+    entries = (SourceEntry(name, _size(images, name)) for name in kept)
     head = list(islice(entries, _LOOKED_AT))
     if not head:
         raise AlignDetError(f"{origin} names no image.")

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.base import Source, SourceEntry
+from pipeline.sources.base import Source, SourceEntry, shortened
 from pipeline.sources.containers import listed
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
@@ -49,7 +49,7 @@ class ParquetSource(Source):
 
     def _rows(self, file: str, stream: BinaryIO) -> Iterator[SourceEntry]:
         for row, name in enumerate(self._names(stream)):
-            last = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
+            last = shortened((name or "").replace("\\", "/").rsplit("/", 1)[-1])
             yield SourceEntry(f"{file}/{row}/{last}" if last else f"{file}/{row}", -1)
 
     def _names(self, stream: BinaryIO) -> Iterator[str | None]:

@@ -3,13 +3,18 @@
 import functools
 import http.server
 import json
+import shutil
 import threading
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.sources.opening import open_source
+from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.images import ImageRejected
+from proposals.recipe import Recipe
 
 _SCHEMES = (
     "file:///etc/passwd", "FILE:///etc/passwd", "pipe:cat /etc/passwd", "pipe://cat", "local:///etc/passwd",
@@ -75,9 +80,6 @@ def test_a_local_list_reads_nothing_but_paths_and_allowed_urls(place, uri):
 
 
 def test_a_table_names_no_place_that_a_list_may_not(place):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     names = [*_SCHEMES, *_PATHS[2:], "ok.jpg"]
     cells = pa.array(
         [{"bytes": None, "path": name} for name in names],
@@ -145,6 +147,33 @@ def test_a_list_is_a_source_or_refused(confined, place, name):
     outcome = confined.read("text_list", place / f"list.{suffix}", megabytes=64)
     assert outcome.kind == kind, outcome
     assert words in outcome.text
+
+
+def _as_list(place, names):
+    (place / "list.txt").write_text("\n".join(names))
+    return place / "list.txt"
+
+
+def _as_table(place, names):
+    image = (place / "ok.jpg").read_bytes()
+    cells = [{"bytes": image if name.startswith("\u00e9") else None, "path": name} for name in names]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), place / "a.parquet")
+    return place / "a.parquet"
+
+
+@pytest.mark.parametrize(("source", "mined"), [(_as_list, 1), (_as_table, 3)])
+def test_names_of_megabytes_make_a_sound_dataset(place, photos, tmp_path, mine_folder, source, mined):
+    shutil.copy(photos / "cat.jpg", place / "ok.jpg")
+    endless = "\u00e9" * 2 * 10**6
+    names = [f"{endless}1.jpg", f"{endless}2.jpg", "ok.jpg"]
+    names += ["https://localhost:9/" + "a/" * 5000 + ".jpg", "data:image/jpeg;base64," + "A" * 10**6 + ".jpg"]
+    out = mine_folder(open_source(str(source(place, names))), tmp_path / "out", Recipe(max_side=64))
+    report = verify_dataset(out, deep=True)
+    assert (report.problems, report.images) == ((), mined)
+    rejected = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert [row["reason"] for row in rejected] == ["bad_name"] * (5 - mined)
+    assert all(len(row["uri"].encode()) < 8200 for row in rejected)
 
 
 def test_a_web_server_is_no_folder():

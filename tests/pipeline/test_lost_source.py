@@ -41,12 +41,15 @@ def test_a_folder_that_is_gone_fails_the_shard_and_rejects_no_image(mining, empt
     assert not list(work.out.rglob("*.json"))
 
 
-def test_one_image_that_is_gone_is_rejected(mining):
+@pytest.mark.parametrize("gone", [["cat.jpg"], ["cat.jpg", "china.jpg"]])
+def test_images_that_are_gone_are_rejected_even_if_they_are_all_of_their_shard(mining, gone):
     folder, task, work = mining
-    (folder / "cat.jpg").unlink()
+    (folder / "of_another_shard.jpg").touch()
+    for name in gone:
+        (folder / name).unlink()
     record = mine_shard(task, work)
-    assert [(row.uri, row.reason) for row in record.rejected] == [("cat.jpg", "missing")]
-    assert record.shard.images == 1
+    assert [(row.uri, row.reason) for row in record.rejected] == [(name, "missing") for name in gone]
+    assert record.shard.images == 2 - len(gone)
 
 
 def test_a_machine_with_other_libraries_writes_nothing_and_one_with_another_processor_does(mining):
