@@ -3,16 +3,17 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.heartbeat import (
     BEAT_SECONDS,
-    NAME,
     SILENCE_SECONDS,
     age_of,
+    is_ours,
     read_heartbeat,
+    remove_beat,
     this_process,
     write_beat,
 )
@@ -38,7 +39,7 @@ def claimed(out: Path, say: Say) -> Iterator[None]:
         now = time.time()
         write_beat(out, {**this_process(), "started": now, "updated": now})
     found = read_heartbeat(out)
-    if found is not None and found != last and not _is_ours(found):
+    if found is not None and found != last and not is_ours(found):
         raise _taken(out, found)
     try:
         yield
@@ -50,15 +51,14 @@ def claimed(out: Path, say: Say) -> Iterator[None]:
 def release(out: Path) -> None:
     """Remove this process's heartbeat, or that of a run which died after its last shard."""
     found = read_heartbeat(out)
-    if found is not None and (_is_ours(found) or _is_dead(found)):
-        with suppress(Exception):
-            (out / NAME).unlink(missing_ok=True)
+    if found is not None and (is_ours(found) or _is_dead(found)):
+        remove_beat(out)
 
 
 def _after_silence(out: Path, say: Say) -> dict[str, Any] | None:
     """The beat that ``out`` has when nobody else can be alive there."""
     first = read_heartbeat(out)
-    if first is None or _is_ours(first) or _is_dead(first):
+    if first is None or is_ours(first) or _is_dead(first):
         return first
     # What its clock says is not trusted alone: one that is a little behind ours must still be seen to beat.
     seconds = min(max(SILENCE_SECONDS - age_of(first), 3 * BEAT_SECONDS), SILENCE_SECONDS)
@@ -72,10 +72,6 @@ def _after_silence(out: Path, say: Say) -> dict[str, Any] | None:
         if found != first:
             raise _taken(out, found)
     return first
-
-
-def _is_ours(beat: dict[str, Any]) -> bool:
-    return all(beat.get(name) == value for name, value in this_process().items())
 
 
 def _is_dead(beat: dict[str, Any]) -> bool:
@@ -102,4 +98,12 @@ def _who(beat: dict[str, Any] | None) -> str:
 def _taken(out: Path, beat: dict[str, Any] | None) -> AlignDetError:
     return AlignDetError(
         f"another run writes to {out}: {_who(beat)}. Let it finish, or end it; then run the same command again."
+    )
+
+
+def taken_over(out: Path) -> AlignDetError:
+    """What a run raises that finds in ``out`` what another one has written meanwhile."""
+    return AlignDetError(
+        f"another run took over {out} meanwhile, so this one committed nothing. Let that run finish, or end it; "
+        "then run the same command again."
     )

@@ -5,8 +5,10 @@ import os
 import socket
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from pipeline.shard_task import Count
@@ -67,6 +69,37 @@ def _done(count: Count) -> int:
     return count.images + count.rejected
 
 
+_beating = Lock()
+
+
+@contextmanager
+def kept_alive(out: Path) -> Iterator[None]:
+    """Within the block this process's last beat in ``out`` does not grow old, whatever else the process waits for.
+
+    Opening a folder of many shards, starting Ray and committing each may take minutes without a `Heartbeat.beat`.
+    """
+    over = Event()
+    Thread(target=_keep_alive, args=(out, over), daemon=True, name="aligndet-heartbeat").start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _keep_alive(out: Path, over: Event) -> None:
+    while not over.wait(2 * BEAT_SECONDS):
+        with _beating:
+            found = read_heartbeat(out)
+            if found is not None and is_ours(found) and age_of(found) > BEAT_SECONDS:
+                write_beat(out, {**found, "updated": time.time()})
+
+
+def remove_beat(out: Path) -> None:
+    """Remove the last beat of ``out``; nothing of this process writes it again by itself."""
+    with _beating, suppress(Exception):
+        (out / NAME).unlink(missing_ok=True)
+
+
 def write_beat(out: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as the last beat of ``out``; whatever forbids it will forbid the first shard, too."""
     with suppress(Exception):
@@ -80,6 +113,11 @@ def this_process() -> dict[str, Any]:
     except OSError:
         space = ""
     return {"host": socket.gethostname(), "space": space, "pid": os.getpid()}
+
+
+def is_ours(beat: dict[str, Any]) -> bool:
+    """Whether ``beat`` is of this process."""
+    return all(beat.get(name) == value for name, value in this_process().items())
 
 
 def age_of(beat: dict[str, Any]) -> float:

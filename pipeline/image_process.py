@@ -71,18 +71,21 @@ class ImageProcess:
 
         Raises ChildProcessError when children are killed by something else than the image, or cannot start.
         """
-        for attempt in range(_ATTEMPTS):
+        kills, faults = 0, 0
+        while True:
             try:
                 return self._answer()
             except ChildProcessError:
                 self._end_child()
-                if attempt == _ATTEMPTS - 1:
+                kills += 1
+                if kills == _ATTEMPTS:
                     raise
-            except _ImageFaultError as error:
-                fault = error
+            except _ImageFaultError as fault:
                 self._end_child()
-        self._begun.popleft()
-        return Refusal.without_traceback("propose", fault.reason, fault.detail), {}
+                faults += 1
+                if faults == _ATTEMPTS:
+                    self._begun.popleft()
+                    return Refusal.without_traceback("propose", fault.reason, fault.detail), {}
 
     def forget(self) -> None:
         """Drop the images that were begun and not finished: their answers are nobody's."""

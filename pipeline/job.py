@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.claim import release
 from pipeline.driver import Driven, Observer, Where, count_of, drive
-from pipeline.heartbeat import Heartbeat
+from pipeline.heartbeat import Heartbeat, kept_alive
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
 from pipeline.scheduler import Policy
@@ -71,13 +71,14 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
 def _run(
     source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer, drain: Drain
 ) -> Outcome:
-    workspace = _open(source, out.resolve(), recipe, options, observer)
-    if workspace.finished is not None:
-        return Outcome(workspace.finished, {}, already_complete=True)
-    try:
-        return _drive(source, workspace, recipe, options, observer, drain)
-    finally:
-        release(workspace.out)
+    with kept_alive(out.resolve()):
+        workspace = _open(source, out.resolve(), recipe, options, observer)
+        if workspace.finished is not None:
+            return Outcome(workspace.finished, {}, already_complete=True)
+        try:
+            return _drive(source, workspace, recipe, options, observer, drain)
+        finally:
+            release(workspace.out)
 
 
 def _drive(

@@ -3,19 +3,26 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.append import compare
-from pipeline.claim import Say, claimed, release
+from pipeline.append import compare, start_append, take_back_append
+from pipeline.claim import Say, claimed, release, taken_over
 from pipeline.heartbeat import NAME as HEARTBEAT
 from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, make_plan, tasks
 from pipeline.proofs import committed_records, proven_records, written_records
 from pipeline.sources.base import Source
 from proposals.dataset import layout
-from proposals.dataset.assemble import assemble, read_identity, write_plan
+from proposals.dataset.assemble import (
+    PLAN_GROUP,
+    assemble,
+    read_identity,
+    regrouped,
+    write_plan,
+)
 from proposals.dataset.clusters import remove_stale_clusters
 from proposals.dataset.files import (
     copy_atomically,
@@ -102,7 +109,7 @@ def begin(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say = lambda 
     if not (is_there(out / layout.MANIFEST) or is_there(out / layout.PLAN)):
         require_listable(plan.shards, plan.images, identity.images_per_shard)
         _require_empty(out)
-    return _opened(out, say, lambda: _open(out, plan, identity))
+    return _opened(out, say, lambda: _open(out, plan, identity, say))
 
 
 def _opened(out: Path, say: Say, opening: Callable[[], Workspace]) -> Workspace:
@@ -126,21 +133,33 @@ def _finished(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace |
     return Workspace(out, plan, identity, {}, manifest)
 
 
-def _open(out: Path, plan: ListedPlan, identity: JobIdentity) -> Workspace:
+def _open(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say) -> Workspace:
     if is_there(out / layout.MANIFEST):
         manifest = read_manifest(out)
         refuse_newer(out / layout.MANIFEST, manifest.format_version, "adding images")
-        return _reopen(out, plan, identity, manifest)
+        return _reopen(out, plan, identity, manifest, say)
     if is_there(out / layout.PLAN):
         theirs = read_identity(out / layout.PLAN)
         identity = identity.as_told_by(theirs)
         _refuse_difference(out, identity.diff(theirs))
+        _require_same_shards(out, plan)
         remove_leftovers(out, HEARTBEAT)
         remove_leftovers(out / layout.SHARDS)
     else:
         _create(out, plan, identity)
     make_folder(out / layout.SHARDS)
     return _with_proofs(out, plan, identity, {})
+
+
+def _require_same_shards(out: Path, plan: ListedPlan) -> None:
+    # A dataset that grew, or whose rejected images were tried again, has the same images in other shards.
+    there, here = PlanFile(out / layout.PLAN).parts(), plan.parts()
+    groups = zip_longest(regrouped(there, PLAN_GROUP), regrouped(here, PLAN_GROUP))
+    if not all(one is not None and one.equals(other) for one, other in groups):
+        raise AlignDetError(
+            f"{out} is a dataset that images were added to, or tried again in, and its {layout.MANIFEST} is missing. "
+            f"Run: aligndet verify {out} --repair"
+        )
 
 
 def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
@@ -189,14 +208,14 @@ def _require_ours(workspace: Workspace, records: dict[str, CommitRecord]) -> Non
         fresh = [name for name in records if name not in workspace.done]
         written = written_records(out, fresh)
         ours = all(
-            record is not None and (record.job, record.shard) == (records[name].job, records[name].shard)
-            for name, record in written.items()
+            record is not None and _told(record) == _told(records[name]) for name, record in written.items()
         )
     if not ours:
-        raise AlignDetError(
-            f"another run took over {out} meanwhile, so this one committed nothing. Let that run finish, or end it; "
-            "then run the same command again."
-        )
+        raise taken_over(out)
+
+
+def _told(record: CommitRecord) -> tuple[object, ...]:
+    return record.job, record.shard, record.rejected
 
 
 def begin_retry(out: Path, recipe: Recipe, source: Source, say: Say = lambda _: None) -> Workspace:
@@ -247,7 +266,7 @@ def abandon(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
 
 def _retry(out: Path, manifest: Manifest, listed: ListedPlan | None) -> Workspace:
     identity, records = JobIdentity.of(manifest), committed_records(out, manifest)
-    keys = frozenset(row.key for record in records.values() for row in record.rejected)
+    keys = _rejected_keys(records)
     if _holds_retry(out, manifest) and file_sha256(out / layout.PLAN) != manifest.plan.sha256:
         plan: Plan = PlanFile(out / layout.APPEND)  # a run was stopped while it committed
     else:
@@ -255,13 +274,17 @@ def _retry(out: Path, manifest: Manifest, listed: ListedPlan | None) -> Workspac
         if not keys:
             return Workspace(out, committed, identity, {}, manifest)
         plan = RetryPlan(committed, len(manifest.shards), keys, manifest.images_per_shard, listed)
-        _start_append(out, plan, identity, manifest)
+        start_append(out, plan, identity, manifest)
     relieved = _relieved(records, plan, keys)
     opened = _with_proofs(out, plan, identity, {**records, **relieved})
     new = range(len(manifest.shards), plan.shards)
     return replace(
         _behind(opened, manifest), relieved=tuple(relieved), retried=tuple(map(layout.shard_name, new))
     )
+
+
+def _rejected_keys(records: dict[str, CommitRecord]) -> frozenset[str]:
+    return frozenset(row.key for record in records.values() for row in record.rejected)
 
 
 def _behind(opened: Workspace, manifest: Manifest) -> Workspace:
@@ -290,7 +313,7 @@ def _holds_retry(out: Path, manifest: Manifest) -> bool:
     return is_there(path) and read_identity(path) == JobIdentity.of(manifest)
 
 
-def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manifest) -> Workspace:
+def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manifest, say: Say) -> Workspace:
     _finish_commit(out, manifest)
     theirs = JobIdentity.of(manifest)
     identity = identity.as_told_by(theirs)
@@ -300,36 +323,24 @@ def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manife
         _refuse_difference(out, differences)
         return _retry(out, manifest, plan)
     if not identity.diff(theirs, versions=False):
-        (out / layout.APPEND).unlink(missing_ok=True)
+        take_back_append(out, manifest)
         return Workspace(out, plan, identity, {}, manifest)
     # A run that was stopped while it committed may have left the longer plan: its first part is the committed one.
     committed = PlanFile(out / layout.PLAN, len(manifest.shards))
-    change = compare(committed, plan)
+    records = committed_records(out, manifest)
+    change = compare(committed, plan, _rejected_keys(records))
     refusals, grows = change.refusals(), bool(change.added.any())
     if refusals or not all(line.startswith(_GROWS) for line in identity.diff(theirs, versions=grows)):
         _refuse_difference(out, [*identity.diff(theirs), *refusals])
+    if (advice := change.advice()) is not None:
+        say(advice)
     if not grows:
         # The same images: in another order, or of the sizes at which they were tried again.
-        (out / layout.APPEND).unlink(missing_ok=True)
+        take_back_append(out, manifest)
         return Workspace(out, plan, identity, {}, manifest)
     extended = ExtendedPlan(committed, plan, change.added, manifest.images_per_shard)
-    records = committed_records(out, manifest)
-    _start_append(out, extended, identity, manifest)
+    start_append(out, extended, identity, manifest)
     return _behind(_with_proofs(out, extended, identity, records), manifest)
-
-
-def _start_append(out: Path, extended: Plan, identity: JobIdentity, manifest: Manifest) -> None:
-    require_listable(extended.shards, extended.images, identity.images_per_shard)
-    path = out / layout.APPEND
-    remove_leftovers(out / layout.SHARDS)
-    with temporary_beside(path) as (temporary,):
-        write_plan(temporary, extended.parts(), identity)
-        if is_there(path) and file_sha256(path) == file_sha256(temporary):
-            return
-        for stale in (out / layout.SHARDS).glob("*.*"):
-            if stale.stem.isdigit() and int(stale.stem) >= len(manifest.shards):
-                stale.unlink()  # of an append of other images, never committed
-        publish(temporary, path)
 
 
 def _with_proofs(

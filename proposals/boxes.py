@@ -32,8 +32,16 @@ def pairwise_iou(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
 
 def clip(boxes: Boxes, width: int, height: int) -> Boxes:
     """Boxes cut to the image [0, width] x [0, height]; one that lies outside becomes degenerate on the border."""
-    limits = np.array([width, height, width, height], dtype=np.float32)
+    sides = np.array([width, height, width, height])
+    limits = sides.astype(np.float32)
+    # Above 2^24 px a side may be rounded up, and a box would leave its image.
+    limits = np.where(limits > sides, np.nextafter(limits, np.float32(0)), limits)
     return np.clip(boxes, np.float32(0), limits)
+
+
+def whole_image(width: int, height: int) -> Boxes:
+    """[1, 4]: the one box that is all of the image."""
+    return clip(np.array([[0, 0, np.inf, np.inf]], dtype=np.float32), width, height)
 
 
 def scale(boxes: Boxes, scale_x: float, scale_y: float) -> Boxes:

@@ -116,16 +116,17 @@ def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | No
     except AlignDetError:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
-        _require_of_the_object(error, url)
+        require_of_the_object(error, url)
         raise ImageRejected("read", "missing", "there is nothing at its URL") from error
     except PermissionError as error:
-        _require_of_the_object(error, url)
+        require_of_the_object(error, url)
         raise ImageRejected("read", "permission_denied", "its URL may not be read") from error
     except Exception as error:  # every backend has exceptions of its own
-        raise _verdict(error, url) from error
+        raise verdict(error, url) from error
 
 
-def _require_of_the_object(error: OSError, url: str) -> None:
+def require_of_the_object(error: OSError, url: str) -> None:
+    """Raise SourceUnavailableError where an S3 client blames an object for its bucket, the credentials or the clock."""
     answer = getattr(error.__cause__, "response", None)
     code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
     if code is not None and code not in _OF_THE_OBJECT:
@@ -191,7 +192,8 @@ def _bad_url() -> ImageRejected:
     return ImageRejected("read", "bad_url", "its URL cannot be understood")
 
 
-def _verdict(error: Exception, url: str) -> Exception:
+def verdict(error: Exception, url: str) -> Exception:
+    """What reading ``url`` is to raise for ``error`` of its backend: ImageRejected or SourceUnavailableError."""
     status = getattr(error, "status", None)
     if status in _GONE:
         return ImageRejected("read", "missing", "there is nothing at its URL")

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from proposals.boxes import Boxes, clip
+from proposals.boxes import Boxes, clip, whole_image
 from proposals.filter_spec import Filtered, FilterSpec, Status
 from proposals.nms import nms
 from proposals.ranking import RankName, order
@@ -31,8 +31,7 @@ def apply_filter(
             ordered, new_rank = order(boxes[mask], rank[mask], rank_name, width, height)
             keep = slice(None) if spec.nms_iou is None else nms(ordered, spec.nms_iou)
             return Filtered(ordered[keep], new_rank[keep], status)
-    whole = np.array([[0, 0, width, height]], dtype=np.float32)
-    return Filtered(whole, np.zeros(1, dtype=np.float32), "fallback_whole_image")
+    return Filtered(whole_image(width, height), np.zeros(1, dtype=np.float32), "fallback_whole_image")
 
 
 def _rules(

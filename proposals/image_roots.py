@@ -8,6 +8,7 @@ What a uri means depends on the kind of source. It alone finds the image, below 
     parquet, arrow      path/of.parquet/<row>[/name.jpg]
 """
 
+import hashlib
 import re
 from pathlib import PurePosixPath
 from typing import Literal
@@ -27,6 +28,21 @@ KINDS: tuple[Kind, ...] = ("folder", "list", "coco", "webdataset", "parquet", "a
 _LISTS = ("list", "coco")
 _MEMBER = re.compile(r"^(.+?\.tar)/(\d{1,15})\+(\d{1,12})/.", re.DOTALL | re.IGNORECASE)
 _ROW = re.compile(r"^(.+?\.(?:parquet|arrow))/(\d{1,12})(?:/|$)", re.DOTALL | re.IGNORECASE)
+
+
+def shortened(name: str) -> str:
+    """``name``, or, where it is longer than `MAX_NAME_BYTES`, what tells it from others and is no name of a file.
+
+    A data: URL or a line of a file that is no list may have megabytes, which no table of a dataset has room for.
+    """
+    if len(name) <= MAX_NAME_BYTES // 4:
+        return name
+    data = name.encode("utf-8", "backslashreplace")
+    if len(data) <= MAX_NAME_BYTES:
+        return name
+    # With what is added it is too long to be read, by `ImageRoot.locate`.
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return f"{data[:MAX_NAME_BYTES].decode('utf-8', 'ignore')}... ({len(data)} bytes, sha256 {digest})"
 
 
 class ImageRoot(BaseModel):

@@ -1,5 +1,6 @@
 """Images in tables: one row of a Parquet or Arrow file, read forward so that neighbours cost nothing."""
 
+import errno
 import stat
 from bisect import bisect_right
 from collections import OrderedDict
@@ -14,38 +15,50 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proposals.errors import AlignDetError, MissingExtraError
-from proposals.fetch import SourceUnavailableError
+from proposals.fetch import SourceUnavailableError, require_of_the_object, verdict
 from proposals.images import ImageRejected
 from proposals.paths import filesystem, scheme_of
 
 _BATCH = 16
 _BYTES = frozenset({"binary", "large_binary", "binary_view"})
+# Of a name that no file can have. Arrow's own errors, of damaged pages, have no number.
+_OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.ELOOP)
 _TEXTS = frozenset({"string", "large_string", "string_view"})
 
 
 def read_row(location: str, row: int, column: str) -> tuple[bytes | None, str | None]:
     """(bytes, path) of the image in ``row``, counted from 0: one of them at least is set in a sound file.
 
-    Raises ImageRejected when the file cannot be read or has no such row, SourceUnavailableError when a remote did
-    not answer, MissingExtraError when the library for its scheme is not installed.
+    Raises ImageRejected when the file cannot be read or has no such row, SourceUnavailableError when its disk or remote
+    did not answer, MissingExtraError when the library for its scheme is not installed.
     """
     try:
         with _borrowed(location, column) as table:
             return table.read(row)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        require_of_the_object(error, location)
         raise ImageRejected("read", "missing", "the table that holds it is gone") from error
     except PermissionError as error:
+        require_of_the_object(error, location)
         raise ImageRejected("read", "permission_denied", "the table that holds it may not be read") from error
     except MissingExtraError:
         raise  # of this machine, and so the same for every table
     except (pa.ArrowException, ValueError, KeyError, AlignDetError) as error:
-        raise ImageRejected("read", "broken_container", "the table that holds it cannot be read") from error
+        raise _broken() from error
     except OSError as error:
+        if scheme_of(location) is not None:
+            raise verdict(error, location) from error
+        if error.errno in _OF_THE_NAME:
+            raise _broken() from error
+        raise SourceUnavailableError(f"{location} cannot be read: {error.strerror}") from error
+    except Exception as error:  # every remote backend has exceptions of its own
         if scheme_of(location) is None:
-            raise ImageRejected(
-                "read", "broken_container", "the table that holds it cannot be read"
-            ) from error
-        raise SourceUnavailableError(f"{location}: {error}") from error
+            raise
+        raise verdict(error, location) from error
+
+
+def _broken() -> ImageRejected:
+    return ImageRejected("read", "broken_container", "the table that holds it cannot be read")
 
 
 def open_binary(location: str) -> BinaryIO:

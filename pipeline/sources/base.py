@@ -1,13 +1,12 @@
 """What every source is: a fixed list of names, and bytes by name."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from proposals.dataset.manifest import SourceInfo
-from proposals.image_roots import MAX_NAME_BYTES, ImageRoot, Kind
+from proposals.image_roots import ImageRoot, Kind
 
 
 @dataclass(frozen=True)
@@ -27,21 +26,6 @@ def as_text(name: str) -> str:
     except UnicodeEncodeError:  # JSON can name half a character
         data = name.encode("utf-8", "surrogatepass")
     return data.decode("utf-8", "backslashreplace")
-
-
-def shortened(name: str) -> str:
-    """``name``, or, where it is longer than `MAX_NAME_BYTES`, what tells it from others and is no name of a file.
-
-    A data: URL or a line of a file that is no list may have megabytes, which no table of a dataset has room for.
-    """
-    if len(name) <= MAX_NAME_BYTES // 4:
-        return name
-    data = name.encode("utf-8")
-    if len(data) <= MAX_NAME_BYTES:
-        return name
-    # With what is added it is too long to be read, by `ImageRoot.locate`.
-    digest = hashlib.sha256(data).hexdigest()[:16]
-    return f"{data[:MAX_NAME_BYTES].decode('utf-8', 'ignore')}... ({len(data)} bytes, sha256 {digest})"
 
 
 class Source(ABC):

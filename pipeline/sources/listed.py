@@ -10,10 +10,10 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TextIO
 
-from pipeline.sources.base import Source, SourceEntry, as_text, shortened
+from pipeline.sources.base import Source, SourceEntry, as_text
 from proposals.convert.json_stream import members
 from proposals.errors import AlignDetError
-from proposals.image_roots import ImageRoot, Kind
+from proposals.image_roots import ImageRoot, Kind, shortened
 from proposals.images import ImageRejected
 from proposals.paths import is_remote, scheme_of
 

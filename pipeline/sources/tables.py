@@ -8,10 +8,10 @@ from typing import Any, BinaryIO, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.base import Source, SourceEntry, shortened
+from pipeline.sources.base import Source, SourceEntry
 from pipeline.sources.containers import listed
 from proposals.errors import AlignDetError
-from proposals.image_roots import ImageRoot, Kind
+from proposals.image_roots import ImageRoot, Kind, shortened
 from proposals.image_rows import arrow_batches, can_hold_images, is_parquet, open_binary
 
 _BATCH = 4096

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from proposals.errors import AlignDetError
+from proposals.image_roots import shortened
 from proposals.paths import walk_folders
 
 
@@ -58,7 +59,7 @@ class ImageFiles:
         name = PurePosixPath(uri).name
         found = self._names[name] if name in self._names else self._stems.get(name)
         if found is None or found in exact:
-            return uri, None
+            return shortened(uri), None
         return found, self._paths[found]
 
     def _note(self, known: dict[str, str | None], name: str, uri: str) -> None:

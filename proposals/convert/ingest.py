@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from proposals.boxes import clip
+from proposals.boxes import clip, whole_image
 from proposals.convert.image_files import ImageFiles
 from proposals.convert.new_folder import new_dataset_folder
 from proposals.convert.stream import ImageBoxes, Source
@@ -165,8 +165,7 @@ def _proposals(image: ImageBoxes, width: int, height: int) -> Filtered:
     solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if solid.any():
         return Filtered(boxes[solid], image.rank[solid], "ok")
-    whole = np.array([[0, 0, width, height]], dtype=np.float32)
-    return Filtered(whole, np.zeros(1, dtype=np.float32), "fallback_whole_image")
+    return Filtered(whole_image(width, height), np.zeros(1, dtype=np.float32), "fallback_whole_image")
 
 
 def _rejection(uri: str, error: ImageRejected) -> Rejection:

@@ -40,9 +40,9 @@ REJECTED_SCHEMA = pa.schema(
     ]
 )
 PLAN_GROUP = 131_072
-# Of other writers; and what a key and a uri may take, on average.
+# Of other writers; and what a key and a uri may take, on average, as `read_plan` has it.
 _MAX_PLAN_GROUP = 2**20
-_PLAN_ROW_BYTES = 4096
+_PLAN_ROW_BYTES = 2**15
 _IDENTITY_KEY = b"aligndet.job"
 _PACKING: dict[str, Any] = {"compression": "zstd", "version": "2.6"}
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from proposals.dataset import layout
 from proposals.dataset.assemble import PLAN_SCHEMA, assemble, plan_bytes, read_plan
+from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.files import fsync, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
@@ -59,6 +60,11 @@ def merge_datasets(roots: Sequence[Path], out: Path) -> Manifest:
     for root in roots:
         manifest = read_manifest(root)
         refuse_newer(root / layout.MANIFEST, manifest.format_version, "merging")
+        for fault in file_faults(root, manifest.plan, content=True):
+            raise AlignDetError(
+                f"{layout.PLAN} of {root} {fault}. If images were being added, run that job to its end; else run: "
+                f"aligndet verify {root} --repair"
+            )
         parts.append(_Part(root, manifest, read_plan(root / layout.PLAN)))
     identity = _identity(parts)
     shards = sum(len(part.manifest.shards) for part in parts)

@@ -176,6 +176,17 @@ def test_names_of_megabytes_make_a_sound_dataset(place, photos, tmp_path, mine_f
     assert all(len(row["uri"].encode()) < 8200 for row in rejected)
 
 
+def test_a_dataset_of_nothing_but_long_names_can_grow(place, photos, tmp_path, mine_folder):
+    shutil.copy(photos / "cat.jpg", place / "ok.jpg")
+    names = [f"https://localhost:9/{number}{'/a' * 5000}.jpg" for number in range(300)]
+    for names_now in (names, [*names, "ok.jpg"]):
+        out = mine_folder(
+            open_source(str(_as_list(place, names_now))), tmp_path / "out", images_per_shard=300
+        )
+    report = verify_dataset(out)
+    assert (report.problems, report.images) == ((), 1)
+
+
 def test_a_web_server_is_no_folder():
     with pytest.raises(AlignDetError, match="cannot be listed"):
         open_source("http://127.0.0.1:9/images/")

@@ -245,3 +245,40 @@ def test_a_killed_append_of_the_real_command(images, grow, tmp_path, start, mine
     mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=1)
     assert open_dataset(tmp_path / "out").manifest.source.images == 10
     assert verify_dataset(tmp_path / "out", deep=True).problems == ()
+
+
+@pytest.mark.parametrize("committing", [False, True])
+def test_of_images_that_are_gone_again_nothing_stays(
+    images, grow, tmp_path, mine_folder, content, committing
+):
+    root = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    before = content(root)
+    grown = shutil.copytree(root, tmp_path / "grown")
+    more = shutil.copytree(images, tmp_path / "more")
+    grow(more)
+    mine_folder(more, grown, _SMALL, images_per_shard=2)
+    # As a kill leaves it in the middle of adding, and between the two files of committing.
+    for file in ("shards/00003.tar", "shards/00003.parquet", "shards/00003.json"):
+        shutil.copy(grown / file, root / file)
+    shutil.copy(grown / layout.PLAN, root / layout.APPEND)
+    if committing:
+        shutil.copy(grown / layout.PLAN, root / layout.PLAN)
+    mine_folder(images, root, _SMALL, images_per_shard=2)
+    assert content(root) == before
+    assert verify_dataset(root, deep=True).problems == ()
+
+
+def test_a_grown_dataset_without_its_manifest_is_not_mined_as_if_it_were_new(
+    images, grow, tmp_path, mine_folder, content
+):
+    from pipeline.repair import repair_dataset
+
+    root = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    grow(images)
+    mine_folder(images, root, _SMALL, images_per_shard=2)
+    before = content(root)
+    (root / layout.MANIFEST).unlink()
+    with pytest.raises(AlignDetError, match=r"images were added to.* --repair"):
+        mine_folder(images, root, _SMALL, images_per_shard=2)
+    assert repair_dataset(root, [images], 1, lambda _: None).problems == ()
+    assert content(root) == before

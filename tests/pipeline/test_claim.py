@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from pipeline import claim
+from pipeline import claim, heartbeat
+from pipeline.append import start_append
 from pipeline.heartbeat import NAME, this_process, write_beat
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
@@ -19,7 +20,7 @@ from pipeline.status import StatusReader
 from pipeline.workspace import begin, begin_retry, commit
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import library_versions
+from proposals.dataset.manifest import library_versions, read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
@@ -243,3 +244,46 @@ def test_a_process_of_another_container_is_not_looked_for_among_ours(tmp_path, d
     _beat_of(tmp_path, pid=dead, space="pid:[1]")
     claim.release(tmp_path)
     assert (tmp_path / NAME).exists()
+
+
+def test_a_run_that_waits_for_something_else_does_not_grow_old(tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
+    with heartbeat.kept_alive(tmp_path):
+        _beat_of(tmp_path, updated=time.time() - 100, images=3)
+        deadline = time.monotonic() + 60
+        while (beat := heartbeat.read_heartbeat(tmp_path))["updated"] < time.time() - 50:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert beat["images"] == 3
+        _beat_of(tmp_path, pid=os.getppid(), updated=1.0)
+        time.sleep(0.5)
+        assert heartbeat.read_heartbeat(tmp_path)["updated"] == 1.0
+        _beat_of(tmp_path)
+        claim.release(tmp_path)
+        time.sleep(0.5)
+        assert not (tmp_path / NAME).exists()
+
+
+def test_a_shard_that_another_run_mined_with_other_rejections_is_not_committed(images, tmp_path):
+    (images / "torn.jpg").write_bytes(b"no image")
+    opened = _begin(images, tmp_path / "out")
+    records = _mine(images, opened, opened.pending)
+    (name,) = (name for name, record in records.items() if record.rejected)
+    refused = [row.model_copy(update={"reason": "timeout"}) for row in records[name].rejected]
+    theirs = records[name].model_copy(update={"rejected": tuple(refused)})
+    write_model(layout.record_path(opened.out, name), theirs)
+    with pytest.raises(AlignDetError, match="another run took over"):
+        commit(opened, records)
+
+
+def test_nothing_is_removed_for_an_append_when_the_dataset_has_grown_meanwhile(images, photos, tmp_path):
+    out = tmp_path / "out"
+    _finish(images, _begin(images, out))
+    seen = read_manifest(out)
+    shutil.copy(photos / "coffee.jpg", images / "new.jpg")
+    _finish(images, _begin(images, out))
+    shards = sorted((out / "shards").iterdir())
+    plan = make_plan(FolderSource(images).entries(), 2)
+    with pytest.raises(AlignDetError, match="another run took over"):
+        start_append(out, plan, JobIdentity.of(seen), seen)
+    assert sorted((out / "shards").iterdir()) == shards

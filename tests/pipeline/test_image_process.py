@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.image_process import DEPTH, ImageProcess
+from pipeline.image_process import DEPTH, ImageProcess, _ImageFaultError
 from pipeline.image_records import Found, Kernel, Refusal, Stopwatch
 from pipeline.image_task import mine_image
 from pipeline.limits import Limits, default_seconds
@@ -165,6 +165,23 @@ def test_a_child_that_the_machine_keeps_killing_is_an_error_of_the_machine(cat, 
     with pytest.raises(ChildProcessError, match="SIGKILL"):
         _do(guarded, "bad.jpg", cat)
     killer.join()
+
+
+def test_a_child_that_the_machine_kills_leaves_the_image_both_of_its_attempts(cat, process, monkeypatch):
+    guarded = process()
+    outcomes = iter([ChildProcessError("killed"), _ImageFaultError("timeout", "it gasped"), None])
+    answer = guarded._answer
+
+    def machine_short_of_memory():
+        outcome = next(outcomes)
+        return answer() if outcome is None else _raise(outcome)
+
+    monkeypatch.setattr(guarded, "_answer", machine_short_of_memory)
+    assert _same(_do(guarded, "cat.jpg", cat), _here(cat))
+
+
+def _raise(error):
+    raise error
 
 
 def test_control_c_in_the_terminal_leaves_the_child_alone(cat, process):

@@ -112,6 +112,25 @@ def test_when_none_passes_not_a_byte_changes(source, out, content):
     assert not verify_dataset(out, deep=True).problems
 
 
+def test_after_a_retry_in_which_a_changed_image_did_not_pass_the_dataset_is_complete(
+    made, photos, tmp_path, content
+):
+    out = shutil.copytree(made, tmp_path / "out")
+    folder = FolderSource(shutil.copytree(photos, tmp_path / "in"))
+    data = (photos / "cat.jpg").read_bytes()
+    (folder.root / "torn.jpg").write_bytes(data[:900])
+    _finish(folder, begin_retry(out, _RECIPE, folder))
+    before = content(out)
+    (folder.root / "torn.jpg").write_bytes(data[:1000])
+    run_job(folder, out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), Nobody())
+    assert run_job(folder, out, _RECIPE, JobOptions(1, workers=1), Nobody()).already_complete
+    assert content(out) == before
+    shutil.copy(photos / "cat.jpg", folder.root / "added.jpg")
+    _finish(folder, begin(out, *_job(folder)))
+    assert begin(out, *_job(folder)).finished
+    assert not verify_dataset(out, deep=True).problems
+
+
 @pytest.mark.parametrize("step", ["begun", "mined", "plan", "records", "manifest"])
 def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
     source, out, whole, content, step, monkeypatch
@@ -171,8 +190,9 @@ def repaired(source, photos, tmp_path):
 
 
 def test_after_a_repair_of_the_source_the_dataset_is_complete_and_can_grow(repaired, out, photos):
-    with pytest.raises(AlignDetError, match=r"changed in size: torn\.jpg"):
-        begin(out, *_job(repaired))
+    said = []
+    assert begin(out, *_job(repaired), said.append).finished
+    assert "torn.jpg. --retry-rejected tries them again" in said[0]
     _finish(repaired, begin_retry(out, _RECIPE, repaired))
     assert not _rejected(out)
     assert not verify_dataset(out, deep=True).problems

@@ -14,6 +14,7 @@ from proposals.dataset import open_dataset
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.fetch import SourceUnavailableError, fetch
+from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
 from proposals.paths import as_path
 from proposals.recipe import Recipe
@@ -171,6 +172,9 @@ def test_a_bucket_that_is_gone_is_no_fault_of_an_image(bucket, monkeypatch):
     monkeypatch.setattr("proposals.fetch._PAUSES", ())
     with pytest.raises(SourceUnavailableError, match="NoSuchBucket"):
         fetch("s3://never-made/photo.jpg")
+    table = ImageRoot(kind="parquet", root="s3://never-made", column="image")
+    with pytest.raises(SourceUnavailableError, match="NoSuchBucket"):
+        table.read("a.parquet/0")
     with pytest.raises(ImageRejected, match="nothing at its URL"):
         fetch(f"{bucket}/no-such-photo.jpg")
 
@@ -197,6 +201,9 @@ def test_credentials_that_are_refused_are_no_fault_of_an_image(bucket, monkeypat
     monkeypatch.setattr(as_path(bucket).fs, "cat_file", refuse)
     with pytest.raises(expected):
         fetch(f"{bucket}/photo.jpg")
+    monkeypatch.setattr(as_path(bucket).fs, "open", refuse)
+    with pytest.raises(expected):
+        ImageRoot(kind="parquet", root=bucket, column="image").read("a.parquet/0")
 
 
 def _empty_folder(url):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.image_records import Stopwatch
+from pipeline.image_records import Refusal, Stopwatch
 from pipeline.plan import make_plan, tasks
-from pipeline.shard_task import Work, mined_images
+from pipeline.shard_task import Work, mine_shard, mined_images
 from pipeline.sources import FolderSource, SourceUnavailableError
 from proposals.boxes import scale
 from proposals.dataset import open_dataset
@@ -151,3 +151,15 @@ assert "pandas" not in sys.modules
 @pytest.mark.parametrize("images", ["embed", "reference"])
 def test_a_worker_does_not_import_pandas(photos, tmp_path, images):
     subprocess.run([sys.executable, "-c", _MINES, str(photos), str(tmp_path / "out"), images], check=True)
+
+
+def test_a_shard_without_an_image_leaves_nothing_of_an_attempt_that_had_some(photos, tmp_path):
+    (tmp_path / "shards").mkdir()
+    source = FolderSource(photos)
+    (task, *_) = tasks(make_plan(source.entries(), 1))
+    work = Work(source, tmp_path, Recipe(max_side=64), "job")
+    mine_shard(task, work)
+    assert len(list((tmp_path / "shards").iterdir())) == 3
+    refused = Refusal.without_traceback("propose", "timeout", "")
+    mine_shard(task, work, quarantine={task.keys[0]: refused})
+    assert [path.suffix for path in (tmp_path / "shards").iterdir()] == [".json"]

@@ -1,11 +1,12 @@
 """Box geometry against literal definitions, on random boxes."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from proposals.boxes import areas, as_boxes, clip, pairwise_iou, scale
+from proposals.boxes import areas, as_boxes, clip, pairwise_iou, scale, whole_image
 from proposals.nms import nms
 
 _COORDINATE = st.integers(-50, 350)
@@ -74,3 +75,11 @@ def test_no_boxes_are_welcome_everywhere():
     assert areas(none).shape == (0,)
     assert nms(none, 0.5).shape == (0,)
     assert pairwise_iou(none, as_boxes([[0, 0, 1, 1]])).shape == (0, 1)
+
+
+@pytest.mark.parametrize("side", [2**24, 2**24 + 1, 2**24 + 3, 2**31 - 1])
+def test_no_box_leaves_an_image_whose_side_float32_rounds(side):
+    boxes = np.concatenate([whole_image(side, 2), clip(as_boxes([[5, 0, 2.0**40, 2]]), side, 2)])
+    assert boxes.dtype == np.float32
+    assert (boxes[:, 2].astype(np.float64) <= side).all()
+    assert (boxes[:, 2].astype(np.float64) > side * (1 - 1e-6)).all()

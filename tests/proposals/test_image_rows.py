@@ -1,6 +1,8 @@
 """Rows of tables as images: readers that hang beside others, and cells that hold no image."""
 
+import errno
 import io
+import os
 import threading
 
 import fsspec
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFile
 
+from proposals.fetch import SourceUnavailableError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
 
@@ -137,3 +140,24 @@ def test_a_cell_of_another_type_is_refused(tmp_path, name, form):
 def test_a_cell_of_any_kind_of_bytes_or_path_is_read(tmp_path, name, form):
     (tmp_path / "x.jpg").write_bytes(b"x")
     assert _written(tmp_path, _IMAGES[name], form).read(f"a.{form}/0") == b"x"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_disk_that_does_not_answer_is_no_fault_of_a_row(tmp_path, monkeypatch, number):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("proposals.image_rows.open_binary", fail)
+    with pytest.raises(SourceUnavailableError, match=os.strerror(number)):
+        ImageRoot(kind="parquet", root=str(tmp_path), column="raw").read("a.parquet/0")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("cut off"), RuntimeError("of a backend of its own")])
+def test_a_store_that_does_not_answer_is_no_fault_of_a_row(root, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    root.read("a.parquet/0")
+    monkeypatch.setattr(MemoryFile, "read", fail)
+    with pytest.raises(SourceUnavailableError, match=str(error)):
+        root.read("a.parquet/190")

@@ -136,3 +136,10 @@ def test_merging_one_dataset_renews_its_digests(inputs, tmp_path):
     _merge([old], tmp_path / "new")
     assert verify_dataset(tmp_path / "new", deep=True).problems == ()
     assert read_manifest(tmp_path / "new") == read_manifest(inputs[0])
+
+
+def test_a_dataset_whose_plan_is_not_the_committed_one_is_refused(inputs, tmp_path):
+    half = shutil.copytree(inputs[0], tmp_path / "half")
+    shutil.copy(inputs[1] / layout.PLAN, half / layout.PLAN)
+    assert "dataset.json says" in _merge([half, inputs[1]], tmp_path / "c")
+    assert not (tmp_path / "c").exists()

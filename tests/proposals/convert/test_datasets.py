@@ -68,6 +68,17 @@ def test_images_that_do_not_fit_are_rejected_and_listed(photos, tmp_path):
     assert json.loads(reasons)["rejected"] == {"read: other_size": 1, "read: not_found": 1}
 
 
+def test_a_name_of_megabytes_is_rejected_and_the_dataset_sound(photos, tmp_path):
+    names = ["cat.jpg", "data:image/jpeg;base64," + "A" * 3_000_000]
+    images = [{"id": i, "file_name": name, "width": 1, "height": 1} for i, name in enumerate(names)]
+    path = tmp_path / "boxes.json"
+    path.write_text(
+        json.dumps({"images": [{**images[0], "width": 0, "height": 0}, images[1]], "annotations": []})
+    )
+    assert "1 images rejected" in _convert(path, tmp_path / "out", "--to", "dataset", "--images", photos)
+    assert verify_dataset(tmp_path / "out", deep=True).problems == ()
+
+
 def test_a_file_larger_than_readers_take_is_rejected(photos, tmp_path, monkeypatch):
     limit = (photos / "cat.jpg").stat().st_size
     monkeypatch.setattr("proposals.fetch.MAX_IMAGE_BYTES", limit)
