@@ -61,15 +61,15 @@ def _broken() -> ImageRejected:
     return ImageRejected("read", "broken_container", "the table that holds it cannot be read")
 
 
-def open_binary(location: str) -> BinaryIO:
-    """A seekable stream of a local file (mapped into memory) or an allowed URL.
+def open_binary(location: str, mapped: bool = True) -> BinaryIO:
+    """A seekable stream of an allowed URL or a local file; ``mapped`` into memory, as tables want it.
 
     Raises ValueError when it is a pipe, a device or a folder, besides what opening raises.
     """
     if scheme_of(location) is None:
         if not stat.S_ISREG(Path(location).stat().st_mode):
             raise ValueError(f"{location} is no regular file")  # opening a pipe waits for a writer
-        stream: BinaryIO = pa.memory_map(location)
+        stream: BinaryIO = pa.memory_map(location) if mapped else Path(location).open("rb")
         return stream
     files, path = filesystem(location)
     opened: BinaryIO = files.open(path, "rb")

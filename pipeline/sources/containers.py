@@ -16,15 +16,16 @@ _BROKEN = (tarfile.TarError, pa.ArrowException, OSError, ValueError, KeyError, E
 
 
 def listed(
-    file: str, location: str, entries: Callable[[BinaryIO], Iterator[SourceEntry]]
+    file: str, location: str, entries: Callable[[BinaryIO], Iterator[SourceEntry]], mapped: bool = True
 ) -> Iterator[SourceEntry]:
     """``entries`` of the open container at ``location``; when it breaks off, one more, ``file``, which is rejected.
 
-    Raises AlignDetError when the container's place fails: what it still holds would be lost for ever.
+    mapped: see `open_binary`. Raises AlignDetError when the container's place fails: what it still holds would be lost
+    for ever.
     """
     failures: list[Exception] = []
     try:
-        with _opened(location, failures) as stream:
+        with _opened(location, failures, mapped) as stream:
             yield from entries(stream)
     except AlignDetError:
         raise
@@ -38,16 +39,17 @@ def listed(
         yield SourceEntry(file, -1)
 
 
-def _opened(location: str, failures: list[Exception]) -> BinaryIO:
+def _opened(location: str, failures: list[Exception], mapped: bool) -> BinaryIO:
     try:
-        stream = open_binary(location)
+        stream = open_binary(location, mapped)
     except ValueError:
         raise  # an empty file, which cannot be mapped into memory
     except Exception as error:
         failures.append(error)
         raise
-    # A local file is mapped into memory, from where no read fails.
-    return stream if scheme_of(location) is None else cast(BinaryIO, _Noting(stream, failures))
+    if mapped and scheme_of(location) is None:
+        return stream  # nothing that could be noted: where a page cannot be read the system ends the process
+    return cast(BinaryIO, _Noting(stream, failures))
 
 
 class _Noting:

@@ -47,7 +47,7 @@ class TarSource(Source):
         """
         empty = True
         for tar in self.tars:
-            for entry in listed(tar, self.images.locate(tar), partial(self._members, tar)):
+            for entry in listed(tar, self.images.locate(tar), partial(self._members, tar), mapped=False):
                 empty = False
                 yield entry
         if empty:

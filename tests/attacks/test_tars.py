@@ -1,5 +1,6 @@
 """Tars as a source of images, and as a dataset's shards: members that are sound are read, the rest has a reason."""
 
+import io
 import os
 import tarfile
 
@@ -117,3 +118,19 @@ def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(confined, copy):
         assert "plain file" in outcome.text
     outcome = confined.read("verified", copy, seconds=20)
     assert outcome.text.count("is a pipe, not a file") == 2
+
+
+def test_a_tar_that_is_cut_while_it_is_listed_ends_there(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(100):
+            member = tarfile.TarInfo(f"{number:03d}.jpg")
+            member.size = 100_000
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+    entries = open_source(str(path)).entries()
+    first = next(entries)
+    os.truncate(path, 50 * 100_000)
+    rest = [entry.uri for entry in entries]
+    assert first.uri.endswith("/000.jpg")
+    assert len(rest) == 50
+    assert rest[-1] == "a.tar"
