@@ -24,7 +24,10 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class KeyReport:
-    """What a stock detector does with exported weights; every stock key is in exactly one of the first two."""
+    """What a stock detector does with exported weights; every stock key is in exactly one of the first two.
+
+    unexpected: what does not fit, by name or by shape.
+    """
 
     loaded: tuple[str, ...]
     left_at_init: tuple[str, ...]
@@ -34,6 +37,12 @@ class KeyReport:
     def beyond_backbone(self) -> bool:
         """Whether anything but the backbone was loaded."""
         return any(not name.startswith("backbone.") for name in self.loaded)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What the detector has no tensor for, of whatever shape."""
+        own = set(self.left_at_init)
+        return tuple(name for name in self.unexpected if name not in own)
 
     def table(self) -> Table:
         """Counts per part of the detector, and by name what was left at its initial value."""

@@ -69,7 +69,7 @@ def open_binary(location: str, mapped: bool = True) -> BinaryIO:
     if scheme_of(location) is None:
         if not stat.S_ISREG(Path(location).stat().st_mode):
             raise ValueError(f"{location} is no regular file")  # opening a pipe waits for a writer
-        stream: BinaryIO = pa.memory_map(location) if mapped else Path(location).open("rb")
+        stream: BinaryIO = pa.memory_map(location) if mapped else Path(location).open("rb")  # noqa: SIM115 - the caller
         return stream
     files, path = filesystem(location)
     opened: BinaryIO = files.open(path, "rb")

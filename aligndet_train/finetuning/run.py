@@ -91,8 +91,19 @@ class LoadWeightsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Load by name and shape; the class predictor of other categories stays at its initial value."""
-        if runner.iter == 0:
-            self.report = load_into(_plain(runner.model), self.state)
+        if runner.iter:
+            return
+        self.report = report = load_into(_plain(runner.model), self.state)
+        runner.logger.info(
+            f"weights: {len(report.loaded)} tensors loaded, {len(report.left_at_init)} new"
+            + "".join(f"\n  {name}" for name in report.left_at_init)
+        )
+        if report.unknown:
+            runner.logger.warning(
+                f"the weights hold {len(report.unknown)} tensors that this detector does not have, {report.unknown[0]} "
+                "first: they are of another config. What has the same name and shape was loaded all the same, though "
+                "it may have learned to work with what is missing here"
+            )
 
 
 class ResultsHook(Hook):
@@ -315,6 +326,11 @@ def evaluate(
                 f"{weights} leaves {len(report.left_at_init)} tensors of the detector untrained, "
                 f"{report.left_at_init[0]} first: fine-tune it (`aligndet finetune`), or name the config it was "
                 "trained by"
+            )
+        if report.unknown:
+            raise AlignDetError(
+                f"{weights} holds {len(report.unknown)} tensors that the detector does not have, {report.unknown[0]} "
+                "first: name the config it was trained by"
             )
         keep_freed_memory()
         with unreadable_image_named():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -35,6 +36,15 @@ def test_boxes_follow_what_they_enclose(flip):
     assert moved.shape == (3, 160, 180)
     assert rows.tolist() == [0]
     assert (boxes[0] - found).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(35, 51), (80, 120), (133, 171)])
+def test_images_are_resized_as_mmdet_resizes_them_for_fine_tuning(height, width):
+    image = sample(1, 80, 120).image
+    view = View(height=height, width=width, flip=False, color_op="identity", magnitude=0.0)
+    ours = apply_view(image, torch.zeros(0, 4), view)[0].permute(1, 2, 0).numpy()
+    theirs = mmcv.imresize(image.permute(1, 2, 0).numpy(), (width, height), interpolation="bilinear")
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def test_a_flipped_box_is_half_open_too():

@@ -1,14 +1,17 @@
 """Fine-tuning a tiny stock detector on real photographs, with mined boxes of two made-up classes as labels."""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from aligndet_train.backbones.ours import write_backbone
@@ -19,7 +22,7 @@ from aligndet_train.export import export, exported_state
 from aligndet_train.finetuning.labels import Labels, read_labels
 from aligndet_train.finetuning.nonfinite import image_paths
 from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
-from aligndet_train.finetuning.run import load_into
+from aligndet_train.finetuning.run import LoadWeightsHook, load_into
 from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
@@ -134,6 +137,27 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert code == 0, output
     measured = json.loads((tmp_path / "E" / "results.json").read_text())["last"]
     assert measured | {"epoch": 2} == again["last"]
+    checkpoint = torch.load(tmp_path / "F" / "epoch_2.pth", weights_only=False)
+    checkpoint["state_dict"]["bbox_head.cls_convs.9.conv.weight"] = torch.zeros(2)
+    torch.save(checkpoint, tmp_path / "of_a_deeper_head.pth")
+    weights = ("--weights", tmp_path / "of_a_deeper_head.pth", "--work-dir", tmp_path / "E2")
+    assert "holds 1 tensors that the detector does not have" in invoke("evaluate", *common, *val, *weights)[1]
+
+
+def test_weights_of_another_config_are_loaded_where_they_fit_and_named_where_they_do_not(exported, caplog):
+    state = {**load_file(exported), "bbox_head.cls_convs.9.conv.weight": torch.zeros(2)}
+    state["bbox_head.conv_cls.bias"] = torch.zeros(3)  # of other classes: nothing to warn of
+    model = build_detector(read_config(CONFIGS / "tiny_fcos.py", {}).model.to_dict())
+    logger = logging.getLogger("loading")
+    with caplog.at_level(logging.INFO, "loading"):
+        LoadWeightsHook(state).before_train(SimpleNamespace(iter=0, model=model, logger=logger))
+    told, warned = caplog.records
+    assert f"{len(state) - 2} tensors loaded" in told.message
+    assert "\n  bbox_head.conv_cls.bias" in told.message
+    assert (
+        "1 tensors that this detector does not have, bbox_head.cls_convs.9.conv.weight first"
+        in warned.message
+    )
 
 
 def test_without_a_set_to_measure_on_the_results_still_say_what_was_run(labels, tmp_path, monkeypatch):
