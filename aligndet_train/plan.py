@@ -78,12 +78,17 @@ def total_steps(config: PretrainConfig, images: int, world_size: int) -> int:
     return max(1, config.epochs * images // (config.batch_size * world_size))
 
 
+REVISION = 2
+"""Of what a step computes: counted up when the same settings give another result. 2: other resizing and projectors."""
+
+
 def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: RunOptions) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued, as plain JSON data."""
     pretrain = dataclasses.asdict(run.pretrain)
     # Ranks may change on resume, the global batch may not.
     pretrain["global_batch"] = pretrain.pop("batch_size") * get_world_size()
     identity: dict[str, Any] = {
+        "revision": REVISION,
         "config": run.name,
         "stock_model": run.stock_model,
         "pretrain": pretrain,

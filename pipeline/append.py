@@ -1,6 +1,6 @@
 """Adding images to a finished dataset: how a source differs from the committed plan, and the longer plan beside it."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +9,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.claim import taken_over
+from pipeline.claim import Say, taken_over
 from pipeline.plan import ListedPlan, Plan, PlanFile, key_hashes
+from pipeline.proofs import committed_records
 from proposals.dataset import layout
-from proposals.dataset.assemble import write_plan
+from proposals.dataset.assemble import rejected_bytes, write_plan
 from proposals.dataset.files import file_sha256, publish, remove_leftovers, temporary_beside
 from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import Manifest, read_manifest, require_listable
+from proposals.dataset.manifest import FileEntry, Manifest, read_manifest, require_listable
+from proposals.errors import AlignDetError
 from proposals.paths import is_there
 
 _SHOWN = 5
@@ -43,7 +45,7 @@ class SourceChange:
     def advice(self) -> str | None:
         """What to do about images that may pass now."""
         count, uris = self.rejected
-        told = f"{count} images have changed since they were rejected: {_some(count, uris)}. "
+        told = f"{count} rejected images have another size than when they were listed: {_some(count, uris)}. "
         return f"{told}--retry-rejected tries them again" if count else None
 
 
@@ -84,25 +86,57 @@ def start_append(out: Path, extended: Plan, identity: JobIdentity, manifest: Man
         publish(temporary, path)
 
 
-def take_back_append(out: Path, manifest: Manifest) -> None:
-    """Remove what is there of adding images that are gone again: their shards, and the longer plan that named them."""
+def take_back_append(out: Path, manifest: Manifest, say: Say) -> None:
+    """Remove what is there of adding images that are gone again: their shards, and what was written to commit them.
+
+    Raises AlignDetError, with nothing removed, when the committed files cannot be written again.
+    """
     if not is_there(out / layout.APPEND):
         return
-    _remove_shards_behind(out, manifest)
-    path = out / layout.PLAN
-    if file_sha256(path) != manifest.plan.sha256:
-        with temporary_beside(path) as (temporary,):
-            write_plan(temporary, PlanFile(path, len(manifest.shards)).parts(), JobIdentity.of(manifest))
-            publish(temporary, path)
+    _require_unchanged(out, manifest)
+    plan = PlanFile(out / layout.PLAN, len(manifest.shards))
+    identity = JobIdentity.of(manifest)
+    _restore(out, manifest.plan, lambda file: write_plan(file, plan.parts(), identity))
+    _restore(out, manifest.rejected, lambda file: file.write_bytes(_rejected_bytes(out, manifest)))
+    removed = _remove_shards_behind(out, manifest)
     (out / layout.APPEND).unlink()
+    say(f"the images that were being added are gone: {removed} files of their shards are removed")
 
 
-def _remove_shards_behind(out: Path, manifest: Manifest) -> None:
+def _restore(out: Path, entry: FileEntry, write: Callable[[Path], object]) -> None:
+    path = out / entry.path
+    if file_sha256(path) == entry.sha256:
+        return
+    with temporary_beside(path) as (temporary,):
+        write(temporary)
+        if file_sha256(temporary) != entry.sha256:
+            raise AlignDetError(
+                f"{path} is of images that are gone, and cannot be written again as it was committed, perhaps for "
+                "another version of pyarrow. Bring the images back and run the same command"
+            )
+        publish(temporary, path)
+
+
+def _rejected_bytes(out: Path, manifest: Manifest) -> bytes:
+    return rejected_bytes(list(committed_records(out, manifest).values()))
+
+
+def _remove_shards_behind(out: Path, manifest: Manifest) -> int:
+    """Remove those of an append of other images, never committed; returns how many files that were."""
+    _require_unchanged(out, manifest)
+    stale = [
+        path
+        for path in (out / layout.SHARDS).glob("*.*")
+        if path.stem.isdigit() and int(path.stem) >= len(manifest.shards)
+    ]
+    for path in stale:
+        path.unlink()
+    return len(stale)
+
+
+def _require_unchanged(out: Path, manifest: Manifest) -> None:
     if read_manifest(out) != manifest:
         raise taken_over(out)
-    for stale in (out / layout.SHARDS).glob("*.*"):
-        if stale.stem.isdigit() and int(stale.stem) >= len(manifest.shards):
-            stale.unlink()  # of an append of other images, never committed
 
 
 class _Tally:

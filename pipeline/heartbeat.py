@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, RLock, Thread
 from typing import TYPE_CHECKING, Any
 
 from pipeline.shard_task import Count
-from proposals.dataset.files import write_atomically
+from proposals.dataset.files import alone_with, write_atomically
 from proposals.dataset.layout import TEMPORARY_MARK
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _done(count: Count) -> int:
     return count.images + count.rejected
 
 
-_beating = Lock()
+_beating = RLock()
 
 
 @contextmanager
@@ -87,8 +87,8 @@ def kept_alive(out: Path) -> Iterator[None]:
 
 
 def _keep_alive(out: Path, over: Event) -> None:
-    while not over.wait(2 * BEAT_SECONDS):
-        with _beating:
+    while not over.wait(BEAT_SECONDS):
+        with suppress(OSError), _beating, alone_with(out):
             found = read_heartbeat(out)
             if found is not None and is_ours(found) and age_of(found) > BEAT_SECONDS:
                 write_beat(out, {**found, "updated": time.time()})
@@ -102,7 +102,7 @@ def remove_beat(out: Path) -> None:
 
 def write_beat(out: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as the last beat of ``out``; whatever forbids it will forbid the first shard, too."""
-    with suppress(Exception):
+    with suppress(Exception), _beating:
         write_atomically(out / NAME, json.dumps(content).encode())
 
 

@@ -113,6 +113,10 @@ def write_shard(
         job=work.job, shard=shard, rejected=tuple(rejected), timing=watch.seconds, versions=library_versions()
     )
     write_model(layout.record_path(work.out, name), record)
+    if not shard.images:
+        # Of an attempt that was killed, when an image of them could still be read.
+        for path in (layout.tar_path(work.out, name), layout.parquet_path(work.out, name)):
+            path.unlink(missing_ok=True)
     return record
 
 

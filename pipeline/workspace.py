@@ -18,7 +18,9 @@ from pipeline.sources.base import Source
 from proposals.dataset import layout
 from proposals.dataset.assemble import (
     PLAN_GROUP,
+    PLAN_SCHEMA,
     assemble,
+    plan_groups,
     read_identity,
     regrouped,
     write_plan,
@@ -153,12 +155,12 @@ def _open(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say) -> Works
 
 def _require_same_shards(out: Path, plan: ListedPlan) -> None:
     # A dataset that grew, or whose rejected images were tried again, has the same images in other shards.
-    there, here = PlanFile(out / layout.PLAN).parts(), plan.parts()
-    groups = zip_longest(regrouped(there, PLAN_GROUP), regrouped(here, PLAN_GROUP))
+    there = (part.cast(PLAN_SCHEMA) for part in plan_groups(out / layout.PLAN))
+    groups = zip_longest(regrouped(there, PLAN_GROUP), regrouped(plan.parts(), PLAN_GROUP))
     if not all(one is not None and one.equals(other) for one, other in groups):
         raise AlignDetError(
             f"{out} is a dataset that images were added to, or tried again in, and its {layout.MANIFEST} is missing. "
-            f"Run: aligndet verify {out} --repair"
+            f"Run: aligndet verify {out} --repair. Where that cannot, mine into a new folder."
         )
 
 
@@ -323,7 +325,7 @@ def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manife
         _refuse_difference(out, differences)
         return _retry(out, manifest, plan)
     if not identity.diff(theirs, versions=False):
-        take_back_append(out, manifest)
+        take_back_append(out, manifest, say)
         return Workspace(out, plan, identity, {}, manifest)
     # A run that was stopped while it committed may have left the longer plan: its first part is the committed one.
     committed = PlanFile(out / layout.PLAN, len(manifest.shards))
@@ -336,7 +338,7 @@ def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manife
         say(advice)
     if not grows:
         # The same images: in another order, or of the sizes at which they were tried again.
-        take_back_append(out, manifest)
+        take_back_append(out, manifest, say)
         return Workspace(out, plan, identity, {}, manifest)
     extended = ExtendedPlan(committed, plan, change.added, manifest.images_per_shard)
     start_append(out, extended, identity, manifest)

@@ -27,6 +27,7 @@ Kind = Literal["folder", "list", "coco", "webdataset", "parquet", "arrow"]
 KINDS: tuple[Kind, ...] = ("folder", "list", "coco", "webdataset", "parquet", "arrow")
 _LISTS = ("list", "coco")
 _MEMBER = re.compile(r"^(.+?\.tar)/(\d{1,15})\+(\d{1,12})/.", re.DOTALL | re.IGNORECASE)
+_SHORTENED = re.compile(r"\.\.\. \(\d+ bytes, sha256 [0-9a-f]{16}\)$")
 _ROW = re.compile(r"^(.+?\.(?:parquet|arrow))/(\d{1,12})(?:/|$)", re.DOTALL | re.IGNORECASE)
 
 
@@ -40,7 +41,6 @@ def shortened(name: str) -> str:
     data = name.encode("utf-8", "backslashreplace")
     if len(data) <= MAX_NAME_BYTES:
         return name
-    # With what is added it is too long to be read, by `ImageRoot.locate`.
     digest = hashlib.sha256(data).hexdigest()[:16]
     return f"{data[:MAX_NAME_BYTES].decode('utf-8', 'ignore')}... ({len(data)} bytes, sha256 {digest})"
 
@@ -73,7 +73,7 @@ class ImageRoot(BaseModel):
 
     def locate(self, uri: str) -> str:
         """The path or URL of the file that ``uri`` names; raises ImageRejected when it may not be read."""
-        if len(uri.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        if len(uri) > MAX_NAME_BYTES // 4 and _SHORTENED.search(uri):
             raise ImageRejected("read", "bad_name", f"a name of more than {MAX_NAME_BYTES} bytes is not read")
         scheme, remote = scheme_of(uri), scheme_of(self.root) is not None
         if scheme is not None:

@@ -43,6 +43,7 @@ PLAN_GROUP = 131_072
 # Of other writers; and what a key and a uri may take, on average, as `read_plan` has it.
 _MAX_PLAN_GROUP = 2**20
 _PLAN_ROW_BYTES = 2**15
+_PLAN_GROUP_BYTES = 2**32
 _IDENTITY_KEY = b"aligndet.job"
 _PACKING: dict[str, Any] = {"compression": "zstd", "version": "2.6"}
 
@@ -85,7 +86,7 @@ def regrouped(parts: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 def plan_groups(path: Path) -> Iterator[pa.Table]:
     """The rows of a plan file (PLAN_SCHEMA), a row group at a time; raises AlignDetError when it is damaged."""
-    for group in read_row_groups(path, _MAX_PLAN_GROUP, _PLAN_ROW_BYTES):
+    for group in read_row_groups(path, _MAX_PLAN_GROUP, _PLAN_ROW_BYTES, _PLAN_GROUP_BYTES):
         yield checked_plan(path, group).select(PLAN_SCHEMA.names)
 
 

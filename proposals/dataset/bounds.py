@@ -65,18 +65,18 @@ def read_parquet(path: Path, rows: int, boxes: int = 0, columns: Sequence[str] |
         return _spelled_out(path, file.read(columns=list(columns or names), use_threads=False), limit)
 
 
-def read_row_groups(path: Path, rows: int, row_bytes: int) -> Iterator[pa.Table]:
+def read_row_groups(path: Path, rows: int, row_bytes: int, group_bytes: int) -> Iterator[pa.Table]:
     """The tables of ``path``'s row groups, one after the other: for files that are larger than memory.
 
-    rows: the most that a group may have. row_bytes: what a row may take, on average. Raises AlignDetError when a
-    group declares more, or the file cannot be read.
+    rows: the most that a group may have. row_bytes: what a row may take, on average; group_bytes: all of them. Raises
+    AlignDetError when a group declares more, or the file cannot be read.
     """
     with _plain_columns(path) as (file, names):
         for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
             if group.num_rows > rows:
                 raise AlignDetError(f"{path} has {group.num_rows} rows in one group: it is damaged.")
-            limit = _TABLE_BYTES + row_bytes * group.num_rows
+            limit = _TABLE_BYTES + min(row_bytes * group.num_rows, group_bytes)
             _check_declared(path, [group], group.num_rows, limit)
             yield _spelled_out(path, file.read_row_group(number, columns=names, use_threads=False), limit)
 

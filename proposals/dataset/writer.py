@@ -81,10 +81,6 @@ class ShardWriter:
         The caller then writes the commit record: until then the shard does not count.
         """
         if not self._rows:
-            for path in (self._tar_path, self._parquet_path):
-                path.unlink(
-                    missing_ok=True
-                )  # of an attempt that was killed, when an image could still be read
             return ShardEntry(name=self._name, images=0, proposals=0, statuses={}, tar=None, parquet=None)
         tar = self._end_tar() if self._embed else None
         table = _table(self._rows, SCHEMA if self._embed else REFERENCE_SCHEMA)

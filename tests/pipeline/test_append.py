@@ -247,7 +247,7 @@ def test_a_killed_append_of_the_real_command(images, grow, tmp_path, start, mine
     assert verify_dataset(tmp_path / "out", deep=True).problems == ()
 
 
-@pytest.mark.parametrize("committing", [False, True])
+@pytest.mark.parametrize("committing", [(), (layout.PLAN,), (layout.PLAN, layout.REJECTED)])
 def test_of_images_that_are_gone_again_nothing_stays(
     images, grow, tmp_path, mine_folder, content, committing
 ):
@@ -257,12 +257,12 @@ def test_of_images_that_are_gone_again_nothing_stays(
     more = shutil.copytree(images, tmp_path / "more")
     grow(more)
     mine_folder(more, grown, _SMALL, images_per_shard=2)
-    # As a kill leaves it in the middle of adding, and between the two files of committing.
+    # As a kill leaves it in the middle of adding, and while it commits.
     for file in ("shards/00003.tar", "shards/00003.parquet", "shards/00003.json"):
         shutil.copy(grown / file, root / file)
     shutil.copy(grown / layout.PLAN, root / layout.APPEND)
-    if committing:
-        shutil.copy(grown / layout.PLAN, root / layout.PLAN)
+    for file in committing:
+        shutil.copy(grown / file, root / file)
     mine_folder(images, root, _SMALL, images_per_shard=2)
     assert content(root) == before
     assert verify_dataset(root, deep=True).problems == ()

@@ -42,9 +42,9 @@ def test_a_table_may_declare_no_more_rows_and_no_more_boxes_than_fit():
 def test_a_row_group_may_have_as_many_rows_as_are_allowed_and_not_one_more(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"a": range(20)}), path, row_group_size=10)
-    assert [len(part) for part in bounds.read_row_groups(path, 10, 8)] == [10, 10]
+    assert [len(part) for part in bounds.read_row_groups(path, 10, 8, 2**30)] == [10, 10]
     with pytest.raises(AlignDetError, match="10 rows in one group"):
-        list(bounds.read_row_groups(path, 9, 8))
+        list(bounds.read_row_groups(path, 9, 8, 2**30))
 
 
 def _rewrite(path, change):
