@@ -12,6 +12,7 @@ from pipeline.sources import FolderSource, SourceEntry, describe
 from proposals.dataset import assemble
 from proposals.dataset.assemble import plan_bytes, plan_groups, write_plan
 from proposals.dataset.identity import JobIdentity
+from proposals.dataset.layout import key_of
 from proposals.errors import AlignDetError
 from proposals.images import ImageRejected
 from proposals.recipe import Recipe
@@ -122,14 +123,18 @@ _LISTED = st.dictionaries(
 )
 
 
-@given(_LISTED, _LISTED)
-def test_what_changed_in_a_source_is_what_sets_of_names_say(before, now):
-    change = compare(make_plan(_entries(before), 3), make_plan(_entries(now), 3))
+@given(_LISTED, _LISTED, st.sets(st.sampled_from([f"{letter}.jpg" for letter in "abcdefgh"])))
+def test_what_changed_in_a_source_is_what_sets_of_names_say(before, now, rejected):
+    keys = frozenset(map(key_of, rejected))
+    change = compare(make_plan(_entries(before), 3), make_plan(_entries(now), 3), keys)
     assert [uri for uri, new in zip(now, change.added, strict=True) if new] == [
         uri for uri in now if uri not in before
     ]
     removed = [uri for uri in before if uri not in now]
-    changed = [uri for uri in before if uri in now and now[uri] != before[uri]]
+    resized = [uri for uri in before if uri in now and now[uri] != before[uri]]
+    changed, retriable = ([uri for uri in resized if (uri in rejected) == which] for which in (False, True))
+    assert change.rejected == (len(retriable), tuple(retriable[:5]))
+    assert (change.advice() is not None) == bool(retriable)
     assert change.removed == (len(removed), tuple(removed[:5]))
     assert change.changed == (len(changed), tuple(changed[:5]))
     for uris, line in ((removed, "images removed: "), (changed, "images changed in size: ")):
@@ -141,7 +146,7 @@ def test_what_changed_in_a_source_is_what_sets_of_names_say(before, now):
 def test_an_extended_plan_keeps_old_shards_and_puts_new_images_behind_them(before, now, per_shard):
     old = make_plan(_entries(before), 3)
     listed = make_plan(_entries({**before, **now}), 5)
-    extended = ExtendedPlan(old, listed, compare(old, listed).added, per_shard)
+    extended = ExtendedPlan(old, listed, compare(old, listed, frozenset()).added, per_shard)
     planned = list(tasks(extended))
     assert planned[: old.shards] == list(tasks(old))
     fresh = [uri for uri in now if uri not in before]
