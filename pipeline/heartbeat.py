@@ -88,7 +88,8 @@ def kept_alive(out: Path) -> Iterator[None]:
 
 def _keep_alive(out: Path, over: Event) -> None:
     while not over.wait(BEAT_SECONDS):
-        with suppress(OSError), _beating, alone_with(out):
+        # In the order in which `claim.claimed` takes them, or each could wait for the other.
+        with suppress(OSError), alone_with(out), _beating:
             found = read_heartbeat(out)
             if found is not None and is_ours(found) and age_of(found) > BEAT_SECONDS:
                 write_beat(out, {**found, "updated": time.time()})

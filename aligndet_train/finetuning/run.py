@@ -69,6 +69,7 @@ _WHERE_IT_LIES = ("train.file:", "val.file:", "weights.file:", "backbone_weights
 _FREE_TO_CHANGE = ("workers", "eval_interval", "launcher")
 # and where the folder says the batch of all ranks (older ones do not), that of one.
 _OF_ONE_RANK = ("batch_size",)
+_NAMED = 20  # tensors that weights leave new
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ class LoadWeightsHook(Hook):
         if runner.iter:
             return
         self.report = report = load_into(_plain(runner.model), self.state)
+        new = [*report.left_at_init[:_NAMED], *(["..."] if len(report.left_at_init) > _NAMED else [])]
         runner.logger.info(
             f"weights: {len(report.loaded)} tensors loaded, {len(report.left_at_init)} new"
-            + "".join(f"\n  {name}" for name in report.left_at_init)
+            + "".join(f"\n  {name}" for name in new)
         )
         if report.unknown:
             runner.logger.warning(
