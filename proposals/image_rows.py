@@ -45,16 +45,14 @@ def read_row(location: str, row: int, column: str) -> tuple[bytes | None, str | 
         raise  # of this machine, and so the same for every table
     except (pa.ArrowException, ValueError, KeyError, AlignDetError) as error:
         raise _broken() from error
-    except OSError as error:
-        if scheme_of(location) is not None:
+    except Exception as error:
+        if scheme_of(location) is not None:  # every remote backend has exceptions of its own
             raise verdict(error, location) from error
+        if not isinstance(error, OSError):
+            raise
         if error.errno in _OF_THE_NAME:
             raise _broken() from error
         raise SourceUnavailableError(f"{location} cannot be read: {error.strerror}") from error
-    except Exception as error:  # every remote backend has exceptions of its own
-        if scheme_of(location) is None:
-            raise
-        raise verdict(error, location) from error
 
 
 def _broken() -> ImageRejected:
