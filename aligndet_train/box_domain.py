@@ -206,8 +206,10 @@ def build_detector(stock_model: dict[str, Any]) -> nn.Module:
     return detector
 
 
-def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> BoxDomainPretrainer:
-    """Build the stock detector, initialise its weights and convert it.
+def build_pretrainer(
+    stock_model: dict[str, Any], config: PretrainConfig, *, initialise: bool = True
+) -> BoxDomainPretrainer:
+    """Build the stock detector, initialise its weights (unless a checkpoint is to be loaded) and convert it.
 
     Seeds torch with ``config.seed`` first, so the same config gives the same initial weights. Raises AlignDetError when
     the config asks for compiled parts and there is no compiler.
@@ -218,7 +220,8 @@ def build_pretrainer(stock_model: dict[str, Any], config: PretrainConfig) -> Box
     adapter = adapter_for(stock_model["type"], head_type(stock_model))
     torch.manual_seed(config.seed)
     student: Any = build_detector(adapter.pretraining_model(stock_model, config))
-    student.init_weights()
+    if initialise:
+        student.init_weights()
     preprocessor = TwoViewPreprocessor(
         InputSpec.from_stock(stock_model.get("data_preprocessor") or {}),
         config.views,

@@ -6,6 +6,7 @@ integers of the stream (StreamState).
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -50,14 +52,13 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
     }
     last = folder / LAST
-    with temporary_beside(last) as (temporary,):
-        with disk_blamed(), temporary.open("wb") as file:
+    with temporary_beside(last, folder / PREVIOUS) as (temporary, spare):
+        with disk_blamed(last), temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         if last.exists():
             # A hard link first: at no moment is there no last.pth.
-            spare = folder / f".{PREVIOUS}.{os.getpid()}"
             _link_or_copy(last, spare)
             spare.replace(folder / PREVIOUS)
         temporary.replace(last)
@@ -65,14 +66,27 @@ def save_checkpoint(
 
 
 @contextmanager
-def disk_blamed() -> Iterator[None]:
-    """Raise the system's error where torch hides it: closing what could not be written, its zip writer fails again."""
+def disk_blamed(path: Path) -> Iterator[None]:
+    """Raise the system's error about ``path`` where it is hidden.
+
+    torch's zip writer fails again when it closes what could not be written; safetensors says the number in words.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = _system_error(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _system_error(error: Exception) -> int | None:
+    """The errno behind ``error``, or None."""
+    if isinstance(error, SafetensorError):
+        said = re.search(r"os error (\d+)", str(error))
+        return int(said[1]) if said else None
+    cause = error if isinstance(error, OSError) else error.__context__
+    return cause.errno if isinstance(cause, OSError) else None
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

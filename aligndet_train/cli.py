@@ -162,6 +162,7 @@ def export(
     from proposals.outputs import require_outside_datasets
 
     require_outside_datasets(out)
+    _require_other_file(checkpoint, out)
     for module in modules or []:
         _import(module)
     differences: list[str] = []
@@ -184,6 +185,18 @@ def export(
         typer.echo(
             "the final box predictors are not in it; --keep-predictors keeps them (docs/results.md: who gains)"
         )
+
+
+def _require_other_file(checkpoint: Path, out: Path) -> None:
+    """Raise AlignDetError when ``out`` is one of the two checkpoints that a run goes on from."""
+    from aligndet_train.checkpoint import LAST, PREVIOUS
+
+    for kept in (checkpoint, checkpoint.with_name(LAST), checkpoint.with_name(PREVIOUS)):
+        if out.exists() and kept.exists() and out.samefile(kept):
+            raise AlignDetError(
+                f"{out} is what the run in {kept.parent} goes on from, and the export would take its place: choose "
+                "another name, such as MODEL.pth"
+            )
 
 
 def _import(module: str) -> None:

@@ -83,9 +83,8 @@ def finetune(
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
     from aligndet_train.finetuning.run import finetune as run_finetune
-    from aligndet_train.resumable import make_work_folder
+    from aligndet_train.work_folder import alone_in
 
-    make_work_folder(work_dir)
     options = FinetuneOptions(
         epochs=epochs,
         batch_size=batch_size,
@@ -98,9 +97,10 @@ def finetune(
         eval_interval=eval_interval,
         launcher=launcher,
     )
-    labels = read_labels(train, train_images, work_dir / "labels")
-    held_out = read_labels(val, val_images, work_dir / "labels") if val is not None else None
-    with volume("verbose" if verbose else "quiet" if quiet else "normal"), _config_blamed():
+    loudness = volume("verbose" if verbose else "quiet" if quiet else "normal")
+    with alone_in(work_dir, launcher), loudness, _config_blamed():
+        labels = read_labels(train, train_images, work_dir / "labels")
+        held_out = read_labels(val, val_images, work_dir / "labels") if val is not None else None
         result = run_finetune(stock, labels, held_out, weights, work_dir, options, backbone_weights)
     if quiet:
         return
@@ -137,12 +137,11 @@ def evaluate(
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
     from aligndet_train.finetuning.run import evaluate as run_evaluate
-    from aligndet_train.resumable import make_work_folder
+    from aligndet_train.work_folder import alone_in
 
-    make_work_folder(work_dir)
     options = FinetuneOptions(image_size=_size(image_size), workers=workers)
-    labels = read_labels(val, val_images, work_dir / "labels")
-    with volume("verbose" if verbose else "quiet"), _config_blamed():
+    with alone_in(work_dir), volume("verbose" if verbose else "quiet"), _config_blamed():
+        labels = read_labels(val, val_images, work_dir / "labels")
         figures = run_evaluate(stock, labels, weights, work_dir, options)
     if as_json:
         typer.echo(json.dumps({"weights": str(weights), "annotations": str(val), **figures}, indent=1))

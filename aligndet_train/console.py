@@ -42,6 +42,12 @@ def say(line: str) -> None:
         print(line, file=_terminal, flush=True)
 
 
+def warn(line: str) -> None:
+    """Print ``line`` to standard error, at any volume, if this is the main process."""
+    if is_main_process():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
 @HOOKS.register_module(name=PROGRESS_HOOK, force=True)
 class ProgressHook(Hook):
     """Says where the log is, a line every ten seconds and one after every epoch and evaluation."""

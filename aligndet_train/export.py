@@ -132,7 +132,7 @@ def write_weights(state: State, out: Path, checkpoint: dict[str, Any]) -> None:
         "stock_model": json.dumps(identity["stock_model"]),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_beside(out) as (temporary,), disk_blamed():
+    with temporary_beside(out) as (temporary,), disk_blamed(out):
         if out.suffix == ".safetensors":
             # Layers of one weight under several names (Deformable DETR, RTMDet): the format wants each name its own.
             state = {name: value.clone() for name, value in state.items()}

@@ -14,11 +14,11 @@ from aligndet_train.detectors import adapter_for
 from aligndet_train.resumable import (
     ResumablePlan,
     dataset_identity,
-    make_work_folder,
     require_one_dataset,
     require_one_start,
 )
 from aligndet_train.run_options import RunOptions
+from aligndet_train.work_folder import make_work_folder
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_cluster_record
 from proposals.errors import AlignDetError

@@ -14,7 +14,6 @@ from aligndet_train.run_options import RunOptions
 from aligndet_train.stream import StreamState
 from proposals.dataset import ProposalDataset
 from proposals.errors import AlignDetError
-from proposals.outputs import require_outside_datasets
 
 # Of a digest: what an int64 holds.
 _DIGITS = 15
@@ -47,17 +46,6 @@ class ResumablePlan:
             with as_damage(self.work_dir / LAST):
                 model.load_state_dict(self.saved["model"])
                 optimizer.load_state_dict(self.saved["optimizer"])
-
-
-def make_work_folder(work_dir: Path) -> None:
-    """Create ``work_dir``; raises AlignDetError when that fails, or when it lies inside a dataset."""
-    require_outside_datasets(work_dir)
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AlignDetError(
-            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
-        ) from error
 
 
 def require_one_start(work_dir: Path, start: int) -> None:

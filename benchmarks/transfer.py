@@ -26,11 +26,13 @@ Without a GPU, one detector at half the size is what a core can do in two hours:
 
 import argparse
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 from transfer_jobs import (
@@ -46,6 +48,7 @@ from transfer_jobs import (
     last_figures,
     refuse_other_settings,
     run_job,
+    stop_jobs,
 )
 from transfer_report import report
 
@@ -63,10 +66,25 @@ class Runner:
 
     def run(self) -> None:
         """See the class. Raises what a worker raised."""
-        with ThreadPoolExecutor(self.parallel) as pool:
+        with ThreadPoolExecutor(self.parallel) as pool, self._stopping_jobs():
             workers = [pool.submit(self._work) for _ in range(self.parallel)]
+            # Here, not at the pool's end: a signal's exception is raised where the main thread waits.
+            wait(workers)
         for worker in workers:
             worker.result()
+
+    @contextmanager
+    def _stopping_jobs(self) -> Iterator[None]:
+        """A shell's Ctrl-C or SIGTERM ends the jobs, too, and no other is begun: they would run on unseen."""
+        former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            yield
+        except BaseException:
+            self.end = 0.0
+            stop_jobs()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, former)
 
     def _work(self) -> None:
         """Run jobs one after the other; wait while others run that may make new ones ready."""

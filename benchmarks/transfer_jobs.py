@@ -11,6 +11,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,6 +309,17 @@ def every_job(args: argparse.Namespace) -> list[Job]:
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
+_running = set[subprocess.Popen[bytes]]()
+_stopping = threading.Event()
+
+
+def stop_jobs() -> None:
+    """Ask every process that runs, or is begun from now on, to end in order; they go on when they are started again."""
+    _stopping.set()
+    for process in list(_running):
+        process.terminate()
+
+
 def run_job(job: Job, log_folder: Path) -> int:
     """Run the process and write down how it ended; its output goes to a file of its own.
 
@@ -321,8 +333,15 @@ def run_job(job: Job, log_folder: Path) -> int:
         write_atomically(job.folder / "settings.json", json.dumps(job.settings(), indent=1).encode())
     if job.labels:
         write_atomically(job.folder / "labels.json", json.dumps(job.labels).encode())
-    with (log_folder / f"{slug(job.name)}.log").open("ab") as log:
-        code = subprocess.run(job.command, stdout=log, stderr=log, check=False).returncode
+    with (
+        (log_folder / f"{slug(job.name)}.log").open("ab") as log,
+        subprocess.Popen(job.command, stdout=log, stderr=log) as process,
+    ):
+        _running.add(process)
+        if _stopping.is_set():
+            process.terminate()
+        code = process.wait()
+    _running.discard(process)
     if code > 0 and code not in _STOPPED:
         job.failure.write_text(json.dumps({"failed": job.name, "exit": code}) + "\n")
     if code == 0 and job.marked:

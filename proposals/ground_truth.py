@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proposals.errors import AlignDetError
+from proposals.images import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class GroundTruth:
 def read_ground_truth(path: str | Path) -> GroundTruth:
     """Read a COCO json file, or a folder of VOC xml files (or one that holds them in ``Annotations``).
 
-    VOC corners are whole pixels counted from 1, both inside the box: x1 = xmin - 1, x2 = xmax. Raises AlignDetError
-    when there is nothing of the kind or it is damaged.
+    The image of a VOC xml has the xml's name, with the extension of its <filename>. VOC corners are whole pixels
+    counted from 1, both inside the box: x1 = xmin - 1, x2 = xmax. Raises AlignDetError when there is nothing of the
+    kind or it is damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -114,13 +116,11 @@ def _read_voc(folder: Path) -> GroundTruth:
         )
     roots = [_voc_root(path) for path in paths]
     objects = [(i, found) for i, root in enumerate(roots) for found in root.iter("object")]
-    names = [found.findtext("name", "") for _, found in objects]
+    names = [_voc_class(found, paths[i]) for i, found in objects]
     classes = tuple(sorted(set(names)))
     boxes = np.array([_voc_box(found, paths[i]) for i, found in objects], dtype=np.float64).reshape(-1, 4)
     return _grouped(
-        names=[
-            root.findtext("filename") or f"{path.stem}.jpg" for root, path in zip(roots, paths, strict=True)
-        ],
+        names=[_voc_image(root, path) for root, path in zip(roots, paths, strict=True)],
         sizes=[(_voc_side(root, "width"), _voc_side(root, "height")) for root in roots],
         owner=np.array([i for i, _ in objects], dtype=np.int64),
         boxes=boxes,
@@ -136,6 +136,20 @@ def _voc_root(path: Path) -> ElementTree.Element:
         return ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # the last two: odd encodings
         raise AlignDetError(f"{path} is not a VOC annotation: {error}. Repair or remove it.") from error
+
+
+def _voc_image(root: ElementTree.Element, path: Path) -> str:
+    """The image is the one of the xml's own name: tools leave <filename> as it was when both are renamed."""
+    said = root.findtext("filename", "").strip().replace("\\", "/").rsplit("/", 1)[-1]
+    suffix = Path(said).suffix
+    return path.stem + (suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg")
+
+
+def _voc_class(found: ElementTree.Element, path: Path) -> str:
+    name = found.findtext("name", "").strip()
+    if not name:
+        raise AlignDetError(f"{path} has an object without a <name>, its class. Repair or remove it.")
+    return name
 
 
 def _voc_box(found: ElementTree.Element, path: Path) -> tuple[float, float, float, float]:

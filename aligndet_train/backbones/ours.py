@@ -26,7 +26,7 @@ def write_backbone(checkpoint: Mapping[str, Any], out: Path) -> None:
     identity = checkpoint["identity"]
     meta = {name: identity[name] for name in ("method", "backbone", "inputs")} | {"step": checkpoint["step"]}
     content = {_MARK: FORMAT, "state_dict": _inside(checkpoint["model"]), "meta": encoded(meta)}
-    with temporary_beside(out) as (temporary,), disk_blamed():
+    with temporary_beside(out) as (temporary,), disk_blamed(out):
         with temporary.open("wb") as file:
             torch.save(content, file)
         publish(temporary, out)

@@ -18,6 +18,10 @@ from proposals.ground_truth import GroundTruth, read_ground_truth
 
 # What mmdet and pycocotools read of every annotation without asking whether it is there.
 _OF_ANNOTATIONS = {"id", "area", "iscrowd"}
+_TOO_SMALL = (
+    "are narrower or lower than 1 px (a bbox is x, y, width, height in px: are they normalised to 0..1?)"
+)
+_OUTSIDE = "lie outside of their image"
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,16 @@ class Labels:
 class Kept:
     """How many of ``images`` mmdet's dataset keeps for training, and why it leaves out the others.
 
-    small: those with a side below ``min_size`` px. empty: others that have no annotation.
+    small: those with a side below ``min_size`` px. empty: others that have no annotation. boxes: how many are listed.
+    faulty: of them, those that nobody can mean, by what is wrong with them.
     """
 
     images: int
     small: int
     empty: int
     min_size: float
+    boxes: int
+    faulty: Mapping[str, int]
 
     @property
     def number(self) -> int:
@@ -63,6 +70,12 @@ class Kept:
         counted = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
         left = self.images - self.number
         return f"training leaves out {left} of {self.images} images: {counted}" if counted else None
+
+    @property
+    def faults(self) -> str | None:
+        """What is wrong with how many boxes, in words; None where nothing is."""
+        counted = ", ".join(f"{number} {reason}" for reason, number in self.faulty.items())
+        return f"{sum(self.faulty.values())} of {self.boxes} boxes: {counted}" if counted else None
 
 
 def read_labels(path: Path, images: Path | None, scratch: Path) -> Labels:
@@ -116,7 +129,8 @@ def require_boxes(labels: Labels, purpose: str, filter_cfg: Mapping[str, Any] | 
     """
     content = json.loads(labels.annotations.read_bytes())
     images = {image["id"]: image for image in content["images"]}
-    boxes = [box for box in content["annotations"] if box["image_id"] in images]
+    listed = content["annotations"]
+    boxes = [box for box in listed if box["image_id"] in images]
     rule = filter_cfg or {}
     min_size = rule.get("min_size", 0)
     reasons = Counter(_why_dropped(box, images[box["image_id"]], min_size) for box in boxes)
@@ -129,7 +143,10 @@ def require_boxes(labels: Labels, purpose: str, filter_cfg: Mapping[str, Any] | 
     small = {number for number, image in images.items() if _is_small(image, min_size)}
     # mmdet asks for an annotation of any kind here, also for one that it passes over.
     empty = images.keys() - {box["image_id"] for box in boxes} if rule.get("filter_empty_gt") else set()
-    return Kept(len(images), len(small), len(empty - small), min_size)
+    faulty = {reason: reasons[reason] for reason in (_TOO_SMALL, _OUTSIDE) if reasons[reason]}
+    if foreign := len(listed) - len(boxes):
+        faulty["are of images that are not listed"] = foreign
+    return Kept(len(images), len(small), len(empty - small), min_size, len(listed), faulty)
 
 
 def _is_small(image: Mapping[str, Any], min_size: float) -> bool:
@@ -142,9 +159,9 @@ def _why_dropped(box: Mapping[str, Any], image: Mapping[str, Any], min_size: flo
     if box.get("iscrowd") or box.get("ignore"):
         return "are crowds or difficult ones"
     if width < 1 or height < 1:
-        return "are narrower or lower than 1 px (a bbox is x, y, width, height in px: are they normalised to 0..1?)"
+        return _TOO_SMALL
     if not (x < image["width"] and y < image["height"] and x + width > 0 and y + height > 0):
-        return "lie outside of their image"
+        return _OUTSIDE
     if _is_small(image, min_size):
         return (
             f"are in images with a side below {min_size:g} px, which the config leaves out (enlarge them, or lower "
@@ -204,15 +221,15 @@ def _is_plain_utf8(raw: bytes) -> bool:
 def _fit(content: Mapping[str, Any]) -> bool:
     """Whether what the file says is what mmdet and pycocotools take it for.
 
-    Both number classes by the order of ``categories``, not by their ids, and find them by name; pycocotools takes a
-    box of id 0 for unmatched, and overwrites ``ignore``.
+    Both number classes by the order of ``categories``, not by their ids, and find them by name; pycocotools
+    keeps the ids of boxes as numbers and takes 0 for unmatched, and overwrites ``ignore``.
     """
     numbers = [category["id"] for category in content["categories"]]
     boxes = [annotation.get("id") for annotation in content["annotations"]]
     return (
         numbers == sorted(set(numbers))
         and all(isinstance(category["name"], str) for category in content["categories"])
-        and 0 not in boxes
+        and all(type(number) is int and number > 0 for number in boxes)
         and len(set(boxes)) == len(boxes)
         and all(
             annotation.keys() >= _OF_ANNOTATIONS and not annotation.get("ignore") and _has_area(annotation)

@@ -70,7 +70,8 @@ class FinetuneOptions:
 class Rates:
     """The optimiser's numbers and where they come from, a line for the log. batch: images a step, of all ranks.
 
-    left_out: which images training passes over, a line as well; None where it has them all.
+    left_out: which images training passes over, a line as well; None where it has them all. faults: lines about boxes
+    that are lost.
     """
 
     lr: float
@@ -78,6 +79,7 @@ class Rates:
     reason: str
     batch: int
     left_out: str | None = None
+    faults: tuple[str, ...] = ()
 
 
 def rates(config: Config, options: FinetuneOptions, *, pretrained: bool, world_size: int) -> Rates:
@@ -121,7 +123,7 @@ def finetune_config(
     kept = require_boxes(train, "learn from", _filter_of(config.train_dataloader.dataset))
     if options.batch_size is not None:
         config.train_dataloader.batch_size = options.batch_size
-    _set_evaluation(config, val, options)
+    measured = _set_evaluation(config, val, options)
     chosen = rates(config, options, pretrained=pretrained, world_size=world_size)
     usual = config.optim_wrapper.optimizer.lr
     config.optim_wrapper.optimizer.update(lr=chosen.lr, weight_decay=chosen.weight_decay)
@@ -139,16 +141,22 @@ def finetune_config(
     config.auto_scale_lr = {"enable": False, "base_batch_size": chosen.batch}
     checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
     config.default_hooks = {**(config.get("default_hooks") or {}), "checkpoint": checkpoint}
-    return config, replace(chosen, left_out=kept.left_out)
+    learned = f"{train.source}: training passes over {kept.faults}" if kept.faults else None
+    faults = tuple(line for line in (learned, measured) if line is not None)
+    return config, replace(chosen, left_out=kept.left_out, faults=faults)
 
 
-def evaluation_config(stock: Config, val: Labels, work_dir: Path, options: FinetuneOptions) -> Config:
-    """The config that only tests, on ``val``. Raises AlignDetError when the model cannot be tested on boxes, there are
-    none, or the config does not say how."""
+def evaluation_config(
+    stock: Config, val: Labels, work_dir: Path, options: FinetuneOptions
+) -> tuple[Config, str | None]:
+    """The config that only tests, on ``val``, and a line about boxes that no detector can find, if there are any.
+
+    Raises AlignDetError when the model cannot be tested on boxes, there are none, or the config does not say how.
+    """
     config = deepcopy(stock)
     _require(config, _TO_MEASURE)
     _set_classes(config, val)
-    _set_evaluation(config, val, options)
+    faults = _set_evaluation(config, val, options)
     config.work_dir = str(work_dir)
     for part in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg",
                  "val_evaluator"):  # fmt: skip
@@ -156,7 +164,7 @@ def evaluation_config(stock: Config, val: Labels, work_dir: Path, options: Finet
     # mmengine loads those weights when it tests, over the ones that it was given.
     config.load_from, config.resume = None, False
     config.default_scope = config.get("default_scope") or "mmdet"
-    return config
+    return config, faults
 
 
 def _require(config: Config, parts: Sequence[str]) -> None:
@@ -175,13 +183,14 @@ def _at(config: Config, path: str) -> Any:
     return value
 
 
-def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions) -> None:
+def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions) -> str | None:
+    """Returns a line about boxes of ``val`` that AP counts and nobody finds, or that it does not count."""
     if val is None:
         for name in ("val", "test"):
             for part in ("dataloader", "evaluator", "cfg"):
                 config[f"{name}_{part}"] = None
-        return
-    require_boxes(val, "measure AP on", _filter_of(config.val_dataloader.dataset))
+        return None
+    kept = require_boxes(val, "measure AP on", _filter_of(config.val_dataloader.dataset))
     _set_loader(config.val_dataloader, val, options, config)
     config.val_evaluator = {
         "type": METRIC,
@@ -194,6 +203,9 @@ def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions
     config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
     config.val_cfg = config.get("val_cfg") or {"type": "ValLoop"}
     config.test_cfg = config.get("test_cfg") or {"type": "TestLoop"}
+    if kept.faults is None:
+        return None
+    return f"{val.source}: AP is lower than it should be, or lacks them, for {kept.faults}"
 
 
 def _set_classes(config: Config, labels: Labels) -> None:

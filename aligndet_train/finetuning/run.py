@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 from aligndet_train.allocator import keep_freed_memory
 from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.checkpoint import identity_difference
-from aligndet_train.console import say
+from aligndet_train.console import say, warn
 from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.detectors.two_stage import repeated_regressor
 from aligndet_train.distributed import any_rank, joined_processes, lost_ranks_explained
@@ -186,6 +187,8 @@ def _finetune(
     )
     run = _run_record(stock, train, val, weights, options, chosen, backbone_weights)
     last = _last_checkpoint(work_dir)
+    if last is not None:
+        _require_whole(last)
     require_one_start(work_dir, 0 if last is None else int("0" + "".join(filter(str.isdigit, last.stem))))
     if last is not None:
         run = _resumed(work_dir, run)
@@ -213,7 +216,10 @@ def _finetune(
                 runner.register_hook(hook)
         began = f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
         remarks = (chosen.reason if last is None else began, chosen.left_out)
-        _tell(runner, [line for line in remarks if line], _warnings(train, val))
+        warnings = [*chosen.faults, *_warnings([train] if val is None else [train, val])]
+        if (shared := _shared_warning(train, val)) is not None:
+            warnings.append(shared)
+        _tell(runner, [line for line in remarks if line], warnings)
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
         keep_freed_memory()
         with unreadable_image_named(), memory_blamed():
@@ -240,10 +246,19 @@ def _tell(runner: Runner, remarks: list[str], warnings: list[str]) -> None:
         say(f"warning: {line}")
 
 
-def _warnings(train: Labels, val: Labels | None) -> list[str]:
-    sets = [train] if val is None else [train, val]
-    found = [*map(other_sizes, sets), _shared_warning(train, val)]
+def _warnings(sets: Iterable[Labels]) -> list[str]:
+    found = [check(labels) for labels in sets for check in (other_sizes, _twice_warning)]
     return [line for line in found if line is not None]
+
+
+def _twice_warning(labels: Labels) -> str | None:
+    twice = [name for name, count in Counter(labels.names).items() if count > 1]
+    if not twice:
+        return None
+    return (
+        f"{labels.source} lists {len(twice)} images more than once, {twice[0]} first: what is found in them counts as "
+        "wrong where another entry has the box. Bring the boxes of an image under one entry"
+    )
 
 
 def _shared_warning(train: Labels, val: Labels | None) -> str | None:
@@ -317,8 +332,13 @@ def evaluate(
             f"{work_dir} holds a fine-tuning run, whose {RESULTS} would be lost: choose another --work-dir"
         )
     file = read_file(weights)
-    val = matched(val, _classes_of(file) or val.classes, work_dir / _LABELS)
-    config = evaluation_config(stock, val, work_dir, options)
+    learned = _classes_of(file)
+    val = matched(val, learned or val.classes, work_dir / _LABELS)
+    config, faults = evaluation_config(stock, val, work_dir, options)
+    unsaid = None if learned else f"{weights} does not say its classes: taken to be {', '.join(val.classes)}"
+    for line in (faults, unsaid, _other_size_warning(weights, options), *_warnings([val])):
+        if line is not None:
+            warn(line)
     _skip_downloads(config)
     with DefaultScope.overwrite_default_scope("mmdet"):
         runner = _runner(config)
@@ -358,10 +378,24 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor]) -> KeyReport:
 
 def _classes_of(file: WeightsFile) -> tuple[str, ...] | None:
     """The classes a checkpoint of mmengine says that it learned, in its order; None where it says nothing."""
-    found: Any = file.content
-    for name in ("meta", "dataset_meta", "classes"):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return None if found is None else tuple(map(str, found))
+    meta = file.content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    noted = meta.get("dataset_meta")
+    # The second as mmdet 2 wrote it.
+    found = noted.get("classes") if isinstance(noted, Mapping) else meta.get("CLASSES")
+    return tuple(map(str, found)) if isinstance(found, (list, tuple)) else None
+
+
+def _other_size_warning(weights: Path, options: FinetuneOptions) -> str | None:
+    """Whether the run that ``weights`` are of saw its images at another --image-size."""
+    try:
+        run = json.loads((weights.parent / _RUN).read_bytes())
+        size = run["options"]["image_size"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if size is None or tuple(size) == options.image_size:
+        return None
+    return f"{weights} was fine-tuned with --image-size {size[0]}x{size[1]}: its AP is another at other sizes"
 
 
 def _for_all_classes(value: Tensor, own: Tensor | None) -> Tensor:
@@ -414,7 +448,7 @@ def _last_checkpoint(work_dir: Path) -> Path | None:
         return None
     name = Path(note.read_text().strip()).name
     if not name:  # mmengine empties it before it writes, once the checkpoint itself is whole
-        return max(work_dir.glob("epoch_*.pth"), key=lambda path: int(path.stem[6:]), default=None)
+        return _newest_epoch(work_dir)
     path = work_dir / name
     if not path.is_file():
         raise AlignDetError(
@@ -422,6 +456,24 @@ def _last_checkpoint(work_dir: Path) -> Path | None:
             "name of a checkpoint that is there into it"
         )
     return path
+
+
+def _require_whole(checkpoint: Path) -> None:
+    """Raise AlignDetError, with the way on, when ``checkpoint`` is damaged: mmengine writes it in place."""
+    try:
+        read_file(checkpoint)
+    except AlignDetError as error:
+        before = _newest_epoch(checkpoint.parent, but=checkpoint)
+        note = checkpoint.parent / "last_checkpoint"
+        way = "Choose a new --work-dir"
+        if before is not None:
+            way = f"To go on from the one before, write {before.name} into {note}"
+        raise AlignDetError(f"the run cannot go on from its last checkpoint: {error}. {way}") from error
+
+
+def _newest_epoch(work_dir: Path, but: Path | None = None) -> Path | None:
+    found = (path for path in work_dir.glob("epoch_*.pth") if path != but)
+    return max(found, key=lambda path: int(path.stem[6:]), default=None)
 
 
 def _resumed(work_dir: Path, run: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def read_truth(path: Path) -> GroundTruth:
         return read_ground_truth(path)
     lines = _lines(path)
     folder = voc_root(path) / "Annotations"
-    # In the order of the names, as read_ground_truth reads them; <filename> may say another one.
+    # In the order of the names, as read_ground_truth reads them.
     stems = [xml.stem for xml in sorted(folder.glob("*.xml"))]
     known = set(stems)
     listed = list(dict.fromkeys(_stem(line, known) for line in lines))

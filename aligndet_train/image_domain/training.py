@@ -35,13 +35,13 @@ from aligndet_train.plain_config import is_config
 from aligndet_train.resumable import (
     ResumablePlan,
     dataset_identity,
-    make_work_folder,
     require_one_dataset,
     require_one_start,
 )
 from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import half_cosine
 from aligndet_train.stream import Sample, StreamState
+from aligndet_train.work_folder import alone_in
 from proposals.dataset import ProposalDataset, open_dataset
 from proposals.errors import AlignDetError
 
@@ -68,13 +68,14 @@ def pretrain_backbone(
     """Run (or resume) the image-domain stage; returns the path of backbone.pth.
 
     labelled: pictures that k-NN accuracy is measured on, at both ends and every ``knn_interval`` steps.
-    Raises AlignDetError when ``work_dir`` holds another run, or the dataset cannot be read.
+    Raises AlignDetError when ``work_dir`` holds another run, one is at work there, or the dataset cannot be read.
     """
     last = work_dir / LAST
     explained = lost_ranks_explained(f"{last} holds what was done: the same command goes on from there")
     with joined_processes(options.launcher), explained:
-        plan = _plan(choice, config, open_dataset(data), work_dir, options)
-        return _run(plan, labelled, knn_interval)
+        dataset = open_dataset(data)
+        with alone_in(work_dir, options.launcher):
+            return _run(_plan(choice, config, dataset, work_dir, options), labelled, knn_interval)
 
 
 def _run(plan: Plan, labelled: LabelledCrops | None, knn_interval: int | None) -> Path:
@@ -113,7 +114,6 @@ def _plan(
     work_dir: Path,
     options: RunOptions,
 ) -> Plan:
-    make_work_folder(work_dir)
     require_one_dataset(dataset)
     global_batch = config.batch_size * get_world_size()
     if config.batch_size < 2:

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from aligndet_train.checkpoint import disk_blamed
 from aligndet_train.monitoring.metrics import gradient_norm
 from aligndet_train.stream import Sample
 from proposals.errors import AlignDetError
@@ -51,12 +52,20 @@ class NonFiniteHook(Hook):
         if norm is not None:
             figures["grad_norm"] = norm
         if what := not_finite(figures):
-            path = save_batch(self.folder / FOLDER, runner.iter + 1, data_batch, figures)
+            saved = self._saved(runner.iter + 1, data_batch, figures)
             keys = ", ".join(sample.key for sample in data_batch)
             raise NonFiniteLossError(
-                f"step {runner.iter + 1}: {what}. The batch is in {path} (images {keys}); the last checkpoint is of "
+                f"step {runner.iter + 1}: {what}. The batch {saved} (images {keys}); the last checkpoint is of "
                 f"a step before it. {self.advice}"
             )
+
+    def _saved(self, step: int, samples: Sequence[Sample], figures: dict[str, float]) -> str:
+        """Where the batch is, in words: a full disk must not hide why the run ends."""
+        try:
+            with disk_blamed(self.folder / FOLDER):
+                return f"is in {save_batch(self.folder / FOLDER, step, samples, figures)}"
+        except OSError as error:
+            return f"could not be written ({error.filename}: {error.strerror})"
 
 
 def require_finite(model: nn.Module, advice: str) -> None:

@@ -8,6 +8,7 @@ used longest ago go until it fits below the limit; files on their way are not co
 lock, shared with other readers, and shards whose lock is held stay: many readers at a tight limit go above it a while.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -30,6 +31,7 @@ from proposals.errors import AlignDetError
 from proposals.paths import ForkSafePath, is_remote
 
 Read = TypeVar("Read")
+_OF_THE_CACHE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _CHUNK = 2**20
 # Seconds without a byte: longer than any transfer pauses.
 _ABANDONED_AFTER = 3600
@@ -37,6 +39,10 @@ _ABANDONED_AFTER = 3600
 
 class DamagedShardError(AlignDetError):
     """A shard's file has not the bytes that dataset.json promises."""
+
+
+class UnusableCacheError(AlignDetError):
+    """A shard cannot be stored here: nothing is wrong with the dataset."""
 
 
 class CacheSpec(NamedTuple):
@@ -80,7 +86,8 @@ class ShardCache:
     def fetch(self, shard: ShardEntry) -> None:
         """See that the files of ``shard`` are in the mirror, and are the last to be evicted.
 
-        Raises DamagedShardError when they have not the promised bytes, twice; AlignDetError when they cannot be read.
+        Raises DamagedShardError when they have not the promised bytes, twice; UnusableCacheError when there is no room
+        for them; AlignDetError when they cannot be read.
         """
         if not self._there(shard):
             with self._locked(self._lock_of(shard), fcntl.LOCK_EX):
@@ -142,8 +149,10 @@ class ShardCache:
                     temporary.replace(target)
                     return
         except Exception as error:  # every remote filesystem has exceptions of its own
-            raise AlignDetError(
+            full = isinstance(error, OSError) and error.errno in _OF_THE_CACHE
+            raise (UnusableCacheError if full else AlignDetError)(
                 f"{self.root / entry.path} could not be brought to {target.parent}: {error}"
+                + (". Free some space, lower --cache-gb, or choose another --cache folder" if full else "")
             ) from error
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """The dataset a DataLoader reads: (epoch, index) in, decoded image and its proposals out."""
 
 import dataclasses
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from aligndet_train.stream.cache import UnusableCacheError
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import Clusters
 from proposals.errors import AlignDetError
@@ -80,7 +80,7 @@ class ProposalStream(Dataset[Sample]):
         try:
             return self._sample(epoch, index)
         except AlignDetError as error:
-            if self.damaged == "skip":
+            if self.damaged == "skip" and not isinstance(error, UnusableCacheError):
                 return self._another(epoch, index, error)
             if get_worker_info() is None:
                 raise
@@ -115,8 +115,12 @@ class ProposalStream(Dataset[Sample]):
         """The first readable image half the dataset away, a third, a quarter ...: mostly of another shard."""
         for part in range(2, 2 + _REPLACEMENTS):
             other = (index + max(1, len(self) // part)) % len(self)
-            with suppress(AlignDetError):
+            try:
                 return dataclasses.replace(self._sample(epoch, other), skipped=str(error))
+            except UnusableCacheError:
+                raise
+            except AlignDetError:
+                continue
         raise AlignDetError(
             f"neither image {index} of {self.dataset.root} nor {_REPLACEMENTS} others in its place can be read: {error}"
         )

@@ -55,14 +55,13 @@ def save_where_files_may_not_grow(folder: Path, file: str, said: Connection) -> 
         if file == "last":
             save_checkpoint(folder, model, torch.optim.SGD(model.parameters(), lr=0.1), 2, {})
         else:
-            write_weights(
-                model.state_dict(), folder / "model.pth", {"identity": {"stock_model": {}}, "step": 1}
-            )
+            written = {"identity": {"stock_model": {}}, "step": 1}
+            write_weights(model.state_dict(), folder / f"model.{file}", written)
     except OSError as error:
-        said.send(error.strerror)
+        said.send((error.strerror, error.filename))
 
 
-@pytest.mark.parametrize("file", ["last", "pth"])
+@pytest.mark.parametrize("file", ["last", "pth", "safetensors"])
 def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, model_and_optimizer, file):
     save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
     heard, said = context().Pipe(duplex=False)
@@ -70,7 +69,8 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, model_and_optim
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    assert heard.recv() == "File too large"
+    name = LAST if file == "last" else f"model.{file}"
+    assert heard.recv() == ("File too large", str(tmp_path / name))
     assert [p.name for p in tmp_path.iterdir()] == [LAST]
     assert load_checkpoint(tmp_path / LAST)["step"] == 1
 

@@ -1,9 +1,12 @@
 """Shards through a bounded local cache: same samples, whole files, evictions, damage, several processes."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +19,13 @@ from torch.utils.data import DataLoader
 
 from aligndet_train.loader import step_loader
 from aligndet_train.stream import ProposalStream, StepSampler, StreamState
-from aligndet_train.stream.cache import CachedDataset, CacheSpec, DamagedShardError, Prefetcher
+from aligndet_train.stream.cache import (
+    CachedDataset,
+    CacheSpec,
+    DamagedShardError,
+    Prefetcher,
+    UnusableCacheError,
+)
 from aligndet_train.stream.dataset import readable
 from proposals.dataset import open_dataset
 from proposals.dataset.consolidated import consolidate
@@ -118,6 +127,31 @@ def test_a_damaged_shard_stops_the_stream_or_is_skipped_with_its_reason(source, 
     assert len(skipped) == 3, "shard 00001 holds three images"
     assert all("00001.tar has not the bytes" in sample.skipped for sample in skipped)
     assert not {3, 4, 5} & {sample.index for sample in samples}
+
+
+def skip_where_files_may_not_grow(
+    source: Path, folder: Path, said: multiprocessing.connection.Connection
+) -> None:
+    """As on a disk that is full; for a process of its own."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    dataset = CachedDataset(source, CacheSpec(folder, GENEROUS))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        said.send(ProposalStream(dataset, damaged="skip")[(0, 0)].skipped)
+    except AlignDetError as error:
+        said.send(error)
+
+
+def test_a_full_cache_is_not_taken_for_damage(source, tmp_path):
+    heard, said = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(
+        target=skip_where_files_may_not_grow, args=(source, tmp_path / "cache", said)
+    )
+    process.start()
+    process.join(60)
+    error = heard.recv()
+    assert isinstance(error, UnusableCacheError), error
+    assert "choose another --cache folder" in str(error)
 
 
 def test_an_image_that_cannot_be_decoded_is_damage_too(source):

@@ -203,3 +203,39 @@ def test_consolidating_the_dataset_makes_no_other_run(mined_dataset, tmp_path):
     before = run_identity(run, open_dataset(data), 10, RunOptions())
     assert consolidate(data)
     assert run_identity(run, open_dataset(data), 10, RunOptions()) == before
+
+
+def test_a_second_run_in_a_work_folder_is_refused_until_the_first_is_gone(mined_dataset, tmp_path):
+    first = Command(command(mined_dataset, tmp_path, "--workers", "2"))
+    wait_for(tmp_path / LAST, first)
+    refused = finish(Command(command(mined_dataset, tmp_path)), expect=1)
+    assert "another run is at work in" in refused
+    assert re.search(r"process \d+ on ", refused)
+    first.kill()
+    first.communicate()
+    before = load_checkpoint(tmp_path / LAST)["step"]
+    assert f"resumed at step {before}" in finish(Command(command(mined_dataset, tmp_path)))
+
+
+def test_a_run_goes_on_without_the_file_that_its_backbone_began_from(mined_dataset, tmp_path):
+    started = tmp_path / "backbone.pth"
+    begin = (
+        "--cfg-options",
+        f"model.backbone.init_cfg={{'_delete_': True, 'type': 'Pretrained', 'checkpoint': '{started}'}}",
+    )
+    torch.save({"state_dict": {}}, started)
+    first = Command(command(mined_dataset, tmp_path / "W", *begin))
+    wait_for(tmp_path / "W" / LAST, first)
+    first.kill()
+    first.communicate()
+    started.unlink()
+    assert "resumed at step" in finish(Command(command(mined_dataset, tmp_path / "W", *begin)))
+
+
+@pytest.mark.parametrize("name", [LAST, PREVIOUS])
+def test_an_export_does_not_take_the_place_of_a_checkpoint(tmp_path, printed, name):
+    for file in (LAST, PREVIOUS):
+        (tmp_path / file).write_bytes(b"ten steps")
+    said = printed(["export", str(tmp_path / LAST), str(tmp_path / name)])
+    assert "choose another name" in said
+    assert (tmp_path / name).read_bytes() == b"ten steps"

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import transfer
 from transfer import Runner
 from transfer_jobs import Job, best_rate, refuse_other_settings, run_job, settled_rate
 
@@ -56,6 +61,33 @@ if not flag.exists():
     assert not killed.failure.exists()
     go([killed], tmp_path)
     assert killed.product.exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_runner_that_is_ended_takes_its_jobs_with_it_and_begins_no_other(tmp_path, number):
+    code = """
+import pathlib, sys, time
+sys.path.insert(0, BENCHMARKS)
+from transfer import Runner
+from transfer_jobs import Job
+def job(name):
+    write = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(50)"
+    command = (sys.executable, "-c", write, FOLDER + "/" + name + ".pid")
+    return Job(name, command, pathlib.Path(FOLDER, name, "finished"))
+jobs = [job("one"), job("two")]
+Runner(lambda: jobs, pathlib.Path(FOLDER, "logs"), 1, 60).run()
+""".replace("BENCHMARKS", repr(str(Path(transfer.__file__).parent))).replace("FOLDER", repr(str(tmp_path)))
+    runner = subprocess.Popen([sys.executable, "-c", code])
+    pid = tmp_path / "one.pid"
+    while not (pid.is_file() and pid.read_text()):
+        time.sleep(0.02)
+    runner.send_signal(number)
+    assert runner.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert not (tmp_path / "two.pid").exists()
+    assert not (tmp_path / "one" / "failed").exists()
 
 
 @pytest.mark.timeout(60)

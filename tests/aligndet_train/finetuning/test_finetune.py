@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from aligndet_train.finetuning.labels import Labels, read_labels
 from aligndet_train.finetuning.nonfinite import image_paths
 from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
 from aligndet_train.finetuning.run import LoadWeightsHook, load_into
+from aligndet_train.work_folder import alone_in
 from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
@@ -137,7 +139,34 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert code == 0, output
     measured = json.loads((tmp_path / "E" / "results.json").read_text())["last"]
     assert measured | {"epoch": 2} == again["last"]
+    assert "warning:" not in output
+    other_size = invoke("evaluate", *common, *val, *weights, "--image-size", "64x48")
+    assert "epoch_2.pth was fine-tuned with --image-size 128x96" in other_size[1]
+    whole = (tmp_path / "F" / "epoch_2.pth").read_bytes()
+    (tmp_path / "F" / "epoch_2.pth").write_bytes(whole[: len(whole) // 2])
+    refused = invoke(*command, "--epochs", 2)
+    assert refused[0] == 1, refused[1]
+    assert "epoch_2.pth is not a weights file" in refused[1]
+    assert "write epoch_1.pth into" in refused[1]
+    (tmp_path / "F" / "epoch_1.pth").unlink()
+    assert "Choose a new --work-dir" in invoke(*command, "--epochs", 2)[1]
+    (tmp_path / "F" / "epoch_2.pth").write_bytes(whole)
     checkpoint = torch.load(tmp_path / "F" / "epoch_2.pth", weights_only=False)
+    meta = checkpoint["meta"]
+    meta["CLASSES"] = tuple(reversed(meta.pop("dataset_meta")["classes"]))
+    torch.save(checkpoint, tmp_path / "of_mmdet_2.pth")
+    weights = ("--weights", tmp_path / "of_mmdet_2.pth", "--work-dir", tmp_path / "E3")
+    code, output = invoke("evaluate", *common, *val, *weights)
+    assert code == 0, output
+    (numbered,) = (tmp_path / "E3" / "labels").glob("*.json")
+    assert [entry["name"] for entry in json.loads(numbered.read_text())["categories"]] == ["b", "a"]
+    assert "does not say its classes" not in output
+    del meta["CLASSES"]
+    torch.save(checkpoint, tmp_path / "of_nobody.pth")
+    weights = ("--weights", tmp_path / "of_nobody.pth", "--work-dir", tmp_path / "E4")
+    code, output = invoke("evaluate", *common, *val, *weights)
+    assert "of_nobody.pth does not say its classes: taken to be a, b" in output
+    assert json.loads((tmp_path / "E4" / "results.json").read_text())["last"] == measured
     checkpoint["state_dict"]["bbox_head.cls_convs.9.conv.weight"] = torch.zeros(2)
     torch.save(checkpoint, tmp_path / "of_a_deeper_head.pth")
     weights = ("--weights", tmp_path / "of_a_deeper_head.pth", "--work-dir", tmp_path / "E2")
@@ -479,3 +508,35 @@ def test_weights_that_hold_code_are_refused(verb, labels, tmp_path, capfd):
     assert code != 0
     assert "pickled code" in output
     assert "ran the payload" not in output + capfd.readouterr().out
+
+
+def test_what_is_wrong_with_the_labels_is_told(labels, tmp_path):
+    content = json.loads(labels.annotations.read_text())
+    content["images"].append({**content["images"][0], "id": 99})
+    content["annotations"][0]["bbox"][2] = -5
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    both = ("--train", path, "--train-images", labels.images, "--val", path, "--val-images", labels.images)
+    code, output = invoke(
+        "finetune", "--config", CONFIGS / "tiny_fcos.py", *both, "--work-dir", tmp_path / "F", "--epochs", 1,
+        "--image-size", "64x48", "--workers", 0, "--batch-size", 4,
+    )  # fmt: skip
+    assert code == 0, output
+    for sentence in ("training passes over 1 of 24 boxes", "AP is lower", "lists 1 images more than once"):
+        assert f"warning: {path}" in output
+        assert sentence in output
+
+
+def test_a_fine_tuning_in_the_folder_of_another_that_is_at_work_is_refused(labels, tmp_path):
+    with alone_in(tmp_path / "F"):
+        # Of another process: a process never stands in its own way.
+        second = Command(
+            [
+                *("finetune", "--config", str(CONFIGS / "tiny_fcos.py"), "--train", str(labels.annotations)),
+                *("--train-images", str(labels.images), "--work-dir", str(tmp_path / "F"), "--epochs", "1"),
+            ]
+        )
+        assert f"another run is at work in {tmp_path / 'F'} (process {os.getpid()} on " in finish(
+            second, expect=1
+        )
+    assert sorted(path.name for path in (tmp_path / "F").iterdir()) == [".lock"]

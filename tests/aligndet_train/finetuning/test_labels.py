@@ -15,6 +15,7 @@ from aligndet_train.finetuning.coco_ap import CocoAp
 from aligndet_train.finetuning.image_sizes import other_sizes
 from aligndet_train.finetuning.labels import Labels, matched, read_labels, require_boxes, shared_images
 from proposals.errors import AlignDetError
+from proposals.ground_truth import read_ground_truth
 from proposals.images import upright_size
 
 BOXES = {"a": [10.0, 20.0, 60.0, 50.0], "b": [80.0, 10.0, 40.0, 90.0]}
@@ -90,6 +91,32 @@ def test_what_mmdet_cannot_read_is_completed(photos, tmp_path):
     assert labels.source == tmp_path / "t.json"
     assert learned(labels) == BOXES
     assert measured(labels) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "ids", [["0", "1"], ["00000003-uuid", "00000004-uuid"], [[1], {}], [-1, -2], [True, 2]]
+)
+def test_boxes_that_are_not_numbered_from_1_are_numbered_anew(ids, photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")])
+    for annotation, number in zip(content["annotations"], ids, strict=True):
+        annotation["id"] = number
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    assert learned(labels) == BOXES
+    assert measured(labels) == pytest.approx(1)
+
+
+def test_boxes_that_are_lost_are_counted_by_what_is_wrong_with_them(photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")])
+    sound = content["annotations"][0]
+    changes = [{"bbox": [50, 50, -9, 20]}, {"bbox": [500, 20, 50, 40]}, {"image_id": None}, {"iscrowd": 1}]
+    content["annotations"] += [{**sound, "id": 10 + i, **change} for i, change in enumerate(changes)]
+    labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+    faults = require_boxes(labels, "learn from", None).faults
+    assert faults is not None
+    assert faults.startswith("3 of 6 boxes: 1 are narrower or lower than 1 px")
+    assert faults.endswith("1 lie outside of their image, 1 are of images that are not listed")
+    sound_ones = written(tmp_path / "u.json", coco([(3, "a"), (7, "b")]))
+    assert require_boxes(read_labels(sound_ones, photos, tmp_path), "learn from", None).faults is None
 
 
 def test_a_fit_file_is_used_as_it_is(photos, tmp_path):
@@ -265,6 +292,34 @@ def voc(folder: Path, *names: str) -> Path:
         "</annotation>"
     )
     return folder / "Annotations"
+
+
+@pytest.mark.parametrize(
+    ("said", "image"),
+    [
+        ("cat.jpg", "astronaut.jpg"),
+        (r"C:\photos\astronaut.PNG", "astronaut.PNG"),
+        ("astronaut", "astronaut.jpg"),
+        ("", "astronaut.jpg"),
+        ("v1.2 photo", "astronaut.jpg"),
+    ],
+)
+def test_the_image_of_an_xml_has_the_xmls_name(said, image, tmp_path):
+    folder = voc(tmp_path, "a")
+    xml = folder / "astronaut.xml"
+    xml.write_text(xml.read_text().replace("<filename>astronaut.jpg<", f"<filename>{said}<"))
+    assert read_ground_truth(folder).names == [image]
+
+
+def test_a_voc_class_is_its_name_without_blanks_and_never_nothing(tmp_path):
+    folder = voc(tmp_path, "a", "b")
+    xml = folder / "astronaut.xml"
+    text = xml.read_text()
+    xml.write_text(text.replace("<name>b<", "<name> a\n<"))
+    assert read_ground_truth(folder).classes == ("a",)
+    xml.write_text(text.replace("<name>b<", "<name> <"))
+    with pytest.raises(AlignDetError, match=r"astronaut\.xml has an object without a <name>"):
+        read_ground_truth(folder)
 
 
 def test_two_folders_of_one_name_stay_two_sets(photos, tmp_path):

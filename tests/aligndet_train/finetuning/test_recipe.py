@@ -273,7 +273,7 @@ def test_a_map_of_classes_is_dropped_like_masks_where_boxes_are_learned(labels, 
     with pytest.raises(AlignDetError, match=r"semantic_head=None"):
         recipe(whole, labels)
     # Its boxes are seen with the map's features: one that is only measured keeps it.
-    measured = evaluation_config(whole, labels, tmp_path, FinetuneOptions())
+    measured, _ = evaluation_config(whole, labels, tmp_path, FinetuneOptions())
     assert measured.model.roi_head.semantic_head.num_classes == 183
     config = recipe(
         stock("htc/htc_r50_fpn_1x_coco", **options, **{"model.roi_head.semantic_head": None}), labels
@@ -360,13 +360,13 @@ def test_a_config_of_a_model_alone_says_what_it_lacks(labels, tmp_path):
 
 def test_evaluation_loads_no_weights_of_the_config(labels, tmp_path):
     config = stock("retinanet/retinanet_r50_fpn_1x_coco", load_from="other.pth", resume=True)
-    made = evaluation_config(config, labels, tmp_path, FinetuneOptions())
+    made, _ = evaluation_config(config, labels, tmp_path, FinetuneOptions())
     assert (made.load_from, made.resume) == (None, False)
 
 
 def test_a_config_that_counts_iterations_can_be_evaluated(labels, tmp_path):
     config = stock("faster_rcnn/faster-rcnn_r50-caffe_fpn_90k_coco")
-    made = evaluation_config(config, labels, tmp_path, FinetuneOptions())
+    made, _ = evaluation_config(config, labels, tmp_path, FinetuneOptions())
     assert made.test_evaluator["ann_file"] == str(labels.annotations)
     assert made.train_cfg is None
 

@@ -24,13 +24,13 @@ SHOWN = {
 
 @pytest.fixture
 def voc(photos: Path, tmp_path: Path) -> Path:
-    """A VOC folder of SHOWN, with lists of train and val."""
+    """A VOC folder of SHOWN, with lists of train and val; renamed since: <filename> says another image's name."""
     folder = tmp_path / "VOC"
     for inner in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / inner).mkdir(parents=True)
     for stem, (name, shown, right) in SHOWN.items():
         height, width = cv2.imread(str(photos / name)).shape[:2]
-        shutil.copy(photos / name, folder / "JPEGImages")
+        shutil.copy(photos / name, folder / "JPEGImages" / f"{stem}.jpg")
         (folder / "Annotations" / f"{stem}.xml").write_text(
             f"<annotation><filename>{name}</filename><size><width>{width}</width><height>{height}</height></size>"
             f"<object><name>{shown}</name><bndbox><xmin>11</xmin><ymin>21</ymin><xmax>{right}</xmax><ymax>70</ymax>"
@@ -61,7 +61,7 @@ def shown(labels: Labels) -> dict[str, tuple[str, float]]:
 
 
 def of(*stems: str) -> dict[str, tuple[str, float]]:
-    return {SHOWN[stem][0]: SHOWN[stem][1:] for stem in stems}
+    return {f"{stem}.jpg": SHOWN[stem][1:] for stem in stems}
 
 
 def test_a_list_is_its_images_and_the_folders_classes(voc, tmp_path):
@@ -75,7 +75,7 @@ def test_a_list_is_its_images_and_the_folders_classes(voc, tmp_path):
     assert shared_images(train, val) == []
     whole = read_labels(voc, None, tmp_path / "scratch")
     assert shown(whole) == of("a", "b", "c", "d")
-    assert shared_images(whole, val) == ["flower.jpg", "coffee.jpg"]
+    assert shared_images(whole, val) == ["a.jpg", "c.jpg"]
 
 
 @pytest.mark.parametrize("text", ["b  1\nd -1\n", "\ufeffb\r\n\r\nd\r\n", "d\nb\nd"])
@@ -87,9 +87,13 @@ def test_names_may_have_spaces(voc, tmp_path):
     for old, new in (("b", "my photo 1"), ("d", "my photo 2"), ("a", "my")):
         xml = voc / "Annotations" / f"{old}.xml"
         xml.rename(xml.with_stem(new))
+        (voc / "JPEGImages" / f"{old}.jpg").rename(voc / "JPEGImages" / f"{new}.jpg")
     for lines in ("my photo 1\nmy photo 2\n", "my photo 1 -1\nmy photo 2  1\n"):
         path = listed(voc, "spaced", lines)
-        assert shown(read_labels(path, None, tmp_path / "scratch")) == of("b", "d")
+        assert shown(read_labels(path, None, tmp_path / "scratch")) == {
+            "my photo 1.jpg": SHOWN["b"][1:],
+            "my photo 2.jpg": SHOWN["d"][1:],
+        }
     listed(voc, "spaced", "my photo 1\nmy photo 3\n")
     with pytest.raises(AlignDetError, match=r"1 of 2 images .* have no xml .*my photo 3 first"):
         read_labels(path, None, tmp_path)
@@ -128,9 +132,9 @@ def test_a_list_elsewhere_or_nowhere_is_refused(voc, tmp_path):
 
 
 def test_a_missing_image_of_a_list_is_looked_for_among_the_images(voc, tmp_path):
-    (voc / "JPEGImages" / "flower.jpg").unlink()
+    (voc / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(
-        AlignDetError, match=r"1 of 2 images .*val\.txt are not in .*JPEGImages, flower\.jpg first"
+        AlignDetError, match=r"1 of 2 images .*val\.txt are not in .*JPEGImages, a\.jpg first"
     ):
         read_labels(voc / "ImageSets/Main/val.txt", None, tmp_path)
 
@@ -147,12 +151,12 @@ def finetune(work_dir: Path, *arguments: object) -> str:
 
 def test_a_run_says_what_it_measures_on_and_leaves_out(voc, tmp_path):
     lists = voc / "ImageSets" / "Main"
-    cv2.imwrite(str(voc / "JPEGImages" / "cat.jpg"), cv2.imread(str(voc / "JPEGImages" / "cat.jpg"))[:31])
+    cv2.imwrite(str(voc / "JPEGImages" / "b.jpg"), cv2.imread(str(voc / "JPEGImages" / "b.jpg"))[:31])
     xml = voc / "Annotations" / "b.xml"
     xml.write_text(xml.read_text().replace("<height>", "<height>31</height><height>", 1).replace("70", "30"))
     said = finetune(tmp_path / "own", "--train", lists / "train.txt", "--val", lists / "val.txt")
     assert "training leaves out 1 of 2 images: 1 with a side below 32 px" in said
     assert "warning" not in said
     said = finetune(tmp_path / "shared", "--train", voc, "--val", lists / "val.txt")
-    assert f"warning: 2 of 2 images of {lists / 'val.txt'} are in {voc} too, flower.jpg first" in said
+    assert f"warning: 2 of 2 images of {lists / 'val.txt'} are in {voc} too, a.jpg first" in said
     assert "ImageSets/Main" in said
