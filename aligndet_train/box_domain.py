@@ -28,7 +28,7 @@ from aligndet_train.distributed import averaged_figures, mean_over_ranks, rows_o
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
 from aligndet_train.momentum import make_teacher, update_teacher
-from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
+from aligndet_train.preprocess import FIRST_ID, InputSpec, TwoViewPreprocessor
 from aligndet_train.rank_counts import normalised_by_all_ranks, roi_box_losses
 from aligndet_train.sampling import sample_both_views
 from proposals.errors import AlignDetError
@@ -91,7 +91,8 @@ class BoxDomainPretrainer(BaseModel):
         with torch.no_grad():
             self.teacher.loss(other_inputs, self.adapter.targets(other_targets))
             keys = self.adapter.read(self.teacher)
-        return losses | self._contrast(queries, keys)
+        firsts = [target.metainfo[FIRST_ID] for target in targets]
+        return losses | self._contrast(queries, keys, firsts)
 
     def momentum_step(self, momentum: float) -> None:
         """Let the teacher follow the student; call it after every optimiser step."""
@@ -106,8 +107,11 @@ class BoxDomainPretrainer(BaseModel):
         kept = {name: value for name, value in stock.items() if self.adapter.keeps(name)}
         return {name: _scaled(value, self.config.regression_weight) for name, value in kept.items()}
 
-    def _contrast(self, queries: Stages, keys: Stages) -> dict[str, Tensor]:
-        """The stages' contrastive losses, each with its weight; figures are the last stage's."""
+    def _contrast(self, queries: Stages, keys: Stages, firsts: list[int]) -> dict[str, Tensor]:
+        """The stages' contrastive losses, each with its weight; figures are the last stage's.
+
+        firsts: of every image of the batch the least id.
+        """
         losses, figures = [], self._no_figures()
         for query, key in zip(queries, keys, strict=True):
             query, key = self._sample(query, key)
@@ -116,11 +120,13 @@ class BoxDomainPretrainer(BaseModel):
                 losses.append(self._nothing_to_contrast())
                 continue
             views = (query.embeddings, key.embeddings, query.ids, key.ids)
+            groups = self._groups(query.ids, key.ids, firsts)
             loss = box_contrastive_loss(
                 *views,
                 background=BACKGROUND,
                 temperature=self.config.temperature,
                 others=others,
+                groups=groups,
                 compiled=self.config.compile_loss,
             )
             losses.append(loss * query.weight)
@@ -130,10 +136,27 @@ class BoxDomainPretrainer(BaseModel):
                 background=BACKGROUND,
                 temperature=self.config.temperature,
                 more_negatives=None if others is None else others.real.sum(),
+                groups=groups,
             )
-            figures = embedding_diagnostics(*views, background=BACKGROUND)
+            figures = embedding_diagnostics(*views, background=BACKGROUND, groups=groups)
             figures["above_floor"] = loss.detach() - floor
         return {"loss_contrastive": torch.stack(losses).sum() * self.config.contrastive_weight, **figures}
+
+    def _groups(self, query_ids: Tensor, key_ids: Tensor, firsts: list[int]) -> tuple[Tensor, Tensor] | None:
+        """[Q], [K]: of each box, the number of the ``contrast_images`` images that it is in."""
+        if self.config.contrast_images is None:
+            return None
+        starts = torch.tensor(firsts[:: self.config.contrast_images][1:], dtype=torch.long)
+        starts = starts.to(query_ids.device, non_blocking=True)
+        query, key = (
+            torch.where(
+                ids == BACKGROUND,
+                torch.arange(len(ids), device=ids.device) % (len(starts) + 1),
+                torch.bucketize(ids, starts, right=True),
+            )
+            for ids in (query_ids, key_ids)
+        )
+        return query, key
 
     def _no_figures(self) -> dict[str, Tensor]:
         """Zeros under every name: ranks average their figures, so each must have the same ones."""

@@ -7,10 +7,10 @@ Precedence, lowest first: PretrainConfig's defaults, the family's (the release's
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from mmengine.config import Config
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from aligndet_train.detectors import adapter_for
@@ -37,6 +37,9 @@ class PretrainConfig:
     sampled_boxes: predicted boxes per view and step that enter the contrastive loss, of the same proposals in both;
     None: all. background_share: of them, those that are background, where there are more boxes than that.
     gather_negatives: contrast the boxes of all ranks with each other; the release keeps each rank to itself.
+    contrast_images: contrast the boxes of so many neighbouring images of a rank with each other, and not with those of
+    its other images; None: of all (the release has 2 images on a GPU, so that half of what a box is told from is in
+    its own). Background stands for the whole batch: it is dealt out to the groups.
     rois_per_image: RoIs that the one RoI head of a two-stage detector learns from, positives alone; None leaves it its
     config's sampler. proposals_per_image: best-ranked boxes used; None keeps all. clip_grad: maximal norm, or None.
     canvas_multiple: batches are padded to multiples of it, and of the detector's divisor: fewer shapes, more pixels.
@@ -64,6 +67,7 @@ class PretrainConfig:
     embed_dims: Count = 256
     temperature: Positive = 0.5
     gather_negatives: bool = False
+    contrast_images: Count | None = None
     contrastive_weight: Annotated[float, Field(ge=0)] = 1.0
     regression_weight: Annotated[float, Field(ge=0)] = 1.0
     sampled_boxes: Count | None = 2048
@@ -78,6 +82,14 @@ class PretrainConfig:
     compile_backbone: bool = False
     compile_loss: bool = False
     views: ViewConfig = field(default_factory=ViewConfig)
+
+    @model_validator(mode="after")
+    def _is_contrasted_in_one_way(self) -> Self:
+        if self.gather_negatives and self.contrast_images is not None:
+            raise ValueError(
+                "contrast_images takes images apart that gather_negatives brings together: drop one"
+            )
+        return self
 
     @field_validator("optimizer")
     @classmethod

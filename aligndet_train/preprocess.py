@@ -39,6 +39,10 @@ class InputSpec:
         )
 
 
+FIRST_ID = "first_id"
+"""Name, in the metainfo of data samples, of the least id that their image's proposals have."""
+
+
 class TwoViewPreprocessor(BaseDataPreprocessor):
     """``forward(samples)`` -> ``{"views": ((inputs, data_samples), (inputs, data_samples))}``.
 
@@ -89,6 +93,7 @@ class TwoViewPreprocessor(BaseDataPreprocessor):
             metainfo={
                 "img_id": sample.index,
                 "img_path": sample.key,
+                FIRST_ID: first_id,
                 "ori_shape": (height, width),
                 "img_shape": (view.height, view.width),
                 "pad_shape": tuple(_rounded_up(side, divisor) for side in (view.height, view.width)),

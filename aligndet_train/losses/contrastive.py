@@ -53,6 +53,7 @@ def box_contrastive_loss(
     background: int,
     temperature: float,
     others: OtherRanks | None = None,
+    groups: tuple[Tensor, Tensor] | None = None,
     compiled: bool = False,
 ) -> Tensor:
     """Scalar InfoNCE over boxes; float64 in float64 out, everything else computed and returned in float32.
@@ -61,7 +62,8 @@ def box_contrastive_loss(
     key: [K, D] embeddings of the momentum view; receives none.
     query_ids, key_ids: [Q], [K] integers: the proposal each box was assigned, any values.
     background: the id of boxes assigned no proposal. They are negatives for everyone and queries for no one.
-    temperature: tau of the paper (0.5). others: boxes of the other ranks, see the module.
+    temperature: tau of the paper (0.5). others: boxes of the other ranks, see the module. groups: [Q], [K] integers,
+    boxes of different ones are no negatives of each other, and no id is in two; None: all are of one.
     compiled: the same by torch.compile, equal up to rounding. Takes some seconds for the first numbers of boxes,
     again when they first change, and hardly ever after; less than two boxes of a kind are not compiled.
 
@@ -72,7 +74,7 @@ def box_contrastive_loss(
     compute = _compiled() if compiled and min(map(len, rows)) > 1 else _loss_and_gradient
     with torch_amp.autocast(query.device.type, enabled=False):
         loss: Tensor = _WithItsGradient.apply(
-            query, key.detach(), query_ids, key_ids, background, temperature, others, compute
+            query, key.detach(), query_ids, key_ids, background, temperature, others, groups, compute
         )
         return loss
 
@@ -95,7 +97,7 @@ class _WithItsGradient(Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (scale * gradient).to(ctx.dtype), *[None] * 7
+        return (scale * gradient).to(ctx.dtype), *[None] * 8
 
 
 @cache
@@ -112,6 +114,7 @@ def _loss_and_gradient(
     background: int,
     temperature: float,
     others: OtherRanks | None,
+    groups: tuple[Tensor, Tensor] | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The scalar loss, and its [Q, D] gradient of ``query``: tensor arithmetic and nothing else, for torch.compile."""
@@ -119,7 +122,7 @@ def _loss_and_gradient(
     norm = raw.norm(dim=1, keepdim=True)
     length = norm.clamp(min=_SHORTEST)
     q = raw / length
-    pairs = _pairs(q, key, query_ids, key_ids, background, others)
+    pairs = _pairs(q, key, query_ids, key_ids, background, others, groups)
     loss, gradient = _weighted_pairs(q, *pairs, temperature, with_gradient)
     if gradient is None:
         return loss, None
@@ -128,7 +131,13 @@ def _loss_and_gradient(
 
 
 def _pairs(
-    q: Tensor, key: Tensor, query_ids: Tensor, key_ids: Tensor, background: int, others: OtherRanks | None
+    q: Tensor,
+    key: Tensor,
+    query_ids: Tensor,
+    key_ids: Tensor,
+    background: int,
+    others: OtherRanks | None,
+    groups: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """k, excluded, positive and weights of ``_weighted_pairs``; the boxes of ``others`` are the first of k."""
     k = normalize(key.to(q.dtype), dim=1)
@@ -137,6 +146,8 @@ def _pairs(
     positive = _positives(same, n_keys=len(k)) & is_query[:, None]
     queries_of_id = _queries_of_id(query_ids, is_query)
     n_ids = (is_query.to(q.dtype) / queries_of_id.to(q.dtype)).sum().clamp(min=1)
+    if groups is not None:
+        same = same | (groups[0][:, None] != cat([groups[1], groups[0]])[None, :])
     if others is not None:
         foreign = normalize(others.embeddings.to(q.dtype), dim=1)
         k, n_ids = cat([foreign, k]), others.mean_ids.to(q.dtype)

@@ -11,6 +11,7 @@ from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.compiling import require_compiler
 from aligndet_train.config import load_run_config
 from aligndet_train.detectors import BACKGROUND, adapter_for
+from aligndet_train.diagnostics import embedding_diagnostics
 from aligndet_train.losses.contrastive import box_contrastive_loss
 from proposals.errors import AlignDetError
 from tests.aligndet_train.conftest import TINY
@@ -216,6 +217,33 @@ def test_sampled_boxes_are_of_the_same_proposals_in_both_views(pretrainer, sampl
     query, key = (kept.ids[kept.ids != BACKGROUND] for kept in seen)
     assert len(set(query.tolist()) & set(key.tolist())) >= 10
     assert losses["with_key"] == pytest.approx(torch.isin(query, key).float().mean().item())
+
+
+def test_images_are_contrasted_in_the_groups_that_are_asked_for(pretrainer, samples):
+    seen, original = [], pretrainer._sample
+    pretrainer._sample = lambda *views: seen.extend(original(*views)) or seen[-2:]
+    batch = samples(0, 1, 2)
+    firsts = [0, len(batch[0].boxes), len(batch[0].boxes) + len(batch[1].boxes)]
+    for images in (1, 2, 5):
+        pretrainer.config = dataclasses.replace(pretrainer.config, contrast_images=images)
+        losses = losses_of(pretrainer, batch)
+        rows = [kept.ids != BACKGROUND for kept in seen[-2:]]
+        embeddings = [kept.embeddings[foreground] for kept, foreground in zip(seen[-2:], rows, strict=True)]
+        ids = [kept.ids[foreground] for kept, foreground in zip(seen[-2:], rows, strict=True)]
+        found = ids_with_groups = 0
+        for group in range(0, 3, images):
+            last = firsts[group + images] if group + images < 3 else BACKGROUND
+            own = [(view >= firsts[group]) & (view < last) for view in ids]
+            figures = embedding_diagnostics(
+                *(rows[mask] for rows, mask in zip(embeddings, own, strict=True)),
+                *(view[mask] for view, mask in zip(ids, own, strict=True)),
+                background=BACKGROUND,
+            )
+            with_key = torch.isin(ids[0][own[0]], ids[1][own[1]]).sum()
+            found, ids_with_groups = found + figures["retrieval"] * with_key, ids_with_groups + with_key
+        if all(foreground.all() for foreground in rows):  # background is dealt out otherwise
+            assert losses["retrieval"] == pytest.approx((found / ids_with_groups).item())
+        assert losses["retrieval"] <= (found / ids_with_groups).item() + 1e-6
 
 
 def test_without_the_head_names_and_shapes_are_the_stock_ones(run):

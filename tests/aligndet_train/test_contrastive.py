@@ -81,6 +81,36 @@ def test_equals_the_literal_loop(query_ids, key_ids, seed, tau):
     assert torch.allclose(gradient, expected_gradient, atol=1e-9)
 
 
+@settings(max_examples=100, deadline=None)
+@given(query_ids=ids, key_ids=ids, seed=st.integers(0, 2**16), tau=st.sampled_from([0.07, 0.5]))
+def test_groups_are_losses_of_their_own_weighed_by_their_ids(query_ids, key_ids, seed, tau):
+    torch.manual_seed(seed)
+    query, key = torch.randn(len(query_ids), 8).double(), torch.randn(len(key_ids), 8).double()
+    labels = torch.tensor(query_ids), torch.tensor(key_ids)
+    # Any id has one group; background is in several.
+    groups = tuple(
+        torch.where(own == BACKGROUND, torch.arange(len(own)) % 3, own.remainder(3)) for own in labels
+    )
+
+    def literal(q: Tensor) -> Tensor:
+        parts, counts = [], []
+        for group in range(3):
+            rows, others = groups[0] == group, groups[1] == group
+            counts.append(len(set(labels[0][rows].tolist()) - {BACKGROUND}))
+            parts.append(literal_loss(q[rows], key[others], labels[0][rows], labels[1][others], tau))
+        return sum(count * part for count, part in zip(counts, parts, strict=True)) / max(1, sum(counts))
+
+    value, gradient = value_and_gradient(
+        lambda q: box_contrastive_loss(
+            q, key, *labels, background=BACKGROUND, temperature=tau, groups=groups
+        ),
+        query,
+    )
+    expected, expected_gradient = value_and_gradient(literal, query)
+    assert value == pytest.approx(expected, abs=1e-10)
+    assert torch.allclose(gradient, expected_gradient, atol=1e-9)
+
+
 def test_momentum_view_gets_no_gradient():
     key = torch.randn(6, 4, requires_grad=True)
     labels = torch.arange(6)

@@ -68,3 +68,19 @@ def test_the_floor_without_queries_is_zero_and_other_ranks_raise_it():
     ids = torch.arange(4)
     more = contrastive_floor(ids, ids, more_negatives=torch.tensor(100), **settings)
     assert more.item() == pytest.approx(torch.log1p(106 * torch.tensor(-2.0).exp()).item())
+
+
+def test_in_groups_the_floor_and_retrieval_count_the_own_group_alone():
+    settings = {"background": BACKGROUND, "temperature": 0.5}
+    ids, groups = torch.tensor([0, 1, 2, 3]), (torch.tensor([0, 0, 1, 1]),) * 2
+    eye = torch.eye(4)
+    loss = box_contrastive_loss(eye, eye, ids, ids, groups=groups, **settings)
+    assert contrastive_floor(ids, ids, groups=groups, **settings).item() == pytest.approx(
+        loss.item(), abs=1e-6
+    )
+    # Every box looks most like one of the other group, then like its own.
+    key = 0.5 * eye + eye[[2, 3, 0, 1]]
+    whole = embedding_diagnostics(eye, key, ids, ids, background=BACKGROUND)
+    own = embedding_diagnostics(eye, key, ids, ids, background=BACKGROUND, groups=groups)
+    assert (whole["retrieval"], own["retrieval"]) == (0, 1)
+    assert (whole["retrieval_chance"], own["retrieval_chance"]) == (0.25, 0.5)
