@@ -102,7 +102,8 @@ class ListedPlan(Plan):
             first += len(listed)
 
     def _listed(self) -> Iterator[pa.Table]:
-        with pq.ParquetFile(self._file) as file:
+        # Read ahead, Arrow's threads hold on to buffers of the Python file, and abort a process that ends meanwhile.
+        with pq.ParquetFile(self._file, pre_buffer=False) as file:
             for group in range(file.metadata.num_row_groups):
                 yield file.read_row_group(group, use_threads=False)
 

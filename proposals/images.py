@@ -17,6 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from proposals.errors import AlignDetError
 from proposals.jpeg_scans import MAX_SCANS, has_too_many_scans
+from proposals.png_checksums import has_sound_checksums, without_what_follows
 
 Bgr = npt.NDArray[np.uint8]
 
@@ -25,7 +26,9 @@ DEFAULT_MAX_PIXELS = 89_478_485
 MAX_PIXELS_CEILING = 178_956_970
 
 # Of files in which an image is looked for.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
+)
 
 # Never all that Pillow knows: opening an EPS, for one, runs Ghostscript on it.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -40,7 +43,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _FIRST_ON_ITS_SIDE = 5  # of the orientations: with it and above width and height are swapped
-_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _EIGHT_BIT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
 
 
@@ -102,6 +105,20 @@ def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedI
             raise ImageRejected("decode", "too_many_pixels", detail)
         if image.format in ("JPEG", "MPO") and has_too_many_scans(data):
             raise ImageRejected("decode", "too_many_scans", f"more than {MAX_SCANS} times over the image")
+        if image.format == "PNG" and not has_sound_checksums(data):
+            raise ImageRejected("decode", "corrupt", "a checksum of its pixels is wrong")
+        try:
+            return _decode(image)
+        except (AlignDetError, MemoryError):
+            raise
+        except Exception:
+            if image.format != "PNG":
+                raise
+    # What stands behind the pixels spoils no image: viewers do not read it either.
+    with (
+        _rejecting_broken_bytes(),
+        Image.open(io.BytesIO(without_what_follows(data)), formats=("PNG",)) as image,
+    ):
         return _decode(image)
 
 
@@ -157,15 +174,16 @@ def _rejecting_broken_bytes() -> Iterator[None]:
 
 
 def _decode(image: Image.Image) -> DecodedImage:
-    orientation = _orientation(image)
+    # Pillow turns TIFF files upright itself while loading; of a PNG it would load to say, and hide that it could not.
+    stored = _orientation(image) if image.format == "TIFF" else None
     image.load()
-    # Read again: Pillow turns TIFF files upright itself while loading.
-    pending = _UPRIGHT.get(_orientation(image))
+    orientation = _orientation(image)
+    pending = _UPRIGHT.get(orientation)
     rgb = _to_rgb(image)
     if pending is not None:
         rgb = rgb.transpose(pending)
     bgr = np.asarray(cv2.cvtColor(np.asarray(rgb, dtype=np.uint8), cv2.COLOR_RGB2BGR), dtype=np.uint8)
-    return DecodedImage(bgr, rgb.width, rgb.height, orientation, str(image.format))
+    return DecodedImage(bgr, rgb.width, rgb.height, stored or orientation, str(image.format))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -177,10 +195,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT:
+    # Some versions of Pillow open 16-bit gray of a PNG as 32-bit; of other formats nobody knows what white is.
+    if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format == "PNG"):
         return _from_sixteen_bit(image)
     if image.mode not in _EIGHT_BIT:
-        raise ImageRejected("decode", "unsupported_pixels", f"pixel type {image.mode}")
+        why = "32-bit gray without a known range" if image.mode == "I" else f"pixel type {image.mode}"
+        raise ImageRejected("decode", "unsupported_pixels", why)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -190,7 +210,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_sixteen_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageRejected("decode", "unsupported_pixels", "32-bit gray without a known range")
     gray = (values.astype(np.uint32) + 128) // 257
     return Image.fromarray(gray.astype(np.uint8)).convert("RGB")

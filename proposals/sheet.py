@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from proposals.boxes import scale
 from proposals.dataset import ProposalDataset, Record
-from proposals.images import Bgr, decode_bgr, resize_max_side
+from proposals.errors import AlignDetError
+from proposals.images import Bgr, ImageRejected, decode_bgr, resize_max_side
 
 TILE_WIDTH, TILE_HEIGHT, CAPTION = 400, 300, 34
 MARGIN, HEADER = 16, 60
@@ -89,7 +90,13 @@ def _tile(record: Record, top: int, fonts: _Fonts) -> Image.Image:
 
 def _thumbnail(record: Record, top: int) -> tuple[Image.Image, npt.NDArray[np.float32]]:
     # The dataset holds only images that passed the pixel limit of its own recipe.
-    image = decode_bgr(record.image_bytes(), max_pixels=max(1, record.width * record.height))
+    try:
+        image = decode_bgr(record.image_bytes(), max_pixels=max(1, record.width * record.height))
+    except ImageRejected as error:
+        raise AlignDetError(
+            f"image {record.uri} cannot be shown: {error}. It was changed or damaged since it was mined: "
+            "`aligndet verify --deep` names all such images"
+        ) from error
     fitted, scale_x, scale_y = _fit(image.bgr)
     boxes = scale(record.boxes[:top], scale_x, scale_y)
     return Image.fromarray(np.ascontiguousarray(fitted[:, :, ::-1])), boxes

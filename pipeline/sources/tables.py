@@ -58,7 +58,7 @@ class ParquetSource(Source):
             if not _has_paths(kind):
                 yield from [None] * table.metadata.num_rows
                 return
-            wanted = self.column if pa.types.is_string(kind) else f"{self.column}.path"
+            wanted = self.column if _is_text(kind) else f"{self.column}.path"
             for batch in table.iter_batches(batch_size=_BATCH, columns=[wanted], use_threads=False):
                 yield from _paths(batch.column(0))
 
@@ -113,8 +113,12 @@ def _is_image(kind: Any) -> bool:
     return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} >= wanted
 
 
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _has_paths(kind: Any) -> bool:
-    return _is_image(kind) or pa.types.is_string(kind)
+    return _is_image(kind) or _is_text(kind)
 
 
 def _paths(column: Any) -> list[str | None]:

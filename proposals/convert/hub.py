@@ -86,7 +86,7 @@ def _card(manifest: Manifest, name: str, license_id: str) -> str:
     table = "" if imported else f"| recipe | |\n|---|---|\n{rules}\n"
     tags = "" if imported else "selective-search, "
     return f"""---
-pretty_name: {json.dumps(name)}
+pretty_name: {json.dumps(name, ensure_ascii=False)}
 license: {json.dumps(license_id)}
 task_categories: [object-detection]
 tags: [object-proposals, {tags}self-supervised, aligndet, webdataset]

@@ -81,3 +81,13 @@ def test_jobs_without_a_column_are_what_they_were():
     job = {"recipe": _RECIPE.model_dump(), "source": source, "images_per_shard": 1, "versions": {}}
     identity = JobIdentity.model_validate(job)
     assert json.loads(identity.model_dump_json(exclude_none=True)) == job
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string()])
+def test_rows_are_named_by_their_paths_of_any_kind_of_text(text, photos, tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", text)])
+    image = {"bytes": (photos / "cat.jpg").read_bytes(), "path": "photos/cat.jpg"}
+    pq.write_table(pa.table({"image": pa.array([image], kind)}), tmp_path / "a.parquet")
+    assert [entry.uri for entry in open_source(str(tmp_path / "a.parquet")).entries()] == [
+        "a.parquet/0/cat.jpg"
+    ]

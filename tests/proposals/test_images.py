@@ -9,9 +9,18 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
+from proposals.dataset.layout import _EXTENSIONS, image_extension
 from proposals.errors import AlignDetError
-from proposals.images import ImageRejected, decode_bgr, resize_max_side, upright_size
+from proposals.images import (
+    IMAGE_SUFFIXES,
+    ImageRejected,
+    decode_bgr,
+    has_image_suffix,
+    resize_max_side,
+    upright_size,
+)
 from proposals.jpeg_scans import MAX_SCANS, has_too_many_scans
 from tests.attacks.images import scans
 
@@ -156,6 +165,39 @@ def test_a_truncated_file_is_an_error_wherever_it_is_cut(kind):
         assert _reason(whole[: int(len(whole) * share)]) in {"truncated", "corrupt", "not_an_image"}
 
 
+@pytest.mark.parametrize("damage", ["a byte", "a sector", "the rest"])
+def test_a_png_whose_pixels_were_changed_is_refused_wherever_that_is(damage):
+    rng = np.random.default_rng(0)
+    whole = _png(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    first = whole.index(b"IDAT") + 4
+    for place in rng.integers(first, len(whole) - 600, 12).tolist():
+        broken = bytearray(whole)
+        if damage == "a byte":
+            broken[place] ^= 0x55
+        else:
+            end = place + 512 if damage == "a sector" else len(whole)
+            broken[place:end] = bytes(end - place)
+        assert _reason(bytes(broken)) in {"corrupt", "truncated"}
+    assert decode_bgr(whole).width == 80
+
+
+def test_a_png_of_many_chunks_and_with_text_behind_its_pixels_is_sound():
+    image = Image.fromarray(np.kron(_RGB, np.ones((40, 40, 1), np.uint8)))
+    noise = np.random.default_rng(1).integers(0, 256, (480, 800, 3), dtype=np.uint8)
+    info = PngInfo()
+    info.add_text("author", "nobody", zip=True)
+    for picture in (image, Image.fromarray(noise)):
+        assert np.array_equal(decode_bgr(_encode(picture, "PNG", pnginfo=info)).bgr[:, :, ::-1], picture)
+    assert _encode(Image.fromarray(noise), "PNG").count(b"IDAT") > 1
+
+
+@pytest.mark.parametrize("values", [[0, 255], [0, 70000], [-5, 9]])
+def test_gray_without_a_known_range_is_refused_whatever_is_in_it(values):
+    image = Image.fromarray(np.array([values], dtype=np.int32))
+    assert image.mode == "I"
+    assert _reason(_encode(image, "TIFF")) == "unsupported_pixels"
+
+
 def test_a_jpeg_may_go_over_its_image_as_often_as_the_limit_and_not_once_more():
     own = scans(0).count(b"\xff\xda")
     assert not has_too_many_scans(scans(MAX_SCANS - own))
@@ -200,3 +242,10 @@ def test_resize_keeps_boxes_in_place(shape):
     assert max(small.shape[:2]) == min(512, max(shape))
     assert small.shape[1] * scale_x == pytest.approx(shape[1])
     assert small.shape[0] * scale_y == pytest.approx(shape[0])
+
+
+def test_what_is_listed_as_an_image_is_what_tars_name_so():
+    spelled = {image_extension(f"a{suffix}") for suffix in IMAGE_SUFFIXES}
+    assert "bin" not in spelled
+    assert {image_extension(f"a.{name}") for name in _EXTENSIONS} == spelled
+    assert all(has_image_suffix(f"A.{name.upper()}") for name in _EXTENSIONS)
