@@ -1,5 +1,6 @@
 """The verb `convert`, light to import."""
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -163,8 +164,11 @@ def _to_dataset(source: "Source", form: Form, out: Path, images: Path, filter_na
     from proposals.convert.ingest import Import, write_dataset
     from proposals.recipe import Recipe
 
-    manifest = write_dataset(Import(source, form.value, images, Recipe(filter=filter_name)), out)
+    lost = Counter[str]()
+    manifest = write_dataset(Import(source, form.value, images, Recipe(filter=filter_name)), out, lost)
     totals = manifest.totals
     typer.echo(
         f"{totals.images:,} images, {totals.proposals:,} boxes, {totals.rejected:,} images rejected: {out}"
     )
+    if told := ", ".join(f"{count:,} {what}" for what, count in lost.items() if count):
+        typer.echo(f"not taken over as they were: {told}", err=True)

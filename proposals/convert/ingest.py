@@ -48,14 +48,14 @@ class Import:
     images_per_shard: int = 64
 
 
-def write_dataset(job: Import, root: Path) -> Manifest:
+def write_dataset(job: Import, root: Path, lost: Counter[str] | None = None) -> Manifest:
     """Make ``root`` a dataset of the images that ``job.source`` names, with its boxes.
 
     Boxes are clipped to their image, empty ones dropped; an image without any gets one box, the whole image, and the
     status of that fallback. An image that is missing, broken or of another size than the source says is rejected and
-    listed, not fatal. The manifest's source kind says ``import-<kind>``: its recipe was declared, not run. Raises
-    AlignDetError when ``root`` is not an empty folder, two entries mean one image, or not one can be read; nothing
-    is left of it in ``root`` then.
+    listed, not fatal. lost: counts what of the source the dataset has not, by words for it. The manifest's source kind
+    says ``import-<kind>``: its recipe was declared, not run. Raises AlignDetError when ``root`` is not an empty folder,
+    two entries mean one image, or not one can be read; nothing is left of it in ``root`` then.
     """
     names = [image.uri for image in job.source.images()]
     placed = ImageFiles(job.images).place(names)
@@ -70,7 +70,8 @@ def write_dataset(job: Import, root: Path) -> Manifest:
     )
     with new_dataset_folder(root):
         write_atomically(root / layout.PLAN, plan_bytes(plan, identity))
-        records = list(_shards(job, root, placed, identity.fingerprint()))
+        lost = Counter() if lost is None else lost
+        records = list(_shards(job, root, placed, identity.fingerprint(), lost))
         if not any(record.shard.images for record in records):
             raise AlignDetError(_why_nothing_read(job, records))
         return assemble(root, identity, records)
@@ -116,14 +117,18 @@ def _listed(plan: pa.Table) -> Iterator[tuple[str, int]]:
     return zip(plan.column("uri").to_pylist(), plan.column("size").to_pylist(), strict=True)
 
 
-def _shards(job: Import, root: Path, placed: Placed, fingerprint: str) -> Iterator[CommitRecord]:
+def _shards(
+    job: Import, root: Path, placed: Placed, fingerprint: str, lost: Counter[str]
+) -> Iterator[CommitRecord]:
     stream, number = zip(job.source.images(), placed, strict=True), 0
     while part := list(islice(stream, job.images_per_shard)):
         name, rejected = layout.shard_name(number), list[Rejection]()
         with ShardWriter(root, name) as writer:
             for image, (uri, path) in part:
                 try:
-                    writer.add(_load(image, uri, None if path is None else job.images / path))
+                    loaded = _load(image, uri, None if path is None else job.images / path)
+                    writer.add(loaded)
+                    lost.update(_lost(image, loaded.proposals))
                 except ImageRejected as error:
                     rejected.append(_rejection(uri, error))
             shard = writer.commit()
@@ -166,6 +171,16 @@ def _proposals(image: ImageBoxes, width: int, height: int) -> Filtered:
     if solid.any():
         return Filtered(boxes[solid], image.rank[solid], "ok")
     return Filtered(whole_image(width, height), np.zeros(1, dtype=np.float32), "fallback_whole_image")
+
+
+def _lost(image: ImageBoxes, kept: Filtered) -> dict[str, int]:
+    alone = kept.status == "fallback_whole_image"
+    return {
+        "boxes that are empty or outside of their image": len(image.boxes)
+        - (0 if alone else len(kept.boxes)),
+        "images without a box, which get one of their whole": int(alone),
+        "cluster ids (see `aligndet cluster`)": 0 if image.clusters is None else len(image.clusters),
+    }
 
 
 def _rejection(uri: str, error: ImageRejected) -> Rejection:

@@ -426,3 +426,27 @@ def test_memory_does_not_grow_with_the_boxes(tmp_path):
     small, large = _peak_kilobytes(4_000, tmp_path / "a"), _peak_kilobytes(20_000, tmp_path / "b")
     names = 16_000 * 0.7  # kB: what is remembered of each image, about 700 bytes
     assert large - small < names + 4_000
+
+
+def test_boxes_and_clusters_that_a_dataset_does_not_take_are_counted(photos, tmp_path):
+    images = [{"id": i, "file_name": name} for i, name in enumerate(("cat.jpg", "china.jpg"))]
+    boxes = [(0, [1, 2, 10, 10]), (0, [5, 5, 0, 9]), (0, [20, 20, -5, 5]), (1, [9000, 9000, 9, 9])]
+    content = {
+        "images": [{**image, "width": 0, "height": 0} for image in images],
+        "annotations": [
+            {"id": i + 1, "image_id": owner, "bbox": box, "category_id": i + 1}
+            for i, (owner, box) in enumerate(boxes)
+        ],
+        "categories": [{"id": i, "name": f"cluster_{i}"} for i in range(1, 257)],
+    }
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(content))
+    said = _convert(path, tmp_path / "out", "--to", "dataset", "--images", photos)
+    assert "2 images, 2 boxes, 0 images rejected" in said
+    assert "3 boxes that are empty or outside of their image" in said
+    assert "1 images without a box, which get one of their whole" in said
+    assert "4 cluster ids (see `aligndet cluster`)" in said
+    whole = _convert(tmp_path / "out", tmp_path / "file", "--to", "coco")
+    assert "not taken over" not in whole + _convert(
+        tmp_path / "file", tmp_path / "again", "--to", "dataset", "--images", photos
+    )
