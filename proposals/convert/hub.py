@@ -11,6 +11,7 @@ from proposals.dataset import ProposalDataset, layout
 from proposals.dataset.clusters import read_sound_record
 from proposals.dataset.manifest import Manifest, refuse_newer
 from proposals.errors import AlignDetError
+from proposals.paths import scheme_of
 
 _SIZES = (
     (10**3, "n<1K"),
@@ -39,10 +40,16 @@ def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id:
     """Write the repository folder ``out``: the dataset (hard links, copies across filesystems), card and metadata.
 
     It stays a dataset that `open_dataset` reads, cluster ids included; features of regions stay behind. Returns how
-    many files there are. Raises AlignDetError when ``out`` is not an empty folder or cannot be written, or a file of
-    the dataset is missing or of a newer format, or its cluster ids are damaged; ``out`` is empty again then.
+    many files there are. Raises AlignDetError when its images are in a folder of this machine, ``out`` is not an empty
+    folder or cannot be written, or a file of the dataset is missing or of a newer format, or its cluster ids are
+    damaged; ``out`` is empty again then.
     """
     manifest = dataset.manifest
+    if manifest.images is not None and scheme_of(manifest.images.root) is None:
+        raise AlignDetError(
+            f"{dataset.root} holds no images: it names the folder where they are, {manifest.images.root}, and a "
+            "repository would publish that name and not the images. Mine them again without `--images reference`"
+        )
     refuse_newer(dataset.root / layout.MANIFEST, manifest.format_version, "a repository")
     paths = [manifest.plan.path, manifest.rejected.path]
     paths += [entry.path for shard in manifest.shards for entry in shard.files]

@@ -139,3 +139,11 @@ def test_a_table_that_is_too_small_for_what_dataset_json_says_is_refused(referri
     for claim in ({"proposals": 2**31 - 1}, {"images": 1_000_000, "statuses": {"ok": 1_000_000}}):
         with pytest.raises(ValueError, match="too small to hold"):
             type(entry).model_validate({**entry.model_dump(), **claim})
+
+
+def test_a_place_on_this_machine_is_not_published(referring, tmp_path):
+    out = tmp_path / "hub"
+    done = CliRunner().invoke(build_app(), ["convert", str(referring), str(out), "--to", "huggingface"])
+    assert isinstance(done.exception, AlignDetError)
+    assert "Mine them again without `--images reference`" in str(done.exception)
+    assert not out.exists()
