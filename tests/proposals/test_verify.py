@@ -355,3 +355,30 @@ def test_a_json_without_its_digest_is_not_trusted(copy):
 def test_a_folder_that_is_no_dataset_is_a_users_error(tmp_path):
     result = CliRunner().invoke(build_app(), ["verify", str(tmp_path)])
     assert "not a proposal dataset" in str(result.exception)
+
+
+def test_a_png_that_was_damaged_when_it_was_taken_in_is_named(tmp_path, monkeypatch):
+    """Versions that did not look at checksums have mined and imported such images."""
+    (tmp_path / "images").mkdir()
+    y, x = np.mgrid[0:96, 0:128]
+    smooth = np.stack([127 + 80 * np.sin(x / 9) + 20 * np.cos(y / 5), x * 2 % 256, (y * 2 + x) % 256], 2)
+    noise = np.random.default_rng(0).normal(0, 6, smooth.shape)
+    pixels = (smooth + noise).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "images" / "sound.png")
+    whole = (tmp_path / "images" / "sound.png").read_bytes()
+    half = len(whole) // 2
+    (tmp_path / "images" / "half.png").write_bytes(whole[:half] + bytes(len(whole) - half))
+    boxes = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(("sound.png", "half.png"))],
+        "annotations": [{"id": i + 1, "image_id": i, "bbox": [1, 2, 30, 40]} for i in range(2)],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    root, words = tmp_path / "out", ("--to", "dataset", "--images", str(tmp_path / "images"))
+    with monkeypatch.context() as former:
+        former.setattr("proposals.images.has_sound_checksums", lambda data: True)
+        CliRunner().invoke(build_app(), ["convert", str(tmp_path / "boxes.json"), str(root), *words])
+    assert verify_dataset(root).problems == ()
+    assert len(pq.read_table(root / "shards" / "00000.parquet")) == 2
+    (problem,) = verify_dataset(root, deep=True).problems
+    assert "was damaged before it was mined" in str(problem)
+    assert "half" in str(problem)

@@ -18,6 +18,7 @@ from proposals.dataset.bounds import MAX_RECORD_BYTES
 from proposals.dataset.files import read_range
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
 from proposals.fetch import MAX_IMAGE_BYTES
+from proposals.png_checksums import has_sound_checksums
 from proposals.tar_headers import TarHeaders
 
 _PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
@@ -107,9 +108,12 @@ def _image_faults(name: str, data: bytes, row: dict[str, Any]) -> Iterator[str]:
             # Pillow gives a TIFF's size upright, that of all others as stored.
             on_its_side = row["orientation"] >= 5 and image.format != "TIFF"
             upright = image.size[::-1] if on_its_side else image.size
+            damaged = image.format == "PNG" and not has_sound_checksums(data)
     except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
         yield f"image {name} cannot be opened ({type(error).__name__})"
         return
+    if damaged:
+        yield f"image {name} was damaged before it was mined (a checksum of its pixels is wrong): training refuses it"
     if upright != (row["width"], row["height"]):
         yield f"image {name} is {upright[0]} x {upright[1]}, the table says {row['width']} x {row['height']}"
 
