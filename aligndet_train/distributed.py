@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from proposals.errors import AlignDetError
 
 _STARTERS = {"pytorch": "torchrun --nproc-per-node N -m proposals pretrain ...", "slurm": "srun"}
-_RANK_VARIABLES = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}
+RANK_VARIABLES = {"pytorch": "RANK", "slurm": "SLURM_PROCID"}
+"""Where each launcher says the rank; mmengine's is known only once the ranks have joined."""
 # What torch's backends say when the process at the other end of a connection is gone.
 _LOST = (
     "closed by peer",
@@ -50,7 +51,7 @@ def joined_processes(launcher: str) -> Iterator[None]:
 
 
 def _join(launcher: str) -> None:
-    variable = _RANK_VARIABLES.get(launcher)
+    variable = RANK_VARIABLES.get(launcher)
     if variable is None:
         raise AlignDetError(f"no launcher {launcher!r}: none, pytorch or slurm")
     if variable not in os.environ:

@@ -18,7 +18,6 @@ from aligndet_train.resumable import (
     require_one_start,
 )
 from aligndet_train.run_options import RunOptions
-from aligndet_train.work_folder import make_work_folder
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_cluster_record
 from proposals.errors import AlignDetError
@@ -32,14 +31,13 @@ class Plan(ResumablePlan):
 
 
 def plan_run(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: RunOptions) -> Plan:
-    """What ``run`` comes to on ``dataset``. Creates ``work_dir``.
+    """What ``run`` comes to on ``dataset`` in ``work_dir``.
 
-    Raises AlignDetError when that fails, when it holds another run, when the ranks see other datasets, and what
+    Raises AlignDetError when that holds another run, when the ranks see other datasets, and what
     ``with_classes`` raises.
     """
     require_one_dataset(dataset)
     run = with_classes(run, dataset)
-    make_work_folder(work_dir)
     steps = total_steps(run.pretrain, len(dataset), get_world_size())
     identity = run_identity(run, dataset, steps, options)
     saved = saved_run(work_dir, identity) if options.resume else None

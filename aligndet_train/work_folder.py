@@ -6,23 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aligndet_train.distributed import RANK_VARIABLES
 from proposals.errors import AlignDetError
 from proposals.outputs import require_outside_datasets
 
 _LOCK = ".lock"
-# Said by launchers; mmengine's rank is known only once the ranks have joined.
-_RANKS = ("RANK", "SLURM_PROCID")
-
-
-def make_work_folder(work_dir: Path) -> None:
-    """Create ``work_dir``; raises AlignDetError when that fails, or when it lies inside a dataset."""
-    require_outside_datasets(work_dir)
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AlignDetError(
-            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
-        ) from error
 
 
 @contextmanager
@@ -30,10 +18,10 @@ def alone_in(work_dir: Path, launcher: str = "none") -> Iterator[None]:
     """Create ``work_dir`` and, inside, let no other run into it; of several ranks the first holds it for all.
 
     The kernel lets go of a killed run's lock. File servers that cannot lock let all pass. Raises AlignDetError when
-    another run is in there, and what make_work_folder raises.
+    another run is in there, when the folder cannot be made, and when it lies inside a dataset.
     """
-    make_work_folder(work_dir)
-    if launcher != "none" and any(os.environ.get(name, "0") != "0" for name in _RANKS):
+    _make(work_dir)
+    if os.environ.get(RANK_VARIABLES.get(launcher, ""), "0") != "0":
         yield
         return
     descriptor = os.open(work_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -42,6 +30,16 @@ def alone_in(work_dir: Path, launcher: str = "none") -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _make(work_dir: Path) -> None:
+    require_outside_datasets(work_dir)
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlignDetError(
+            f"{work_dir} cannot be a work folder: {error}. Choose another --work-dir"
+        ) from error
 
 
 def _lock(descriptor: int, work_dir: Path) -> None:

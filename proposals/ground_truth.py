@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proposals.errors import AlignDetError
-from proposals.images import IMAGE_SUFFIXES
+from proposals.images import has_image_suffix
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,7 @@ def _voc_root(path: Path) -> ElementTree.Element:
 def _voc_image(root: ElementTree.Element, path: Path) -> str:
     """The image is the one of the xml's own name: tools leave <filename> as it was when both are renamed."""
     said = root.findtext("filename", "").strip().replace("\\", "/").rsplit("/", 1)[-1]
-    suffix = Path(said).suffix
-    return path.stem + (suffix if suffix.lower() in IMAGE_SUFFIXES else ".jpg")
+    return path.stem + (Path(said).suffix if has_image_suffix(said) else ".jpg")
 
 
 def _voc_class(found: ElementTree.Element, path: Path) -> str:

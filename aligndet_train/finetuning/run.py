@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 import platform
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,8 +28,8 @@ from aligndet_train.detectors.two_stage import repeated_regressor
 from aligndet_train.distributed import any_rank, joined_processes, lost_ranks_explained
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
-from aligndet_train.finetuning.image_sizes import other_sizes
-from aligndet_train.finetuning.labels import Labels, matched, shared_images
+from aligndet_train.finetuning.label_warnings import label_warnings
+from aligndet_train.finetuning.labels import Labels, matched
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from aligndet_train.finetuning.unreadable import unreadable_image_named
@@ -216,10 +215,7 @@ def _finetune(
                 runner.register_hook(hook)
         began = f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
         remarks = (chosen.reason if last is None else began, chosen.left_out)
-        warnings = [*chosen.faults, *_warnings([train] if val is None else [train, val])]
-        if (shared := _shared_warning(train, val)) is not None:
-            warnings.append(shared)
-        _tell(runner, [line for line in remarks if line], warnings)
+        _tell(runner, [line for line in remarks if line], [*chosen.faults, *label_warnings(train, val)])
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
         keep_freed_memory()
         with unreadable_image_named(), memory_blamed():
@@ -244,33 +240,6 @@ def _tell(runner: Runner, remarks: list[str], warnings: list[str]) -> None:
     for line in warnings:
         runner.logger.warning(line)
         say(f"warning: {line}")
-
-
-def _warnings(sets: Iterable[Labels]) -> list[str]:
-    found = [check(labels) for labels in sets for check in (other_sizes, _twice_warning)]
-    return [line for line in found if line is not None]
-
-
-def _twice_warning(labels: Labels) -> str | None:
-    twice = [name for name, count in Counter(labels.names).items() if count > 1]
-    if not twice:
-        return None
-    return (
-        f"{labels.source} lists {len(twice)} images more than once, {twice[0]} first: what is found in them counts as "
-        "wrong where another entry has the box. Bring the boxes of an image under one entry"
-    )
-
-
-def _shared_warning(train: Labels, val: Labels | None) -> str | None:
-    shared = shared_images(train, val) if val is not None else []
-    if val is None or not shared:
-        return None
-    folder = train.source.is_dir() or val.source.is_dir()
-    lists = ": of a VOC folder, its lists (ImageSets/Main/train.txt and val.txt)" if folder else ""
-    return (
-        f"{len(shared)} of {len(val.names)} images of {val.source} are in {train.source} too, {shared[0]} first: AP on "
-        f"images that were learned says little about others. Give --train and --val images of their own{lists}"
-    )
 
 
 def _advice(lr: float, options: FinetuneOptions) -> str:
@@ -336,7 +305,7 @@ def evaluate(
     val = matched(val, learned or val.classes, work_dir / _LABELS)
     config, faults = evaluation_config(stock, val, work_dir, options)
     unsaid = None if learned else f"{weights} does not say its classes: taken to be {', '.join(val.classes)}"
-    for line in (faults, unsaid, _other_size_warning(weights, options), *_warnings([val])):
+    for line in (faults, unsaid, _other_size_warning(weights, options), *label_warnings(val)):
         if line is not None:
             warn(line)
     _skip_downloads(config)
