@@ -30,6 +30,7 @@ from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.label_warnings import label_warnings
 from aligndet_train.finetuning.labels import Labels, matched
+from aligndet_train.finetuning.memory_order import order_for_device
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from aligndet_train.finetuning.unreadable import unreadable_image_named
@@ -229,7 +230,9 @@ def _finetune(
 def _runner(config: Config) -> Runner:
     # mmengine writes the config with every checkpoint, and yapf takes a second to lay it out.
     object.__setattr__(config, "_format_python_code", False)
-    return Runner.from_cfg(config)
+    runner = Runner.from_cfg(config)
+    order_for_device(runner.model)
+    return runner
 
 
 def _tell(runner: Runner, remarks: list[str], warnings: list[str]) -> None:

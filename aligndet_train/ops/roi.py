@@ -1,7 +1,7 @@
 """RoIAlign (He et al. 2017) and RoIPool (Girshick 2015), called the way mmcv 2.1 calls its compiled ops.
 
-Averages run on torchvision's kernel. Its RoIPool rounds the box where mmcv keeps fractions, and it has no
-RoIAlign by maximum, so those two are written with tensor operations.
+Averages run on torchvision's kernel, on the CPU in float32 on our own (``roi_kernel``). Its RoIPool rounds the box
+where mmcv keeps fractions, and it has no RoIAlign by maximum, so those two are written with tensor operations.
 """
 
 import torch
@@ -38,11 +38,15 @@ def roi_align_forward(
         for target, result in zip((output, argmax_y, argmax_x), results, strict=True):
             target.copy_(result)
         return
-    output.copy_(
-        kernels.roi_align(
-            wide(features), wide(rois).to(wide(features)), spatial_scale, *bins, sampling_ratio, aligned
-        )
-    )
+    pixels = wide(features)
+    boxes = wide(rois).to(pixels)
+    if _float32_on_cpu(pixels):
+        from aligndet_train.ops import roi_kernel
+
+        grid = roi_kernel.Grid(*bins, spatial_scale, sampling_ratio, aligned)
+        output.copy_(roi_kernel.align(pixels, boxes, grid))
+    else:
+        output.copy_(kernels.roi_align(pixels, boxes, spatial_scale, *bins, sampling_ratio, aligned))
 
 
 def roi_align_backward(
@@ -65,11 +69,21 @@ def roi_align_backward(
         chosen = (argmax_y, argmax_x)
         shape = grad_input.shape
         result = max_align_backward(grad, boxes, chosen, shape, spatial_scale, sampling_ratio, aligned)
+    elif _float32_on_cpu(grad):
+        from aligndet_train.ops import roi_kernel
+
+        grid = roi_kernel.Grid(*bins, spatial_scale, sampling_ratio, aligned)
+        result = roi_kernel.align_gradient(grad, boxes, grad_input.shape, grid)
     else:
         result = kernels._roi_align_backward(
             grad, boxes, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
         )
     grad_input.copy_(result)
+
+
+def _float32_on_cpu(tensor: Tensor) -> bool:
+    """Whether it is for ``roi_kernel``, which is imported where it is needed: that compiles it, or loads it."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def roi_pool_forward(

@@ -2,7 +2,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmcv.ops import roi_align, roi_pool, sigmoid_focal_loss, softmax_focal_loss
+
+from aligndet_train.ops import roi_kernel
+from aligndet_train.ops._kernels import kernels
 
 ROIS = [
     [0, 1.3, 2.1, 7.9, 9.2],
@@ -143,6 +148,89 @@ def test_no_boxes_is_no_output(random, device, mode):
     for out in (roi_align(features, rois, 2, 1.0, 0, mode, True), roi_pool(features, rois, 2)):
         assert out.shape == (0, 3, 2, 2)
         out.sum().backward()
+    assert features.grad.eq(0).all()
+
+
+_CORNER = st.floats(-40, 140, width=32)
+_BOXES = st.lists(st.tuples(st.integers(0, 1), _CORNER, _CORNER, _CORNER, _CORNER), max_size=12)
+
+
+def boxes_of(rows):
+    """Also boxes off the map, and without an area; none that ends before it begins, which torchvision cannot take."""
+    drawn = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+    (left, right), (top, bottom) = (drawn[:, [axis, axis + 2]].sort(dim=1).values.T for axis in (1, 2))
+    return torch.stack([drawn[:, 0], left, top, right, bottom], dim=1)
+
+
+@settings(deadline=None)
+@given(
+    _BOXES,
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    st.sampled_from([0.125, 0.25, 1.0]),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_the_kernels_of_the_cpu_give_what_torchvisions_do(rows, size, bins, scale, ratio, aligned):
+    rois, generator = boxes_of(rows), torch.Generator().manual_seed(0)
+    features = torch.rand(2, 3, *size, generator=generator)
+    grid = roi_kernel.Grid(*bins, scale, ratio, aligned)
+    ours = roi_kernel.align(features, rois, grid)
+    torch.testing.assert_close(
+        ours, kernels.roi_align(features, rois, scale, *bins, ratio, aligned), rtol=1e-4, atol=1e-5
+    )
+    gradient = torch.rand(ours.shape, generator=generator)
+    torch.testing.assert_close(
+        roi_kernel.align_gradient(gradient, rois, features.shape, grid),
+        kernels._roi_align_backward(gradient, rois, scale, *bins, *features.shape, ratio, aligned),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_threads_of_the_cpu_change_no_bit(random, threads):
+    if random(1).device.type != "cpu":
+        pytest.skip("of the CPU's kernels")
+    features, gradient = random(2, 50, 9, 8).float(), random(len(ROIS), 50, 7, 7).float()
+    grid, rois = roi_kernel.Grid(7, 7, 0.5, 0, True), torch.tensor(ROIS)
+    before, results = torch.get_num_threads(), []
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            aligned = roi_kernel.align(features, rois, grid)
+            results.append((aligned, roi_kernel.align_gradient(gradient, rois, features.shape, grid)))
+    finally:
+        torch.set_num_threads(before)
+    for one, many in zip(*results, strict=True):
+        assert one.abs().sum() > 0
+        assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("image", [-1, 2])
+def test_a_box_of_an_image_that_is_not_there_is_refused(image):
+    features = torch.rand(2, 3, 4, 4)
+    rois = torch.tensor([[image, 0.0, 0.0, 2.0, 2.0]])
+    with pytest.raises(IndexError, match=f"images {image} to {image}, where the features are of 2"):
+        roi_align(features, rois, 2, 1.0, 0, "avg", True)
+
+
+@pytest.mark.parametrize("corner", [math.nan, math.inf, -math.inf, 1e30])
+def test_a_box_without_numbers_writes_nowhere(corner):
+    features = torch.rand(1, 3, 4, 4, requires_grad=True)
+    rois = torch.tensor([[0, 0.0, corner, 2.0, 2.0]])
+    _assert_nothing(features, roi_align(features, rois, 2, 1.0, 2, "avg", True))
+
+
+def test_a_box_that_ends_before_it_begins_is_empty():
+    features = torch.rand(1, 3, 4, 4, requires_grad=True)
+    rois = torch.tensor([[0, 3.0, 3.0, 1.0, 0.0]])
+    _assert_nothing(features, roi_align(features, rois, 2, 1.0, 0, "avg", True))
+
+
+def _assert_nothing(features, out):
+    out.sum().backward()
+    assert out.eq(0).all()
     assert features.grad.eq(0).all()
 
 
