@@ -117,6 +117,8 @@ def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions, observ
     if options.retry_rejected:
         return begin_retry(out, recipe, source, observer.say)
     plan = make_plan(source.entries(), options.images_per_shard)
+    if plan.again:
+        observer.say(f"{plan.again} names of the source had come in it before: an image counts once")
     identity = JobIdentity(
         recipe=recipe,
         source=plan.source(source.kind, source.images.column),

@@ -51,17 +51,27 @@ class Plan(ABC):
 
 
 class ListedPlan(Plan):
-    """Of what a source lists now, in a temporary file until this object is gone.
+    """Of what a source lists now, in a temporary file until this object is gone. What it lists again counts once.
 
     hashes: [images] uint64, of the uris: the first 16 hex digits of their sha256, which end a key. sizes: [images]
-    int64, bytes, -1 for what is no file or not known.
+    int64, bytes, -1 for what is no file or not known. again: how many entries were left out, as they name an image
+    that came before.
     """
 
     def __init__(self, entries: Iterable[SourceEntry], images_per_shard: int) -> None:
-        self._per_shard = images_per_shard
-        self._file = tempfile.TemporaryFile(prefix="aligndet-plan-")  # noqa: SIM115 - lives as long as this
+        self._per_shard, self.again = images_per_shard, 0
+        self._take(entries)
+        again = self._listed_again()
+        if again:
+            self.again = len(again)
+            self._take(entry for place, entry in enumerate(self._entries()) if place not in again)
+        self.shards = -(-self.images // images_per_shard)
+
+    def _take(self, entries: Iterable[SourceEntry]) -> None:
+        """Write ``entries`` into a file; they may come out of the one that was written before."""
+        file = tempfile.TemporaryFile(prefix="aligndet-plan-")  # noqa: SIM115 - lives as long as this
         digest, hashes, sizes = hashlib.sha256(), array("Q"), array("q")
-        with pq.ParquetWriter(self._file, _LISTED, compression="zstd") as writer:
+        with pq.ParquetWriter(file, _LISTED, compression="zstd") as writer:
             rest = iter(entries)
             while group := list(islice(rest, _GROUP)):
                 digest.update("".join(f"{entry.uri}\0{entry.size}\n" for entry in group).encode())
@@ -69,10 +79,8 @@ class ListedPlan(Plan):
                 sizes.extend(entry.size for entry in group)
                 columns = [[entry.uri for entry in group], [entry.size for entry in group]]
                 writer.write_table(pa.table(columns, schema=_LISTED), row_group_size=_GROUP)
-        self.hashes, self.sizes = np.asarray(hashes), np.asarray(sizes)
+        self._file, self.hashes, self.sizes = file, np.asarray(hashes), np.asarray(sizes)
         self._fingerprint, self.images = digest.hexdigest(), len(hashes)
-        self.shards = -(-self.images // images_per_shard)
-        self._refuse_doubles()
 
     def source(self, kind: str, column: str | None = None) -> SourceInfo:
         """What a dataset remembers of the source, as `pipeline.sources.describe` says it. column: of tables' images."""
@@ -107,21 +115,29 @@ class ListedPlan(Plan):
             for group in range(file.metadata.num_row_groups):
                 yield file.read_row_group(group, use_threads=False)
 
-    def _refuse_doubles(self) -> None:
+    def _entries(self) -> Iterator[SourceEntry]:
+        for listed in self._listed():
+            yield from map(SourceEntry, *(column.to_pylist() for column in listed.columns))
+
+    def _listed_again(self) -> set[int]:
+        """Places of the entries whose uri came before. Raises AlignDetError when two uris have one key."""
         order = np.sort(self.hashes)
         twice = set(order[1:][order[1:] == order[:-1]].tolist())
         del order
         if not twice:
-            return
-        seen: set[str] = set()
-        for listed in self._listed():
-            for uri in listed.column("uri").to_pylist():
-                key = key_of(uri) if _hash(uri) in twice else ""
-                if key in seen:
-                    raise AlignDetError(
-                        f"{uri!r} has the same key as another image. Rename it, or list it once."
-                    )
-                seen |= {key} - {""}
+            return set()
+        again, first = set[int](), dict[str, str]()
+        for place, entry in enumerate(self._entries()):
+            if int(self.hashes[place]) not in twice:
+                continue
+            key = key_of(entry.uri)
+            if key not in first:
+                first[key] = entry.uri
+            elif first[key] == entry.uri:
+                again.add(place)
+            else:
+                raise AlignDetError(f"{entry.uri!r} has the same key as {first[key]!r}. Rename one of them.")
+        return again
 
 
 class PlanFile(Plan):
@@ -222,7 +238,7 @@ class RetryPlan(Plan):
 def make_plan(entries: Iterable[SourceEntry], images_per_shard: int) -> ListedPlan:
     """The plan of a source's list: consecutive images share a shard.
 
-    Raises AlignDetError when two images have one key, and whatever ``entries`` raises.
+    Raises AlignDetError when two images of different names have one key, and whatever ``entries`` raises.
     """
     return ListedPlan(entries, images_per_shard)
 

@@ -18,7 +18,7 @@ import sklearn.datasets
 from pipeline.image_records import Refusal
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
-from pipeline.sources import FolderSource, Source, describe
+from pipeline.sources import FolderSource, Source
 from pipeline.workspace import begin, commit
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions
@@ -127,15 +127,15 @@ def mine_folder() -> Callable[..., Path]:
         embed: bool = True,
     ) -> Path:
         source, recipe = images if isinstance(images, Source) else FolderSource(images), recipe or Recipe()
-        entries = list(source.entries())
+        plan = make_plan(source.entries(), images_per_shard)
         identity = JobIdentity(
             recipe=recipe,
-            source=describe(source.kind, entries),
+            source=plan.source(source.kind),
             images_per_shard=images_per_shard,
             versions=library_versions(),
             images=None if embed else source.images,
         )
-        workspace = begin(out, make_plan(entries, images_per_shard), identity)
+        workspace = begin(out, plan, identity)
         work = Work(source, out, recipe, identity.fingerprint(), embed=embed)
         if workspace.finished is None:
             fresh = {task.name: mine_shard(task, work, quarantine=quarantine) for task in workspace.pending}

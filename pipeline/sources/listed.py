@@ -20,6 +20,7 @@ from proposals.paths import is_remote, scheme_of
 _COLUMNS = ("uri", "url", "path", "file_name", "filename", "image_path", "image_url", "image", "file")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LOOKED_AT = 100
+_NAMELESS = " without a name"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class _Listed(Source):
 
     def read(self, uri: str) -> bytes:
         """See `Source`. A list from elsewhere names nothing on this machine but what is below the root."""
+        if uri.startswith(f"{self.path.name}/") and uri.endswith(_NAMELESS):
+            raise ImageRejected("read", "bad_name", "its place in the list holds no name")
         if is_remote(self.path) and PurePosixPath(uri).is_absolute():
             raise ImageRejected(
                 "read", "not_allowed", "an absolute path in a list from elsewhere is not read"
@@ -55,7 +58,8 @@ class ListSource(_Listed):
 
     ``path``: of a text file, or of a CSV or TSV file with a header that has one of the columns uri, url, path,
     file_name, filename, image_path, image_url, image, file; the first of these that is there. The order is that
-    of the list. A line that may not be read is an image that is rejected.
+    of the list. A line that may not be read, and a row without a name, are images that are rejected.
+    What is named again counts once.
     """
 
     kind: ClassVar[Kind] = "list"
@@ -71,7 +75,10 @@ class ListSource(_Listed):
 
 @dataclass(frozen=True)
 class CocoSource(_Listed):
-    """The ``file_name``, else the ``coco_url``, of every entry of ``images`` in a COCO json, in its order."""
+    """The ``file_name``, else the ``coco_url``, of every entry of ``images`` in a COCO json, in its order.
+
+    An entry without either is an image that is rejected.
+    """
 
     kind: ClassVar[Kind] = "coco"
 
@@ -80,15 +87,17 @@ class CocoSource(_Listed):
         for name, part in members(self.path):
             if name == "images":
                 found = True
-                yield from (_file_name(image, self.path) for image in part)
+                yield from (_file_name(image, number, self.path) for number, image in enumerate(part, 1))
             elif found:
                 return  # the annotations are nothing to us
 
 
-def _file_name(image: Any, path: Path) -> str:
-    name = (image.get("file_name") or image.get("coco_url")) if isinstance(image, dict) else None
-    if not isinstance(name, str):
-        raise AlignDetError(f"{path}: an entry of images has no file_name: {str(image)[:80]}")
+def _file_name(image: Any, number: int, path: Path) -> str:
+    if not isinstance(image, dict):
+        raise AlignDetError(f"{path}: entry {number} of images has no file_name: {str(image)[:80]}")
+    name = image.get("file_name") or image.get("coco_url")
+    if not isinstance(name, str) or not name.strip():
+        return f"{path.name}/entry {number}{_NAMELESS}"
     return as_text(name)
 
 
@@ -101,7 +110,11 @@ def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
             raise AlignDetError(
                 f"{path} has no column of images: its header must have {', '.join(_COLUMNS)}."
             )
-        yield from (row[column] if len(row) > column else "" for row in rows)
+        for row in rows:
+            name = row[column] if len(row) > column else ""
+            if not name.strip() and any(cell.strip() for cell in row):
+                name = f"{path.name}/line {rows.line_num}{_NAMELESS}"
+            yield name
     except csv.Error as error:
         raise AlignDetError(f"{path}, line {rows.line_num}, is no CSV: {error}.") from error
 
@@ -112,6 +125,10 @@ def _sized(images: ImageRoot, names: Iterable[str], origin: Path) -> Iterator[So
     head = list(islice(entries, _LOOKED_AT))
     if not head:
         raise AlignDetError(f"{origin} names no image.")
+    if all(entry.uri.endswith(_NAMELESS) for entry in head):
+        raise AlignDetError(
+            f"the first {len(head)} entries of {origin} have no name of an image (in a COCO json: no file_name)."
+        )
     if (
         all(entry.size < 0 and scheme_of(entry.uri) is None for entry in head)
         and scheme_of(images.root) is None

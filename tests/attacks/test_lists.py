@@ -108,6 +108,7 @@ JSON = {
         "characters",
     ),
     "another_form": ("[1]", "refused", "not a JSON object"),
+    "an_entry_without_a_name": ('{"images": [{"file_name": "ok.jpg"}, {"id": 3}]}', "value", "bad_name"),
     "images_of_another_form": ('{"images": {"a": 1}}', "refused", "no file_name"),
     "no_text": (b"\xff\xfe\xff", "refused", "cannot be read"),
 }  # fmt: skip
@@ -135,7 +136,8 @@ LISTS = {
     "a_field_of_a_megabyte": (b"path\nok.jpg\n" + b"a" * 10**6 + b"\n", "csv", "refused", "is no CSV"),
     "a_quote_that_never_ends": (b'path\nok.jpg\n"' + b"a\n" * 10**6, "csv", "refused", "is no CSV"),
     "no_column": (b"a,b\n1,2\n", "csv", "refused", "no column of images"),
-    "one_image_twice": (b"ok.jpg\nok.jpg\n", "txt", "refused", "list it once"),
+    "one_image_twice": (b"ok.jpg\nok.jpg\n", "txt", "value", "['5 bytes']"),
+    "rows_without_a_name": (b"path,n\nok.jpg,1\n,2\n , \n", "csv", "value", "['5 bytes', 'bad_name']"),
     "nothing": (b"\n\n", "txt", "refused", "names no image"),
 }
 
@@ -147,6 +149,19 @@ def test_a_list_is_a_source_or_refused(confined, place, name):
     outcome = confined.read("text_list", place / f"list.{suffix}", megabytes=64)
     assert outcome.kind == kind, outcome
     assert words in outcome.text
+
+
+def test_what_a_list_names_again_or_not_at_all_is_mined_once_or_rejected(
+    place, photos, tmp_path, mine_folder
+):
+    shutil.copy(photos / "cat.jpg", place / "ok.jpg")
+    (place / "list.csv").write_text("path,n\nok.jpg,1\n,2\nok.jpg,3\n")
+    out = mine_folder(open_source(str(place / "list.csv")), tmp_path / "out", Recipe(max_side=64))
+    report = verify_dataset(out, deep=True)
+    assert (report.problems, report.images) == ((), 1)
+    (rejected,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert rejected["uri"] == "list.csv/line 3 without a name"
+    assert rejected["reason"] == "bad_name"
 
 
 def _as_list(place, names):

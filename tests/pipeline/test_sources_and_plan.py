@@ -69,9 +69,22 @@ def test_a_plan_holds_every_image_once_and_in_order(uris, per_shard):
     assert len(set(keys)) == len(uris)
 
 
-def test_one_image_listed_twice_is_refused():
-    with pytest.raises(AlignDetError, match=r"'a\.jpg' has the same key"):
-        make_plan([SourceEntry("a.jpg", 1), SourceEntry("a.jpg", 1)], 2)
+@given(_URIS, st.lists(st.integers(0, 30)), st.integers(1, 7))
+def test_an_image_listed_again_counts_once_where_it_came_first(uris, repeated, per_shard):
+    entries = [SourceEntry(uri, 1) for uri in uris]
+    again = [entries[place % len(entries)] for place in repeated if entries]
+    plan = make_plan([*entries, *again], per_shard)
+    once = make_plan(entries, per_shard)
+    assert plan.again == len(again)
+    assert list(tasks(plan)) == list(tasks(once))
+    assert plan.source("list") == once.source("list")
+
+
+def test_two_images_of_one_key_are_refused(monkeypatch):
+    monkeypatch.setattr("pipeline.plan._hash", lambda uri: 1)
+    monkeypatch.setattr("pipeline.plan.key_of", lambda uri: "k")
+    with pytest.raises(AlignDetError, match=r"'b\.jpg' has the same key as 'a\.jpg'"):
+        make_plan([SourceEntry("a.jpg", 1), SourceEntry("b.jpg", 1)], 2)
 
 
 def _entries(sizes):
