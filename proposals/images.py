@@ -30,6 +30,9 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
 )
 
+# Images of kinds that are not read: listed all the same, so that they are rejected and not passed over.
+_NOT_READ = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2"})
+
 # Never all that Pillow knows: opening an EPS, for one, runs Ghostscript on it.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
@@ -48,8 +51,9 @@ _EIGHT_BIT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA",
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether ``name`` ends as an image file does."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a third of Path's time, once an image
+    """Whether ``name`` ends as an image file does, also of a kind that is not read."""
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a third of Path's time, once an image
+    return suffix in IMAGE_SUFFIXES or suffix in _NOT_READ
 
 
 class ImageRejected(AlignDetError):  # noqa: N818 - a verdict on one image, handled as data

@@ -1,6 +1,9 @@
 """Listing a folder and planning its shards."""
 
+import shutil
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +70,16 @@ def test_a_plan_holds_every_image_once_and_in_order(uris, per_shard):
     assert all(0 < len(task) <= per_shard for task in planned)
     keys = [key for task in planned for key in task.keys]
     assert len(set(keys)) == len(uris)
+
+
+def test_images_of_a_kind_that_is_not_read_are_rejected_and_not_passed_over(photos, tmp_path, mine_folder):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    shutil.copy(photos / "cat.jpg", pictures)
+    (pictures / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    out = mine_folder(pictures, tmp_path / "out", Recipe(max_side=64))
+    (rejected,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert (rejected["uri"], rejected["reason"]) == ("phone.HEIC", "not_an_image")
 
 
 @given(_URIS, st.lists(st.integers(0, 30)), st.integers(1, 7))
