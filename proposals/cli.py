@@ -153,6 +153,7 @@ def _print_version(wanted: bool) -> None:
 def main() -> None:
     """Entry point of the console script. Ends the process; proposals.errors.EXIT_CODES says what the codes mean."""
     try:
+        _require_utf8(sys.argv[1:])
         build_app()()
     except AlignDetError as error:
         _fail(str(error), error.exit_code)
@@ -163,6 +164,18 @@ def main() -> None:
         _fail(f"{where}: {error.strerror}. {_USERS[error.errno]}", AlignDetError.exit_code)
     except Exception:  # a fault of ours
         _confess()
+
+
+def _require_utf8(arguments: list[str]) -> None:
+    """Before anything is done: JSON, Parquet and logs could not hold such a name, at the end of a job as well."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            shown = argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise AlignDetError(
+                f"{shown} is not UTF-8, and no dataset can keep such a name. Rename it, or give a link to it that is"
+            ) from error
 
 
 # Causes outside this program, and what to do about them.

@@ -81,6 +81,10 @@ def _from_coco(content: dict[str, Any]) -> GroundTruth:
             repr(next(iter(some))) for some in ([a["image_id"] for a in annotations], place or [None])
         )
         raise ValueError(f"no annotation is of an image that is listed: first image_id and first image {ids}")
+    if annotations and not any(a["category_id"] in label for a in annotations):
+        raise ValueError(
+            f"no annotation is of a category that is listed: the first is of {annotations[0]['category_id']!r}"
+        )
     annotations = [a for a in annotations if a["image_id"] in place and a["category_id"] in label]
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
     if len(boxes) and boxes.shape[1:] != (4,):

@@ -1,6 +1,7 @@
 """Whatever a user gets wrong ends with one of the documented codes and one sentence: never with a traceback."""
 
 import json
+import os
 import shutil
 import string
 import sys
@@ -44,6 +45,7 @@ recall DATASET --gt LIST_JSON
 recall DATASET --gt NO_BOXES
 report DATASET -o FRESH.html --gt NO_BOXES
 split NO_BOXES FRESH
+recall DATASET --gt NO_CATEGORIES
 recall DATASET --gt IMAGE
 recall DATASET --gt ANNOTATIONS --compare EMPTY
 report MISSING
@@ -272,6 +274,11 @@ def _files(folder: Path) -> dict[str, Path]:
             "no_boxes.json",
             b'{"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": []}',
         ),
+        "NO_CATEGORIES": (
+            "no_categories.json",
+            b'{"images": [{"id": 1, "file_name": "a"}], "categories": [],'
+            b' "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}]}',
+        ),
         "BELOW_A_FILE": ("file", b""),
     }
     for name, content in contents.values():
@@ -310,6 +317,19 @@ def test_a_mistake_gets_a_sentence_and_a_documented_code(line, things, tmp_path,
         sentence = said.err[said.err.rindex("error: ") :] if "error: " in said.err else said.out
         assert any(letter in string.punctuation for letter in sentence)
         assert len(sentence) > 25
+
+
+def test_a_name_that_no_dataset_can_keep_is_refused_before_anything_is_done(
+    photos, tmp_path, monkeypatch, capfd
+):
+    pictures, out = os.fsdecode(bytes(tmp_path) + b"/caf\xe9"), tmp_path / "out"
+    shutil.copytree(photos, pictures)
+    monkeypatch.setattr(sys, "argv", ["aligndet", "mine", pictures, str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert "caf\\xe9 is not UTF-8" in capfd.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J", "\x1b]0;title\x07", "\u202etxt", "tab\t"])

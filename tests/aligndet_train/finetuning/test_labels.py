@@ -176,6 +176,15 @@ def test_numbers_that_are_text_on_one_side_alone_are_named(photos, tmp_path):
         read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
 
 
+def test_boxes_of_no_listed_category_are_not_taken_for_none(photos, tmp_path):
+    content = coco([(3, "a"), (7, "b")])
+    content["categories"] = [{"id": 1, "name": "a"}]
+    with pytest.raises(
+        AlignDetError, match="no annotation is of a category that is listed: the first is of 3"
+    ):
+        read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
+
+
 @pytest.mark.parametrize("first_id", [0, 1])
 def test_what_is_marked_ignore_is_neither_learned_nor_measured(first_id, photos, tmp_path):
     content = coco([(3, "a"), (7, "b")], first_id)
