@@ -110,7 +110,8 @@ def _axis(
     weights[:] = 0
     for number in range(bins):
         touched[number, 0], touched[number, 1] = length, -1
-        for sample in range(samples):
+        first, last = _on_the_map(start + number * float(step), float(step), samples, length)
+        for sample in range(first, last):
             inside = np.float32((np.float32(sample) + np.float32(0.5)) * step / np.float32(samples))
             at = np.float32(np.float32(start + np.float32(np.float32(number) * step)) + inside)
             # Said so that a NaN is outside, too.
@@ -128,6 +129,16 @@ def _axis(
 
 
 @helper
+def _on_the_map(begin: float, size: float, samples: int, length: int) -> tuple[int, int]:
+    """The first of a bin's samples that may lie on the map, and one past the last: of a huge box few do."""
+    if samples <= length or not size > 0:
+        return 0, samples
+    spacing = size / samples
+    first, last = (-1 - begin) / spacing - 2, (length - begin) / spacing + 2
+    return int(min(max(first, 0), samples)), int(min(max(last, 0), samples))
+
+
+@helper
 def _both_axes(
     box: _Floats, scale: float, ratio: int, aligned: bool, rows: _Floats, columns: _Floats,
     touched_rows: _Indices, touched_columns: _Indices,
@@ -137,7 +148,7 @@ def _both_axes(
     across = _axis(
         np.float32(box[1] * scale), np.float32(box[3] * scale), ratio, columns, touched_columns, aligned
     )
-    rows /= np.float32(max(down * across, 1))
+    rows /= np.float32(max(float(down) * float(across), 1.0))
 
 
 @kernel("void(f4[:,:,:,::1],f4[:,::1],f4[:,:,:,::1],i8,i8,f4,i8,b1,i8,i8)")

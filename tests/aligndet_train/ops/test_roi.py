@@ -222,6 +222,15 @@ def test_a_box_without_numbers_writes_nowhere(corner):
     _assert_nothing(features, roi_align(features, rois, 2, 1.0, 2, "avg", True))
 
 
+@pytest.mark.parametrize("end", [1e4, 1e9, 1e13])
+def test_only_the_part_of_a_huge_box_that_lies_on_the_map_takes_time(end):
+    features = torch.ones(1, 3, 4, 4, requires_grad=True)
+    rois = torch.tensor([[0, 0.0, 0.0, end, end]])
+    out = roi_align(features, rois, 1, 1.0, 0, "avg", True)
+    out.sum().backward()
+    torch.testing.assert_close(out, torch.full_like(out, (4.5 / end) ** 2), rtol=0.3, atol=1e-12)
+
+
 def test_a_box_that_ends_before_it_begins_is_empty():
     features = torch.rand(1, 3, 4, 4, requires_grad=True)
     rois = torch.tensor([[0, 3.0, 3.0, 1.0, 0.0]])
