@@ -58,6 +58,9 @@ def finetune(
     image_size: SizeOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of new weights, order and augmentation.")] = 0,
     amp: cli_options.Amp = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Weights in NHWC order: on a CPU often faster.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
     eval_interval: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 1,
     launcher: cli_options.Launcher = "none",
@@ -96,6 +99,7 @@ def finetune(
         workers=workers,
         eval_interval=eval_interval,
         launcher=launcher,
+        channels_last=channels_last,
     )
     loudness = volume("verbose" if verbose else "quiet" if quiet else "normal")
     with alone_in(work_dir, launcher), loudness, _config_blamed():

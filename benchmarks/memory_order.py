@@ -62,10 +62,10 @@ def step(model: Any, inputs: torch.Tensor, samples: list[Any]) -> tuple[float, f
 
 def compare(name: str, arguments: argparse.Namespace) -> None:
     """Print one row. Ends the process when the losses differ by more than rounding."""
-    from aligndet_train.finetuning.memory_order import order_for_device
+    from aligndet_train.finetuning.memory_order import order_weights
 
     orders = {"NCHW": (plain := detector(name)), "NHWC": copy.deepcopy(plain)}
-    order_for_device(orders["NHWC"])
+    order_weights(orders["NHWC"])
     data = batch(arguments.batch_size, arguments.size)
     first = [step(model, *data)[1] for model in orders.values()]
     if abs(first[0] - first[1]) > 1e-2 * abs(first[0]):

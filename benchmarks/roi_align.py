@@ -39,6 +39,7 @@ CASES = (
     Case("pretraining at 224 px", 16, 128, 28, 224, 2800, 8, 80, 2),
     Case("fine-tuning at 160 px", 16, 128, 20, 160, 1000, 8, 80, 2),
     Case("stock, stride 4", 2, 256, 200, 800, 1024, 16, 112, 0),
+    Case("half of the map and more", 2, 256, 100, 800, 128, 400, 800, 2),
     Case("stock, stride 8", 2, 256, 100, 800, 1024, 32, 256, 0),
 )
 

@@ -118,7 +118,7 @@ def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions, observ
         return begin_retry(out, recipe, source, observer.say)
     plan = make_plan(source.entries(), options.images_per_shard)
     if plan.again:
-        observer.say(f"{plan.again} names of the source had come in it before: an image counts once")
+        observer.say(f"names that the source has again, each image counting once: {plan.again}")
     identity = JobIdentity(
         recipe=recipe,
         source=plan.source(source.kind, source.images.column),

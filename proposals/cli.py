@@ -153,7 +153,7 @@ def _print_version(wanted: bool) -> None:
 def main() -> None:
     """Entry point of the console script. Ends the process; proposals.errors.EXIT_CODES says what the codes mean."""
     try:
-        _require_utf8(sys.argv[1:])
+        _require_utf8([*sys.argv[1:], _working_folder()])
         build_app()()
     except AlignDetError as error:
         _fail(str(error), error.exit_code)
@@ -166,16 +166,23 @@ def main() -> None:
         _confess()
 
 
-def _require_utf8(arguments: list[str]) -> None:
+def _require_utf8(names: list[str]) -> None:
     """Before anything is done: JSON, Parquet and logs could not hold such a name, at the end of a job as well."""
-    for argument in arguments:
+    for name in names:
         try:
-            argument.encode()
+            name.encode()
         except UnicodeEncodeError as error:
-            shown = argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise AlignDetError(
-                f"{shown} is not UTF-8, and no dataset can keep such a name. Rename it, or give a link to it that is"
+                f"{name!a} is not UTF-8, and no dataset can keep such a name. Rename it, or give a link to it "
+                "that is"
             ) from error
+
+
+def _working_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:  # gone: what needs it will say so
+        return ""
 
 
 # Causes outside this program, and what to do about them.

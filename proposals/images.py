@@ -51,9 +51,18 @@ _EIGHT_BIT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA",
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether ``name`` ends as an image file does, also of a kind that is not read."""
-    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a third of Path's time, once an image
+    """Whether ``name`` ends as an image file does."""
+    return _suffix(name) in IMAGE_SUFFIXES
+
+
+def is_listed(name: str) -> bool:
+    """Whether a source that holds a file of this ``name`` has it as an image; it may be of a kind that is not read."""
+    suffix = _suffix(name)
     return suffix in IMAGE_SUFFIXES or suffix in _NOT_READ
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a third of Path's time, once an image
 
 
 class ImageRejected(AlignDetError):  # noqa: N818 - a verdict on one image, handled as data

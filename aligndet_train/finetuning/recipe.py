@@ -52,6 +52,7 @@ class FinetuneOptions:
 
     epochs: the schedule's milestones move in proportion. batch_size: images a step on one GPU. lr, weight_decay: used
     as given, unscaled. image_size: longer and shorter side in px that images are resized to. eval_interval in epochs.
+    channels_last: weights in NHWC order, for speed.
     """
 
     epochs: int | None = None
@@ -64,6 +65,7 @@ class FinetuneOptions:
     workers: int = 2
     eval_interval: int = 1
     launcher: str = "none"
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)

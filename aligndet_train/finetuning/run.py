@@ -30,7 +30,7 @@ from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.label_warnings import label_warnings
 from aligndet_train.finetuning.labels import Labels, matched
-from aligndet_train.finetuning.memory_order import order_for_device
+from aligndet_train.finetuning.memory_order import ChannelsLastHook
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from aligndet_train.finetuning.unreadable import unreadable_image_named
@@ -67,7 +67,7 @@ _IDENTITY = (
 # files by their content alone, wherever they lie now,
 _WHERE_IT_LIES = ("train.file:", "val.file:", "weights.file:", "backbone_weights.file:")
 # and but for these options,
-_FREE_TO_CHANGE = ("workers", "eval_interval", "launcher")
+_FREE_TO_CHANGE = ("workers", "eval_interval", "launcher", "channels_last")
 # and where the folder says the batch of all ranks (older ones do not), that of one.
 _OF_ONE_RANK = ("batch_size",)
 _NAMED = 20  # tensors that weights leave new
@@ -211,7 +211,8 @@ def _finetune(
         put_equals_in_place(_plain(runner.model), samplers=False)
         if options.amp:
             keep_sensitive_float32(_plain(runner.model))
-        for hook in (StopAtNonFiniteHook(_advice(run["lr"], options)), results, loader):
+        order = ChannelsLastHook() if options.channels_last else None
+        for hook in (StopAtNonFiniteHook(_advice(run["lr"], options)), results, loader, order):
             if hook is not None:
                 runner.register_hook(hook)
         began = f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
@@ -230,9 +231,7 @@ def _finetune(
 def _runner(config: Config) -> Runner:
     # mmengine writes the config with every checkpoint, and yapf takes a second to lay it out.
     object.__setattr__(config, "_format_python_code", False)
-    runner = Runner.from_cfg(config)
-    order_for_device(runner.model)
-    return runner
+    return Runner.from_cfg(config)
 
 
 def _tell(runner: Runner, remarks: list[str], warnings: list[str]) -> None:

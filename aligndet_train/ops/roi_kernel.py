@@ -1,4 +1,4 @@
-"""RoIAlign by averages (He et al. 2017) on the CPU, in float32, where torchvision's own takes a third of a step.
+"""RoIAlign by averages (He et al. 2017) on the CPU, in float32.
 
 torchvision adds every sample's gradient to four pixels of every channel, one number at a time. Here a pixel's
 channels lie side by side, so that one weight serves a whole vector of them; and as a bin is a mean over a grid, its
@@ -43,8 +43,10 @@ def align(features: Tensor, rois: Tensor, grid: Grid) -> Tensor:
     Raises IndexError for a box of an image that is not there.
     """
     _require_images(rois, features.shape[0])
+    output = features.new_zeros((rois.shape[0], features.shape[1], grid.height, grid.width))
+    if not features.numel():
+        return output
     pixels = features.detach().permute(0, 2, 3, 1).contiguous().numpy()
-    output = features.new_empty((rois.shape[0], features.shape[1], grid.height, grid.width))
     boxes, result = _rows(rois), output.numpy()
     _in_threads(lambda first, last: _align(pixels, boxes, result, *grid, first, last), rois.shape[0])
     return output
@@ -58,6 +60,8 @@ def align_gradient(gradient: Tensor, rois: Tensor, shape: torch.Size, grid: Grid
     _require_images(rois, shape[0])
     images, channels, height, width = shape
     total = gradient.new_zeros((images, height, width, channels))
+    if not total.numel():
+        return total.permute(0, 3, 1, 2)
     given, boxes, result = gradient.detach().contiguous().numpy(), _rows(rois), total.numpy()
     _in_threads(
         lambda first, last: _spread(given, boxes, result, *grid, first, last), channels, _LEAST_CHANNELS
@@ -73,9 +77,9 @@ def _rows(rois: Tensor) -> _Floats:
 def _require_images(rois: Tensor, images: int) -> None:
     if not rois.shape[0]:
         return
-    least, most = (int(end) for end in rois[:, 0].aminmax())
-    if least < 0 or most >= images:
-        raise IndexError(f"RoIs of images {least} to {most}, where the features are of {images}")
+    least, most = (float(end) for end in rois[:, 0].aminmax())
+    if not (least >= 0 and most < images):
+        raise IndexError(f"RoIs of images {least:g} to {most:g}, where the features are of {images}")
 
 
 def _in_threads(work: Callable[[int, int], Any], total: int, least: int = 1) -> None:
@@ -110,7 +114,7 @@ def _axis(
     weights[:] = 0
     for number in range(bins):
         touched[number, 0], touched[number, 1] = length, -1
-        first, last = _on_the_map(start + number * float(step), float(step), samples, length)
+        first, last = _on_the_map(float(start) + number * float(step), float(step), samples, length)
         for sample in range(first, last):
             inside = np.float32((np.float32(sample) + np.float32(0.5)) * step / np.float32(samples))
             at = np.float32(np.float32(start + np.float32(np.float32(number) * step)) + inside)
@@ -173,6 +177,8 @@ def _align(
                 for y in range(of_rows[down, 0], of_rows[down, 1] + 1):
                     for x in range(of_columns[across, 0], of_columns[across, 1] + 1):
                         weight = rows[down, y] * columns[across, x]
+                        if weight == 0:
+                            continue  # between samples that lie more than a pixel apart
                         for channel in range(channels):
                             mean[channel] += weight * image[y, x, channel]
                 for channel in range(channels):
@@ -203,5 +209,7 @@ def _spread(
                 for y in range(of_rows[down, 0], of_rows[down, 1] + 1):
                     for x in range(of_columns[across, 0], of_columns[across, 1] + 1):
                         weight = rows[down, y] * columns[across, x]
+                        if weight == 0:
+                            continue
                         for channel in range(last - first):
                             image[y, x, first + channel] += weight * bins[down, across, channel]

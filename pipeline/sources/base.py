@@ -35,9 +35,9 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[SourceEntry]:
-        """Every image once, in an order that depends on names alone; streams, so that a list of any length fits.
+        """Every image, in an order that depends on names alone; streams, so that a list of any length fits.
 
-        Raises AlignDetError when the source is missing, cannot be listed, or holds no image. What cannot be read
+        Each comes once, but for what a list names again. Raises AlignDetError when the source is missing, cannot be listed, or holds no image. What cannot be read
         inside of it, a cut tar for one, is listed too, and refused by `read`.
         """
 

@@ -10,7 +10,7 @@ from pipeline.sources.base import Source, SourceEntry
 from pipeline.sources.walk import walk
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
-from proposals.images import IMAGE_SUFFIXES, has_image_suffix
+from proposals.images import IMAGE_SUFFIXES, is_listed
 from proposals.paths import is_remote
 
 
@@ -39,7 +39,7 @@ class FolderSource(Source):
             raise AlignDetError(f"{self.root} is not a folder. Give the folder that holds the images.")
         empty = True
         for found in walk(self.root):
-            if has_image_suffix(found.path) and (self.glob is None or fnmatchcase(found.path, self.glob)):
+            if is_listed(found.path) and (self.glob is None or fnmatchcase(found.path, self.glob)):
                 empty = False
                 yield SourceEntry(found.path, found.size)
         if empty:

@@ -2,11 +2,12 @@
 
 import csv
 import io
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TextIO
 
@@ -20,7 +21,7 @@ from proposals.paths import is_remote, scheme_of
 _COLUMNS = ("uri", "url", "path", "file_name", "filename", "image_path", "image_url", "image", "file")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LOOKED_AT = 100
-_NAMELESS = " without a name"
+_NAMELESS = re.compile(r"(entry|line) [0-9]+ without a name")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Listed(Source):
 
     def read(self, uri: str) -> bytes:
         """See `Source`. A list from elsewhere names nothing on this machine but what is below the root."""
-        if uri.startswith(f"{self.path.name}/") and uri.endswith(_NAMELESS):
+        if _is_nameless(uri, self.path):
             raise ImageRejected("read", "bad_name", "its place in the list holds no name")
         if is_remote(self.path) and PurePosixPath(uri).is_absolute():
             raise ImageRejected(
@@ -93,12 +94,15 @@ class CocoSource(_Listed):
 
 
 def _file_name(image: Any, number: int, path: Path) -> str:
-    if not isinstance(image, dict):
-        raise AlignDetError(f"{path}: entry {number} of images has no file_name: {str(image)[:80]}")
-    name = image.get("file_name") or image.get("coco_url")
+    name = (image.get("file_name") or image.get("coco_url")) if isinstance(image, dict) else None
     if not isinstance(name, str) or not name.strip():
-        return f"{path.name}/entry {number}{_NAMELESS}"
+        return f"{path.name}/entry {number} without a name"
     return as_text(name)
+
+
+def _is_nameless(uri: str, path: Path) -> bool:
+    place = uri.removeprefix(f"{path.name}/")
+    return place != uri and _NAMELESS.fullmatch(place) is not None
 
 
 def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
@@ -113,7 +117,7 @@ def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
         for row in rows:
             name = row[column] if len(row) > column else ""
             if not name.strip() and any(cell.strip() for cell in row):
-                name = f"{path.name}/line {rows.line_num}{_NAMELESS}"
+                name = f"{path.name}/line {rows.line_num} without a name"
             yield name
     except csv.Error as error:
         raise AlignDetError(f"{path}, line {rows.line_num}, is no CSV: {error}.") from error
@@ -125,19 +129,23 @@ def _sized(images: ImageRoot, names: Iterable[str], origin: Path) -> Iterator[So
     head = list(islice(entries, _LOOKED_AT))
     if not head:
         raise AlignDetError(f"{origin} names no image.")
-    if all(entry.uri.endswith(_NAMELESS) for entry in head):
-        raise AlignDetError(
-            f"the first {len(head)} entries of {origin} have no name of an image (in a COCO json: no file_name)."
-        )
+    named = [entry for entry in head if not _is_nameless(entry.uri, origin)]
     if (
-        all(entry.size < 0 and scheme_of(entry.uri) is None for entry in head)
+        named
+        and all(entry.size < 0 and scheme_of(entry.uri) is None for entry in named)
         and scheme_of(images.root) is None
     ):
         raise AlignDetError(
-            f"none of the first {len(head)} images of {origin} is below {images.root}, the first being "
-            f"{head[0].uri[:200]!r}. Say where they are: --image-root FOLDER"
+            f"none of the first {len(named)} images of {origin} is below {images.root}, the first being "
+            f"{named[0].uri[:200]!r}. Say where they are: --image-root FOLDER"
         )
-    yield from chain(head, entries)
+    yield from head
+    found = bool(named)
+    for entry in entries:
+        found = found or not _is_nameless(entry.uri, origin)
+        yield entry
+    if not found:
+        raise AlignDetError(f"no entry of {origin} names an image (in a COCO json: it has no file_name).")
 
 
 def _size(images: ImageRoot, name: str) -> int:

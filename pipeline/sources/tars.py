@@ -13,7 +13,7 @@ from pipeline.sources.base import Source, SourceEntry, as_text
 from pipeline.sources.containers import listed
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
-from proposals.images import has_image_suffix
+from proposals.images import is_listed
 from proposals.tar_headers import TarHeaders
 
 _AT_A_TIME = 2**16
@@ -57,14 +57,14 @@ class TarSource(Source):
         headers, places = TarHeaders(stream), dict[str, tuple[int, int]]()
         for member in headers:
             name = as_text(member.name)
-            place = _place(member, places) if has_image_suffix(name) else None
+            place = _place(member, places) if is_listed(name) else None
             if place is not None and self._wants(name):
                 start, size = place
                 yield SourceEntry(f"{tar}/{start}+{size}/{name.lstrip('/')}", size)
         _require_end(stream, headers.end)
 
     def _wants(self, name: str) -> bool:
-        return has_image_suffix(name) and (self.glob is None or fnmatchcase(name, self.glob))
+        return is_listed(name) and (self.glob is None or fnmatchcase(name, self.glob))
 
 
 def _place(member: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> tuple[int, int] | None:

@@ -108,6 +108,7 @@ JSON = {
         "characters",
     ),
     "another_form": ("[1]", "refused", "not a JSON object"),
+    "an_entry_of_nothing": ('{"images": [{"file_name": "ok.jpg"}, null]}', "value", "bad_name"),
     "an_entry_without_a_name": ('{"images": [{"file_name": "ok.jpg"}, {"id": 3}]}', "value", "bad_name"),
     "images_of_another_form": ('{"images": {"a": 1}}', "refused", "no file_name"),
     "no_text": (b"\xff\xfe\xff", "refused", "cannot be read"),
@@ -137,6 +138,13 @@ LISTS = {
     "a_quote_that_never_ends": (b'path\nok.jpg\n"' + b"a\n" * 10**6, "csv", "refused", "is no CSV"),
     "no_column": (b"a,b\n1,2\n", "csv", "refused", "no column of images"),
     "one_image_twice": (b"ok.jpg\nok.jpg\n", "txt", "value", "['5 bytes']"),
+    "many_rows_without_a_name": (
+        b"path,n\n" + b",1\n" * 200 + b"ok.jpg,2\n",
+        "csv",
+        "value",
+        "'bad_name', '5 bytes']",
+    ),
+    "no_row_with_a_name": (b"path,n\n" + b",1\n" * 200, "csv", "refused", "no entry of"),
     "rows_without_a_name": (b"path,n\nok.jpg,1\n,2\n , \n", "csv", "value", "['5 bytes', 'bad_name']"),
     "nothing": (b"\n\n", "txt", "refused", "names no image"),
 }

@@ -328,7 +328,7 @@ def test_a_name_that_no_dataset_can_keep_is_refused_before_anything_is_done(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    assert "caf\\xe9 is not UTF-8" in capfd.readouterr().err
+    assert "caf\\udce9' is not UTF-8" in capfd.readouterr().err
     assert not out.exists()
 
 

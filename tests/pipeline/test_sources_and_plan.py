@@ -12,6 +12,7 @@ import pipeline.plan
 from pipeline.append import compare
 from pipeline.plan import ExtendedPlan, PlanFile, RetryPlan, make_plan, tasks
 from pipeline.sources import FolderSource, SourceEntry, describe
+from pipeline.sources.opening import open_source
 from proposals.dataset import assemble
 from proposals.dataset.assemble import plan_bytes, plan_groups, write_plan
 from proposals.dataset.identity import JobIdentity
@@ -80,6 +81,12 @@ def test_images_of_a_kind_that_is_not_read_are_rejected_and_not_passed_over(phot
     out = mine_folder(pictures, tmp_path / "out", Recipe(max_side=64))
     (rejected,) = pq.read_table(out / "rejected.parquet").to_pylist()
     assert (rejected["uri"], rejected["reason"]) == ("phone.HEIC", "not_an_image")
+
+
+def test_a_picture_of_a_kind_that_is_not_read_makes_no_folder_of_images(tmp_path):
+    (tmp_path / "cover.heic").write_bytes(b"")
+    (tmp_path / "a.tar").write_bytes(b"\0" * 1024)
+    assert open_source(str(tmp_path)).kind == "webdataset"
 
 
 @given(_URIS, st.lists(st.integers(0, 30)), st.integers(1, 7))

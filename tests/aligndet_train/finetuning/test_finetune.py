@@ -21,6 +21,7 @@ from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.config import load_run_config, read_config
 from aligndet_train.export import export, exported_state
 from aligndet_train.finetuning.labels import Labels, read_labels
+from aligndet_train.finetuning.memory_order import ChannelsLastHook
 from aligndet_train.finetuning.nonfinite import image_paths
 from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
 from aligndet_train.finetuning.run import LoadWeightsHook, load_into
@@ -74,6 +75,28 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def invoke(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(build_app(), [str(argument) for argument in arguments])
     return result.exit_code, result.output + (str(result.exception) if result.exception else "")
+
+
+def test_a_run_in_nhwc_order_goes_on_without_it_and_its_checkpoints_are_usual(labels, tmp_path, monkeypatch):
+    orders = []
+
+    def look(hook, runner):
+        weight = runner.model.neck.lateral_convs[0].conv.weight
+        orders.append(weight.is_contiguous(memory_format=torch.channels_last))
+
+    monkeypatch.setattr(ChannelsLastHook, "after_train", look)
+    train = ("--train", labels.annotations, "--train-images", labels.images, "--image-size", "96x64")
+    place = ("--work-dir", tmp_path / "F", "--workers", 0, "--batch-size", 4, "--lr", 0.01, "--epochs", 2)
+    command = ("finetune", "--config", CONFIGS / "tiny_fcos.py", *train, *place)
+    code, output = invoke(*command, "--channels-last")
+    assert code == 0, output
+    assert orders == [True]
+    saved = torch.load(tmp_path / "F" / "epoch_1.pth", weights_only=True)["state_dict"]
+    assert all(value.is_contiguous() for value in saved.values())
+    (tmp_path / "F" / "last_checkpoint").write_text(str(tmp_path / "F" / "epoch_1.pth"))
+    (tmp_path / "F" / "epoch_2.pth").unlink()
+    code, output = invoke(*command)
+    assert code == 0, output
 
 
 def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exported, tmp_path):

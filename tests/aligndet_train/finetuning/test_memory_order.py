@@ -1,16 +1,17 @@
-"""Weights lie in NHWC order where a CPU trains, and what is computed is the same."""
+"""Weights in NHWC order: what is computed is the same, and checkpoints are as everyone else has them."""
 
 import copy
 from pathlib import Path
 
 import torch
+from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
 from aligndet_train.box_domain import build_detector
-from aligndet_train.finetuning.memory_order import order_for_device
+from aligndet_train.finetuning.memory_order import ChannelsLastHook, order_weights
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny_fcos.py"
 
@@ -31,14 +32,25 @@ def test_losses_and_gradients_are_those_of_the_other_order():
     torch.manual_seed(0)
     plain = build_detector(Config.fromfile(str(TINY)).model).train()
     ordered = copy.deepcopy(plain)
-    order_for_device(ordered)
+    order_weights(ordered)
     wide = [p for p in ordered.parameters() if p.dim() == 4 and p[0, 0].numel() > 1 and p.shape[1] > 1]
     assert wide
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
     torch.testing.assert_close(losses(ordered), losses(plain), rtol=1e-3, atol=1e-5)
 
 
-def test_what_a_launcher_wrapped_is_left_alone():
-    wrapped = nn.DataParallel(nn.Conv2d(3, 4, 3))
-    order_for_device(wrapped)
-    assert wrapped.module.weight.is_contiguous()
+def test_weight_standardisation_keeps_its_weights_as_they_lay():
+    model = nn.Sequential(ConvWS2d(3, 4, 3), ConvAWS2d(4, 4, 3), nn.Conv2d(4, 4, 3)).train()
+    order_weights(model)
+    assert model(torch.rand(1, 3, 16, 16)).isfinite().all()
+    assert model[2].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_checkpoint_is_in_the_usual_order():
+    model = nn.Conv2d(3, 4, 3)
+    order_weights(model)
+    checkpoint = {"state_dict": model.state_dict()}
+    ChannelsLastHook().before_save_checkpoint(None, checkpoint)
+    assert checkpoint["state_dict"]["weight"].is_contiguous()
+    assert torch.equal(checkpoint["state_dict"]["weight"], model.weight)
+    assert not model.weight.is_contiguous()

@@ -207,7 +207,15 @@ def test_threads_of_the_cpu_change_no_bit(random, threads):
         assert torch.equal(one, many)
 
 
-@pytest.mark.parametrize("image", [-1, 2])
+@pytest.mark.parametrize("shape", [(1, 3, 0, 5), (1, 3, 5, 0), (1, 0, 5, 5)])
+def test_a_map_without_pixels_gives_nothing(shape):
+    features = torch.rand(shape, requires_grad=True)
+    out = roi_align(features, torch.tensor([[0, 0.0, 0.0, 2.0, 2.0]]), 2, 1.0, 2, "avg", True)
+    _assert_nothing(features, out)
+    assert out.shape == (1, shape[1], 2, 2)
+
+
+@pytest.mark.parametrize("image", [-1, 2, math.nan])
 def test_a_box_of_an_image_that_is_not_there_is_refused(image):
     features = torch.rand(2, 3, 4, 4)
     rois = torch.tensor([[image, 0.0, 0.0, 2.0, 2.0]])
