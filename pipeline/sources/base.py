@@ -37,8 +37,9 @@ class Source(ABC):
     def entries(self) -> Iterator[SourceEntry]:
         """Every image, in an order that depends on names alone; streams, so that a list of any length fits.
 
-        Each comes once, but for what a list names again. Raises AlignDetError when the source is missing, cannot be listed, or holds no image. What cannot be read
-        inside of it, a cut tar for one, is listed too, and refused by `read`.
+        Each comes once, but for what a list names again. Raises AlignDetError when the source is missing, cannot be
+        listed, or holds no image. What cannot be read inside of it, a cut tar for one, is listed too, and refused by
+        `read`.
         """
 
     @property
