@@ -27,6 +27,7 @@ from aligndet_train.diagnostics import contrastive_floor, embedding_diagnostics
 from aligndet_train.distributed import averaged_figures, mean_over_ranks, rows_of_other_ranks
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
+from aligndet_train.memory_order import order_weights
 from aligndet_train.momentum import make_teacher, update_teacher
 from aligndet_train.preprocess import FIRST_ID, InputSpec, TwoViewPreprocessor
 from aligndet_train.rank_counts import normalised_by_all_ranks, roi_box_losses
@@ -253,7 +254,7 @@ def build_pretrainer(
     )
     model = BoxDomainPretrainer(student, adapter, preprocessor, config)
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)
+        order_weights(model)
     if config.compile_backbone:
         compile_backbone(model.student.backbone)
     return model

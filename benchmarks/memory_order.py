@@ -62,7 +62,7 @@ def step(model: Any, inputs: torch.Tensor, samples: list[Any]) -> tuple[float, f
 
 def compare(name: str, arguments: argparse.Namespace) -> None:
     """Print one row. Ends the process when the losses differ by more than rounding."""
-    from aligndet_train.finetuning.memory_order import order_weights
+    from aligndet_train.memory_order import order_weights
 
     orders = {"NCHW": (plain := detector(name)), "NHWC": copy.deepcopy(plain)}
     order_weights(orders["NHWC"])

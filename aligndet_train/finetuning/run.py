@@ -30,11 +30,11 @@ from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.label_warnings import label_warnings
 from aligndet_train.finetuning.labels import Labels, matched
-from aligndet_train.finetuning.memory_order import ChannelsLastHook
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from aligndet_train.finetuning.unreadable import unreadable_image_named
 from aligndet_train.loop import memory_blamed
+from aligndet_train.memory_order import ChannelsLastHook
 from aligndet_train.resumable import require_one_start
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.errors import AlignDetError

@@ -17,6 +17,7 @@ from aligndet_train.image_domain.moco import Moco
 from aligndet_train.image_domain.model import ImageDomainModel, TwoCropPreprocessor
 from aligndet_train.image_domain.simclr import SimClr
 from aligndet_train.image_domain.simsiam import SimSiam
+from aligndet_train.memory_order import order_weights
 
 # Each is called with (backbone, channels of its features, preprocessor, config).
 _MODELS: dict[type[ImageDomainConfig], Any] = {SimSiamConfig: SimSiam, MocoConfig: Moco, SimClrConfig: SimClr}
@@ -31,7 +32,7 @@ def build_model(choice: BackboneChoice, config: ImageDomainConfig) -> ImageDomai
     _freeze_what_learns_nothing(backbone, config.views.size)
     model: ImageDomainModel = _MODELS[type(config)](backbone, channels, preprocessor, config)
     # What convolutions are written for, on CPUs and on tensor cores: benchmarks/image_domain_step.py has the ratio.
-    model.to(memory_format=torch.channels_last)
+    order_weights(model)
     return model
 
 

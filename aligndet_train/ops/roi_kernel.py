@@ -43,9 +43,9 @@ def align(features: Tensor, rois: Tensor, grid: Grid) -> Tensor:
     Raises IndexError for a box of an image that is not there.
     """
     _require_images(rois, features.shape[0])
-    output = features.new_zeros((rois.shape[0], features.shape[1], grid.height, grid.width))
+    output = features.new_empty((rois.shape[0], features.shape[1], grid.height, grid.width))
     if not features.numel():
-        return output
+        return output.zero_()
     pixels = features.detach().permute(0, 2, 3, 1).contiguous().numpy()
     boxes, result = _rows(rois), output.numpy()
     _in_threads(lambda first, last: _align(pixels, boxes, result, *grid, first, last), rois.shape[0])

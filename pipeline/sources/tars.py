@@ -64,7 +64,7 @@ class TarSource(Source):
         _require_end(stream, headers.end)
 
     def _wants(self, name: str) -> bool:
-        return is_listed(name) and (self.glob is None or fnmatchcase(name, self.glob))
+        return self.glob is None or fnmatchcase(name, self.glob)
 
 
 def _place(member: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> tuple[int, int] | None:

@@ -21,10 +21,10 @@ from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.config import load_run_config, read_config
 from aligndet_train.export import export, exported_state
 from aligndet_train.finetuning.labels import Labels, read_labels
-from aligndet_train.finetuning.memory_order import ChannelsLastHook
 from aligndet_train.finetuning.nonfinite import image_paths
 from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
 from aligndet_train.finetuning.run import LoadWeightsHook, load_into
+from aligndet_train.memory_order import ChannelsLastHook
 from aligndet_train.work_folder import alone_in
 from proposals.cli import build_app
 from proposals.dataset import open_dataset

@@ -11,9 +11,9 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from aligndet_train.box_domain import build_detector
-from aligndet_train.finetuning.memory_order import ChannelsLastHook, order_weights
+from aligndet_train.memory_order import ChannelsLastHook, order_weights
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny_fcos.py"
+TINY = Path(__file__).parents[1] / "configs" / "tiny_fcos.py"
 
 
 def losses(model):

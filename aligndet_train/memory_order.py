@@ -1,4 +1,4 @@
-"""The order in which a detector's weights lie in memory while it trains: NHWC, where a run asks for it."""
+"""The order in which weights lie in memory while they are trained: NHWC, where a stage has it or a run asks for it."""
 
 from typing import Any
 
