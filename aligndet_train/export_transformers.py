@@ -5,6 +5,7 @@ Weights and normalisation are mmdet's. What transformers computes otherwise, `di
 
 import math
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from aligndet_train.detectors.class_names import class_name
 from aligndet_train.export_differences import Rule, broken, option, resnet_rules
 from aligndet_train.preprocess import InputSpec
+from proposals.dataset.files import publish_all
+from proposals.dataset.layout import TEMPORARY_MARK
 from proposals.errors import AlignDetError
 
 State = dict[str, Tensor]
@@ -130,9 +133,18 @@ def save_transformers(state: Mapping[str, Tensor], model_config: Mapping[str, An
         name: value for name, value in renamed.items() if name in own and value.shape == own[name].shape
     }
     model.load_state_dict(fitting, strict=False)
-    model.save_pretrained(folder)
-    _processor(model_config).save_pretrained(folder)
+    _write_folder(folder, model, _processor(model_config))
     return dict(model.state_dict())
+
+
+def _write_folder(folder: Path, *parts: Any) -> None:
+    """Every file of ``parts`` whole or not at all, those that are there replaced; first the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_MARK, dir=folder) as written:
+        for part in parts:
+            part.save_pretrained(written)
+        by_size = sorted(Path(written).iterdir(), key=lambda file: -file.stat().st_size)
+        publish_all({file: folder / file.name for file in by_size})
 
 
 def _processor(model: Mapping[str, Any]) -> Any:

@@ -235,13 +235,13 @@ def _runner(config: Config) -> Runner:
 
 
 def _tell(runner: Runner, remarks: list[str], warnings: list[str]) -> None:
-    """Both in the log, and where a person looks."""
+    """Both in the log; warnings also where those of `evaluate` go, at any volume."""
     for line in remarks:
         runner.logger.info(line)
         say(line)
     for line in warnings:
         runner.logger.warning(line)
-        say(f"warning: {line}")
+        warn(line)
 
 
 def _advice(lr: float, options: FinetuneOptions) -> str:

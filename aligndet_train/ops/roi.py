@@ -4,11 +4,16 @@ Averages run on torchvision's kernel, on the CPU in float32 on our own (``roi_ke
 where mmcv keeps fractions, and it has no RoIAlign by maximum, so those two are written with tensor operations.
 """
 
+import functools
+from importlib import import_module
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from aligndet_train.ops._kernels import kernels, wide
 from aligndet_train.ops.roi_max import max_align_backward, max_align_forward
+from proposals.selective_search.cache import compile_lock
 
 _MAX = 0
 
@@ -41,10 +46,9 @@ def roi_align_forward(
     pixels = wide(features)
     boxes = wide(rois).to(pixels)
     if _float32_on_cpu(pixels):
-        from aligndet_train.ops import roi_kernel
-
-        grid = roi_kernel.Grid(*bins, spatial_scale, sampling_ratio, aligned)
-        output.copy_(roi_kernel.align(pixels, boxes, grid))
+        own = _compiled()
+        grid = own.Grid(*bins, spatial_scale, sampling_ratio, aligned)
+        output.copy_(own.align(pixels, boxes, grid))
     else:
         output.copy_(kernels.roi_align(pixels, boxes, spatial_scale, *bins, sampling_ratio, aligned))
 
@@ -70,10 +74,9 @@ def roi_align_backward(
         shape = grad_input.shape
         result = max_align_backward(grad, boxes, chosen, shape, spatial_scale, sampling_ratio, aligned)
     elif _float32_on_cpu(grad):
-        from aligndet_train.ops import roi_kernel
-
-        grid = roi_kernel.Grid(*bins, spatial_scale, sampling_ratio, aligned)
-        result = roi_kernel.align_gradient(grad, boxes, grad_input.shape, grid)
+        own = _compiled()
+        grid = own.Grid(*bins, spatial_scale, sampling_ratio, aligned)
+        result = own.align_gradient(grad, boxes, grad_input.shape, grid)
     else:
         result = kernels._roi_align_backward(
             grad, boxes, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
@@ -82,8 +85,15 @@ def roi_align_backward(
 
 
 def _float32_on_cpu(tensor: Tensor) -> bool:
-    """Whether it is for ``roi_kernel``, which is imported where it is needed: that compiles it, or loads it."""
+    """Whether it is for ``roi_kernel``."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+@functools.cache
+def _compiled() -> ModuleType:
+    """``roi_kernel``, imported where it is needed: that compiles it, on one of the ranks, or loads it."""
+    with compile_lock():
+        return import_module("aligndet_train.ops.roi_kernel")
 
 
 def roi_pool_forward(

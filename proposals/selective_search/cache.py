@@ -62,6 +62,15 @@ def one_compiler() -> Iterator[None]:
             _marker(home).touch()
 
 
+@contextlib.contextmanager
+def compile_lock() -> Iterator[None]:
+    """Hold the compile lock, for kernels that the marker does not speak of: processes that import them at once would
+    each compile them."""
+    home = directory()
+    with contextlib.nullcontext() if home is None else _locked(home / "lock"):
+        yield
+
+
 def _root() -> Path:
     chosen = os.environ.get("ALIGNDET_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
     if chosen:

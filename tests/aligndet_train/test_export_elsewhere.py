@@ -1,6 +1,9 @@
 """Weights in torchvision and in transformers: one image, two libraries, the same outputs."""
 
 import copy
+import errno
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -259,6 +262,30 @@ def test_detr_gives_the_same_outputs_in_transformers(rgb, small_detr, tmp_path):
     assert torch.allclose(scores, found.logits, atol=1e-4)
     assert torch.allclose(boxes, found.pred_boxes, atol=1e-4)
     assert boxes.std() > 0.01
+
+
+def test_a_folder_for_transformers_keeps_what_it_had_when_it_cannot_be_written(
+    small_detr, tmp_path, monkeypatch
+):
+    from transformers import DetrForObjectDetection, DetrImageProcessor
+
+    folder = tmp_path / "hf"
+    state = build_detector(copy.deepcopy(small_detr)).state_dict()
+    save_transformers(state, small_detr, folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def full(self, place):
+        (Path(place) / "preprocessor_config.json").write_text("{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetrImageProcessor, "save_pretrained", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_transformers({name: value + 1 for name, value in state.items()}, small_detr, folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    save_transformers({name: value * 0 for name, value in state.items()}, small_detr, folder)
+    after = DetrForObjectDetection.from_pretrained(folder, local_files_only=True).state_dict()
+    assert not any(value.any() for value in after.values())
 
 
 @pytest.mark.parametrize(

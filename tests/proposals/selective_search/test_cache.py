@@ -54,8 +54,9 @@ def test_nowhere_to_write(tmp_path, monkeypatch, fresh_directory):
     monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(blocker))
     assert cache.directory() is None
     assert not cache.is_warm()
-    with cache.one_compiler():
-        pass
+    for held in (cache.one_compiler, cache.compile_lock):
+        with held():
+            pass
 
 
 def test_a_read_only_warm_cache_is_copied(tmp_path, monkeypatch, fresh_directory):
@@ -173,3 +174,24 @@ def test_no_cache_at_all_still_works(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == run({}).stdout.split()[0]
     assert int(done.stdout.split()[1]) > 0
+
+
+def _compile_alone(directory, log):
+    os.environ["ALIGNDET_CACHE_DIR"] = str(directory)
+    with cache.compile_lock():
+        for word in ("begins", "ends"):
+            with Path(log).open("a") as lines:
+                lines.write(f"{word}\n")
+            time.sleep(0.1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
+def test_kernels_that_no_marker_speaks_of_are_compiled_by_one_after_the_other(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    workers = [context.Process(target=_compile_alone, args=(tmp_path / "cache", log)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert log.read_text().split() == ["begins", "ends"] * 3
