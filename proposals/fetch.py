@@ -126,11 +126,19 @@ def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | No
 
 
 def require_of_the_object(error: OSError, url: str) -> None:
-    """Raise SourceUnavailableError where an S3 client blames an object for its bucket, the credentials or the clock."""
+    """Raise SourceUnavailableError where `is_of_the_object` says no."""
+    if not is_of_the_object(error):
+        raise SourceUnavailableError(f"{url}: {_s3_code(error)}: {error}") from error
+
+
+def is_of_the_object(error: OSError) -> bool:
+    """False where an S3 client blames an object for its bucket, the credentials or the clock."""
+    return _s3_code(error) in (None, *_OF_THE_OBJECT)
+
+
+def _s3_code(error: OSError) -> str | None:
     answer = getattr(error.__cause__, "response", None)
-    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
-    if code is not None and code not in _OF_THE_OBJECT:
-        raise SourceUnavailableError(f"{url}: {code}: {error}") from error
+    return answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
 
 
 def _read_whole(filesystem_: Any, path: str) -> bytes:

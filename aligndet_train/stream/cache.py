@@ -28,21 +28,29 @@ from proposals.dataset.files import fsync
 from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.errors import AlignDetError
+from proposals.fetch import is_of_the_object
 from proposals.paths import ForkSafePath, is_remote
 
 Read = TypeVar("Read")
 _OF_THE_CACHE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _CHUNK = 2**20
+# Seconds before a store that did not answer is asked again.
+_PAUSES = (1.0, 4.0, 16.0)
 # Seconds without a byte: longer than any transfer pauses.
 _ABANDONED_AFTER = 3600
+_OF_DAMAGE = "Mine it again with --repair, or go on without its images with --damaged skip"
 
 
 class DamagedShardError(AlignDetError):
     """A shard's file has not the bytes that dataset.json promises."""
 
 
-class UnusableCacheError(AlignDetError):
-    """A shard cannot be stored here: nothing is wrong with the dataset."""
+class FetchFailedError(AlignDetError):
+    """A shard could not be brought here, which says nothing of the dataset."""
+
+
+class UnusableCacheError(FetchFailedError):
+    """A shard cannot be stored here."""
 
 
 class CacheSpec(NamedTuple):
@@ -86,8 +94,8 @@ class ShardCache:
     def fetch(self, shard: ShardEntry) -> None:
         """See that the files of ``shard`` are in the mirror, and are the last to be evicted.
 
-        Raises DamagedShardError when they have not the promised bytes, twice; UnusableCacheError when there is no room
-        for them; AlignDetError when they cannot be read.
+        Raises DamagedShardError when one is gone or has not the promised bytes, twice; UnusableCacheError when there is
+        no room for them; FetchFailedError when the dataset's store does not answer.
         """
         if not self._there(shard):
             with self._locked(self._lock_of(shard), fcntl.LOCK_EX):
@@ -143,23 +151,34 @@ class ShardCache:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             for _ in range(2):
-                if _copied(self.root / entry.path, temporary, entry.bytes) == (entry.bytes, entry.sha256):
+                if self._copied_right(entry, temporary):
                     # Or a power cut could leave the name without the content.
                     fsync(temporary)
                     temporary.replace(target)
                     return
-        except Exception as error:  # every remote filesystem has exceptions of its own
-            full = isinstance(error, OSError) and error.errno in _OF_THE_CACHE
-            raise (UnusableCacheError if full else AlignDetError)(
-                f"{self.root / entry.path} could not be brought to {target.parent}: {error}"
-                + (". Free some space, lower --cache-gb, or choose another --cache folder" if full else "")
-            ) from error
         finally:
             temporary.unlink(missing_ok=True)
         raise DamagedShardError(
             f"{self.root / entry.path} has not the bytes that {MANIFEST} promises: the dataset is damaged or was "
-            "changed. Mine it again with --repair, or go on without its images with --damaged skip"
+            f"changed. {_OF_DAMAGE}"
         )
+
+    def _copied_right(self, entry: FileEntry, temporary: Path) -> bool:
+        """Whether the bytes are the promised ones; a store that does not answer is asked four times."""
+        source = self.root / entry.path
+        for pause in (*_PAUSES, None):
+            try:
+                return _copied(source, temporary, entry.bytes) == (entry.bytes, entry.sha256)
+            except Exception as error:  # every remote filesystem has exceptions of its own
+                final = _failure(error, source, temporary.parent)
+                if (
+                    pause is None
+                    or not isinstance(final, FetchFailedError)
+                    or isinstance(final, UnusableCacheError)
+                ):
+                    raise final from error
+            time.sleep(pause)
+        raise AssertionError("unreachable: the last try returns or raises")
 
     def _evict(self, needed: int) -> None:
         """Make room for ``needed`` bytes, oldest use first; what somebody reads or fetches now stays."""
@@ -300,6 +319,18 @@ def _copied(source: Path, target: Path, expected: int) -> tuple[int, str]:
             size += len(chunk)
             writer.write(chunk)
     return size, digest.hexdigest()
+
+
+def _failure(error: Exception, source: Path, folder: Path) -> AlignDetError:
+    """What fetching ``source`` into ``folder`` is to raise for ``error``, and whose fault it is."""
+    told = f"{source} could not be brought to {folder}: {error}"
+    if not folder.is_dir() or (isinstance(error, OSError) and error.errno in _OF_THE_CACHE):
+        return UnusableCacheError(
+            f"{told}. Free some space, lower --cache-gb, or choose another --cache folder"
+        )
+    if isinstance(error, FileNotFoundError) and is_of_the_object(error):
+        return DamagedShardError(f"{source}, which {MANIFEST} names, is gone. {_OF_DAMAGE}")
+    return FetchFailedError(f"{told}. When it can be read again the same command goes on")
 
 
 def _place(path: Path, content: bytes) -> None:

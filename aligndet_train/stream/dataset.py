@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from aligndet_train.stream.cache import UnusableCacheError
+from aligndet_train.stream.cache import FetchFailedError
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import Clusters
 from proposals.errors import AlignDetError
@@ -54,7 +54,8 @@ class ProposalStream(Dataset[Sample]):
     proposals_per_image: keep only that many of the best-ranked boxes; None keeps all. clusters: of the dataset's
     boxes, handed out with them; None hands out none. damaged: what to do about a sample that cannot be read.
     ``raise`` raises AlignDetError (a DataLoader's worker hands it out in place of the sample: see ``readable``);
-    ``skip`` hands out another image of the same dataset, a function of the index, that says why.
+    ``skip`` hands out another image of the same dataset, a function of the index, that says why. A shard that could
+    not be fetched is no damage: FetchFailedError, whatever is chosen.
     """
 
     # mmengine's visualiser asks every dataset for it.
@@ -80,7 +81,7 @@ class ProposalStream(Dataset[Sample]):
         try:
             return self._sample(epoch, index)
         except AlignDetError as error:
-            if self.damaged == "skip" and not isinstance(error, UnusableCacheError):
+            if self.damaged == "skip" and not isinstance(error, FetchFailedError):
                 return self._another(epoch, index, error)
             if get_worker_info() is None:
                 raise
@@ -117,7 +118,7 @@ class ProposalStream(Dataset[Sample]):
             other = (index + max(1, len(self) // part)) % len(self)
             try:
                 return dataclasses.replace(self._sample(epoch, other), skipped=str(error))
-            except UnusableCacheError:
+            except FetchFailedError:
                 raise
             except AlignDetError:
                 continue

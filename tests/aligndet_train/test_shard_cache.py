@@ -18,11 +18,12 @@ import pytest
 from torch.utils.data import DataLoader
 
 from aligndet_train.loader import step_loader
-from aligndet_train.stream import ProposalStream, StepSampler, StreamState
+from aligndet_train.stream import ProposalStream, StepSampler, StreamState, cache
 from aligndet_train.stream.cache import (
     CachedDataset,
     CacheSpec,
     DamagedShardError,
+    FetchFailedError,
     Prefetcher,
     UnusableCacheError,
 )
@@ -152,6 +153,39 @@ def test_a_full_cache_is_not_taken_for_damage(source, tmp_path):
     error = heard.recv()
     assert isinstance(error, UnusableCacheError), error
     assert "choose another --cache folder" in str(error)
+
+
+@pytest.mark.parametrize("fault", ["gone", "unreadable"])
+def test_a_store_that_does_not_answer_is_not_taken_for_damage(source, tmp_path, monkeypatch, fault):
+    """`skip` would train on other images than without the outage; a file that is gone is damage."""
+    monkeypatch.setattr(cache, "_PAUSES", (0.01, 0.01))
+    stream = ProposalStream(cached(source, tmp_path), damaged="skip")
+    tar = source / "shards" / "00001.tar"
+    tar.unlink()
+    if fault == "gone":
+        assert "00001.tar, which dataset.json names, is gone" in stream[(0, 4)].skipped
+        return
+    # Opens, and cannot be read, as a file of a server that is away.
+    tar.mkdir()
+    with pytest.raises(
+        FetchFailedError, match=r"00001\.tar could not be brought to .* the same command goes on"
+    ):
+        stream[(0, 4)]
+
+
+def test_a_store_that_answers_again_is_waited_for(source, mined_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_PAUSES", (0.01, 30.0))
+    tar = source / "shards" / "00001.tar"
+    kept = tar.rename(tmp_path / "kept")
+    tar.mkdir()
+
+    def answers(seconds):
+        if seconds > 1:
+            tar.rmdir()
+            kept.rename(tar)
+
+    monkeypatch.setattr(cache.time, "sleep", answers)
+    assert cached(source, tmp_path).image_bytes(4) == open_dataset(mined_dataset).image_bytes(4)
 
 
 def test_an_image_that_cannot_be_decoded_is_damage_too(source):
