@@ -4,12 +4,14 @@ Everything random in a step is seeded by the step, so a checkpoint is weights, o
 integers of the stream (StreamState).
 """
 
+import copy
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ FORMAT = 1
 LAST = "last.pth"
 PREVIOUS = "previous.pth"
 _TUPLE = "(tuple)"
+INITIAL_WEIGHTS = "initial_weights"
+"""Of an identity: sha256 of the files that the backbone begins from, by the option that names each."""
 SPEED_SETTINGS = ("channels_last", "compile_backbone", "compile_loss")
 """Of PretrainConfig: they change how fast a run is, so that it may go on with others."""
 
@@ -131,7 +135,8 @@ def saved_run(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     if not path.exists():
         return None
     saved = load_checkpoint(path)
-    changed = identity_difference(_of_the_run(saved["identity"]), _of_the_run(identity))
+    before, now = _of_the_runs(saved["identity"], identity)
+    changed = identity_difference(before, now)
     if changed:
         raise AlignDetError(
             f"{path} belongs to another run:\n  "
@@ -141,11 +146,26 @@ def saved_run(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     return saved
 
 
-def _of_the_run(identity: dict[str, Any]) -> dict[str, Any]:
-    """``identity`` without what changes no run: the config's file name, which is for people, and settings for speed."""
+def _of_the_runs(*identities: dict[str, Any]) -> list[dict[str, Any]]:
+    """Two identities without what changes no run: the config's file name, which is for people, settings for speed, and
+    where files lie whose content both know. Where one does not, as the file is gone, names have to do."""
+    options = [set(identity.get(INITIAL_WEIGHTS, ())) for identity in identities]
+    by_content = options[0] == options[1] != set()
+    return [_of_the_run(identity, by_content=by_content) for identity in identities]
+
+
+def _of_the_run(identity: dict[str, Any], *, by_content: bool) -> dict[str, Any]:
     settings = identity.get("pretrain", {})
     kept = {name: value for name, value in settings.items() if name not in SPEED_SETTINGS}
-    return {**identity, "config": None, "pretrain": kept}
+    kept = {**identity, "config": None, "pretrain": kept}
+    files = kept.pop(INITIAL_WEIGHTS, None)
+    if not by_content:
+        return kept
+    model = copy.deepcopy(kept["stock_model"])
+    for option in files:
+        *parts, name = option.split(".")
+        reduce(lambda settings, part: settings[part], parts, model["backbone"])[name] = None
+    return {**kept, "stock_model": model, INITIAL_WEIGHTS: files}
 
 
 def _checked(state: dict[str, Any]) -> dict[str, Any]:

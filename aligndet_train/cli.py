@@ -43,7 +43,9 @@ _Detector = Annotated[
 _Config = Annotated[Path | None, typer.Option(help=f"Or {cli_options.CONFIG_HELP}.")]
 _Iterations = Annotated[int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")]
 _BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")]
-_Seed = Annotated[int | None, typer.Option(min=0, help="Seed of weights, order, views and sampling.")]
+_Seed = Annotated[
+    int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order, views and sampling.")
+]
 _PictureInterval = Annotated[
     int, typer.Option(min=0, help="Steps between pictures of both views and their boxes; 0: none.")
 ]
@@ -94,6 +96,7 @@ def pretrain(
     ops.install()
     from aligndet_train.config import load_run_config, shipped_config
     from aligndet_train.console import volume
+    from aligndet_train.distributed import is_first
     from aligndet_train.plain_config import refuse_python
     from aligndet_train.run_options import RunOptions
     from aligndet_train.stream.cache import cache_for
@@ -125,7 +128,7 @@ def pretrain(
     )
     with volume("quiet" if quiet else "verbose"):
         last = run_pretrain(run, data, work_dir, options)
-    if not quiet:
+    if not quiet and is_first(launcher):
         typer.echo(f"done: {last}\nnext: aligndet export {last} MODEL.pth")
 
 
@@ -188,10 +191,13 @@ def export(
 
 
 def _require_other_file(checkpoint: Path, out: Path) -> None:
-    """Raise AlignDetError when ``out`` is one of the two checkpoints that a run goes on from."""
+    """Raise AlignDetError when ``out`` is a checkpoint that a run, pretraining or fine-tuning, goes on from."""
     from aligndet_train.checkpoint import LAST, PREVIOUS
 
-    for kept in (checkpoint, checkpoint.with_name(LAST), checkpoint.with_name(PREVIOUS)):
+    beside = [out.with_name(name) for name in (LAST, PREVIOUS)]
+    if (out.parent / "last_checkpoint").is_file():
+        beside += out.parent.glob("epoch_*.pth")
+    for kept in (checkpoint, checkpoint.with_name(LAST), checkpoint.with_name(PREVIOUS), *beside):
         if out.exists() and kept.exists() and out.samefile(kept):
             raise AlignDetError(
                 f"{out} is what the run in {kept.parent} goes on from, and the export would take its place: choose "

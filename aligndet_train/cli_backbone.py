@@ -57,7 +57,9 @@ def pretrain_backbone(
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Images a step on one GPU [default: 256].")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights, order and views.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and views.")
+    ] = None,
     amp: cli_options.Amp = False,
     workers: cli_options.Workers = 2,
     log_interval: cli_options.LogInterval = 10,
@@ -87,6 +89,7 @@ def pretrain_backbone(
     from aligndet_train.backbones.registry import find_backbone
     from aligndet_train.cli import parse_options
     from aligndet_train.console import volume
+    from aligndet_train.distributed import is_first
     from aligndet_train.image_domain.config import image_domain_config
     from aligndet_train.image_domain.knn import read_labelled
     from aligndet_train.image_domain.training import pretrain_backbone as run
@@ -117,7 +120,7 @@ def pretrain_backbone(
     )
     with volume("quiet" if quiet else "verbose"):
         out = run(find_backbone(backbone), config, data, work_dir, options, labelled, knn_interval)
-    if not quiet:
+    if not quiet and is_first(launcher):
         typer.echo(f"done: {out}\nnext: aligndet pretrain --backbone-weights {out} ...")
 
 

@@ -56,7 +56,9 @@ def finetune(
     lr: Annotated[float | None, typer.Option(min=0, help="Learning rate as it is, unscaled.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay as it is.")] = None,
     image_size: SizeOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of new weights, order and augmentation.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of new weights, order and augmentation.")
+    ] = 0,
     amp: cli_options.Amp = False,
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Weights in NHWC order: on a CPU often faster.")
@@ -83,6 +85,7 @@ def finetune(
         )
     stock = _stock_config(config, detector, cfg_options, no_python_config, weights, backbone_weights, quiet)
     from aligndet_train.console import volume
+    from aligndet_train.distributed import is_first
     from aligndet_train.finetuning.labels import read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
     from aligndet_train.finetuning.run import finetune as run_finetune
@@ -106,7 +109,7 @@ def finetune(
         labels = read_labels(train, train_images, work_dir / "labels")
         held_out = read_labels(val, val_images, work_dir / "labels") if val is not None else None
         result = run_finetune(stock, labels, held_out, weights, work_dir, options, backbone_weights)
-    if quiet:
+    if quiet or not is_first(launcher):
         return
     if result.report is not None:
         typer.echo(

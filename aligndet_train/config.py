@@ -4,12 +4,15 @@ Precedence, lowest first: PretrainConfig's defaults, the family's (the release's
 ``pretrain = dict(...)``, the command line. An unknown key is an error at every stage.
 """
 
+import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -76,7 +79,7 @@ class PretrainConfig:
     proposals_per_image: Count | None = None
     classes: Count | None = None
     shard_window: Count = 8
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     canvas_multiple: Count = 1
     channels_last: bool = False
     compile_backbone: bool = False
@@ -111,6 +114,10 @@ class RunConfig:
     name: str
     stock_model: dict[str, Any]
     pretrain: PretrainConfig
+
+
+# Besides what mmengine's Runner takes: of mmengine itself, of mmdet's configs, ours.
+_PARTS = ("custom_imports", "train_pipeline", "test_pipeline", "pretrain", "pretrain_model")
 
 
 def available_detectors() -> list[str]:
@@ -171,15 +178,33 @@ def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = F
             f"give a file with the line {OF_MMDET}"
         )
     config = read_plain(path) if is_plain(path) else _run_config(path)
+    _require_known(options, config)
     try:
         if pretraining and "pretrain_model" in config:
             config.merge_from_dict({"model": config.pretrain_model})
         config.merge_from_dict(dict(options))
     except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
         raise AlignDetError(f"--cfg-options, or its pretrain_model, do not fit {path}: {error}") from error
-    if "model" not in config:
-        raise AlignDetError(f"{path} defines no `model`: it is not a detector config")
+    if not isinstance(config.get("model"), dict):
+        raise AlignDetError(f"{path} defines no `model` of settings: it is not a detector config")
+    if not isinstance(config.get("pretrain", {}), dict):
+        raise AlignDetError(
+            f"`pretrain` is a group of settings, not {config.pretrain!r}: name one, as pretrain.epochs"
+        )
     return config
+
+
+def _require_known(options: Mapping[str, Any], config: Config) -> None:
+    """Raise AlignDetError for an option of a part that neither the file has nor mmengine's Runner nor we look for."""
+    known = {*config.keys(), *inspect.signature(Runner.__init__).parameters, *_PARTS}
+    settings = {field.name for field in dataclasses.fields(PretrainConfig)}
+    for option in options:
+        part = option.split(".")[0]
+        if part not in known:
+            meant = f": pretrain.{option}?" if part in settings else ""
+            raise AlignDetError(
+                f"--cfg-options {option}: the config has no {part}, and nothing would read it{meant or '. Correct it'}"
+            )
 
 
 def _run_config(path: Path) -> Config:

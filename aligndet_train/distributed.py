@@ -33,6 +33,11 @@ _LOST = (
 )
 
 
+def is_first(launcher: str) -> bool:
+    """Whether this is the process that speaks for all that ``launcher`` started; also while they have not joined."""
+    return os.environ.get(RANK_VARIABLES.get(launcher, ""), "0") == "0"
+
+
 @contextmanager
 def joined_processes(launcher: str) -> Iterator[None]:
     """Join the process group that ``launcher`` described in the environment, and leave it at the end, also of an error.

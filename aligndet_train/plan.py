@@ -2,13 +2,15 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import get_world_size
 
-from aligndet_train.checkpoint import decoded, encoded, saved_run
+from aligndet_train.backbones.scheme import SCHEME
+from aligndet_train.checkpoint import INITIAL_WEIGHTS, decoded, encoded, saved_run
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
 from aligndet_train.resumable import (
@@ -20,6 +22,7 @@ from aligndet_train.resumable import (
 from aligndet_train.run_options import RunOptions
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_cluster_record
+from proposals.dataset.files import file_sha256
 from proposals.errors import AlignDetError
 
 
@@ -76,6 +79,22 @@ def total_steps(config: PretrainConfig, images: int, world_size: int) -> int:
     return max(1, config.epochs * images // (config.batch_size * world_size))
 
 
+def initial_weights(backbone: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 of the files on this machine that a ``backbone`` begins from, by the option that names each."""
+    named = {
+        "init_cfg.checkpoint": (backbone.get("init_cfg") or {}).get("checkpoint"),
+        "weights": backbone.get("weights"),
+        "pretrained": backbone.get("pretrained"),
+    }
+    paths = {option: _local_file(name) for option, name in named.items() if isinstance(name, str)}
+    return {option: file_sha256(path) for option, path in paths.items() if path is not None}
+
+
+def _local_file(name: str) -> Path | None:
+    path = Path(name.removeprefix(SCHEME).partition(":")[2] if name.startswith(SCHEME) else name)
+    return path if path.is_file() else None
+
+
 REVISION = 2
 """Of what a step computes: counted up when the same settings give another result. 2: other resizing and projectors."""
 
@@ -94,6 +113,8 @@ def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: 
         "amp": options.amp,
         "dataset": dataset_identity(dataset),
     }
+    if began := initial_weights(run.stock_model["backbone"]):
+        identity[INITIAL_WEIGHTS] = began
     if run.pretrain.classes is not None and (record := read_cluster_record(dataset.root)) is not None:
         # As many clusters of another seed, or of other features, are other classes.
         files = "".join(f"{entry.path} {entry.sha256}\n" for entry in record.files)

@@ -15,6 +15,7 @@ from torch import Tensor
 from aligndet_train.equals.sampling import SAMPLING_SEED
 from aligndet_train.stream.dataset import Sample
 from aligndet_train.views import View, ViewConfig, apply_view, draw_view, sampling_seed, view_rng
+from proposals.errors import AlignDetError
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,22 @@ class InputSpec:
 
     @classmethod
     def from_stock(cls, data_preprocessor: dict[str, Any]) -> "InputSpec":
-        """Read a DetDataPreprocessor config; mmdet's own defaults where it is silent."""
+        """Read a DetDataPreprocessor config; mmdet's own defaults where it is silent.
+
+        Raises AlignDetError for a pad_size_divisor that is no number from 1 on.
+        """
+        divisor = data_preprocessor.get("pad_size_divisor", 32)
+        if not isinstance(divisor, int) or divisor < 1:
+            raise AlignDetError(
+                f"data_preprocessor.pad_size_divisor is {divisor!r}: give a number of px, 1 for none"
+            )
         return cls(
             mean=tuple(map(float, data_preprocessor.get("mean") or (0.0, 0.0, 0.0))),
             std=tuple(map(float, data_preprocessor.get("std") or (1.0, 1.0, 1.0))),
             # mmdet's loader gives BGR, so either name means: swap.
             bgr_to_rgb=any(data_preprocessor.get(name, False) for name in ("bgr_to_rgb", "rgb_to_bgr")),
             # Stock pipelines that leave it out crop to a fixed size, a multiple of 32; the release pads to that.
-            pad_size_divisor=int(data_preprocessor.get("pad_size_divisor", 32)),
+            pad_size_divisor=divisor,
         )
 
 

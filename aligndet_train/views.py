@@ -42,6 +42,13 @@ class ViewConfig:
     enhance_range: tuple[float, float] = (0.1, 1.9)
     posterize_bits: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(le=9)]] = (4, 8)
 
+    @field_validator("enhance_range")
+    @classmethod
+    def _of_factors(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= ends[0] <= ends[1]:
+            raise ValueError("factors are not negative, the first number not above the second")
+        return ends
+
     @field_validator("posterize_bits")
     @classmethod
     def _not_empty(cls, ends: tuple[int, int]) -> tuple[int, int]:

@@ -21,6 +21,8 @@ from proposals.dataset.files import alone_with
 from proposals.errors import AlignDetError
 
 _LOOK_SECONDS = BEAT_SECONDS / 2
+# No two machines' clocks are further apart.
+_CLOCKS_APART = 3600.0
 
 Say = Callable[[str], None]
 
@@ -62,7 +64,7 @@ def _after_silence(out: Path, say: Say) -> dict[str, Any] | None:
         return first
     # What its clock says is not trusted alone: one that is a little behind ours must still be seen to beat.
     seconds = min(max(SILENCE_SECONDS - age_of(first), 3 * BEAT_SECONDS), SILENCE_SECONDS)
-    say(f"{_who(first)} wrote to {out} just now: waiting up to {seconds:.0f} s to see whether it still runs")
+    say(f"{_who(first)} may still write to {out}: waiting up to {seconds:.0f} s to see whether it still runs")
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
@@ -75,9 +77,9 @@ def _after_silence(out: Path, say: Say) -> dict[str, Any] | None:
 
 
 def _is_dead(beat: dict[str, Any]) -> bool:
-    if age_of(beat) > SILENCE_SECONDS:
-        return True
     here = this_process()
+    if age_of(beat) > (SILENCE_SECONDS if beat.get("host") == here["host"] else _CLOCKS_APART):
+        return True
     pid = beat.get("pid")
     # A process id means something only among those that this process can see.
     if not isinstance(pid, int) or any(beat.get(name) != here[name] for name in ("host", "space")):

@@ -9,6 +9,7 @@ import typer
 from pipeline import regions_cli
 from pipeline.status_cli import status
 from pipeline.verify_cli import verify
+from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
 
@@ -110,7 +111,7 @@ _ImageTimeout = Annotated[
     ),
 ]
 _ImageMemory = Annotated[
-    float, typer.Option(min=0.05, help="GiB of memory for one image, then it is rejected.")
+    float, typer.Option(min=0.05, max=2**20, help="GiB of memory for one image, then it is rejected.")
 ]
 _Images = Annotated[
     ImagesMode,
@@ -174,7 +175,7 @@ def mine(
     from pipeline.limits import READ_SECONDS, Limits, default_seconds
     from pipeline.progress import LiveProgress, summary
     from pipeline.sources import open_source
-    from proposals.paths import as_path
+    from proposals.paths import as_path, scheme_of
     from proposals.recipe import Recipe
 
     recipe = Recipe(
@@ -186,6 +187,10 @@ def mine(
         max_pixels=max_pixels,
     )
     console, start, place = Console(), time.monotonic(), as_path(out)
+    if scheme_of(str(place)) == "memory":
+        raise AlignDetError(
+            f"{out} is of this process alone, and images are mined by others. Name another place."
+        )
     with LiveProgress(console, quiet) as progress:
         seconds = image_timeout or default_seconds(recipe, engine.value)
         limits = Limits(seconds, int(image_memory * 2**30), max(seconds, READ_SECONDS))

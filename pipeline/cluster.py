@@ -43,7 +43,7 @@ def connected(address: str | None, workers: int | None) -> Iterator[Any]:
     a private Ray of ``workers`` cores (None: all of this machine's). Raises AlignDetError when no cluster answers.
     """
     ray = import_ray()
-    address = address or os.environ.get(_ADDRESS)
+    address = address or _submitted_to()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is not None:
         _require_listener(address)
@@ -84,7 +84,12 @@ def _start_private(ray: Any, cores: int, quiet: dict[str, Any]) -> None:
 
 def is_private(address: str | None) -> bool:
     """Whether `connected` starts a Ray of its own on this machine for ``address``."""
-    return address is None and os.environ.get(_ADDRESS) is None
+    return not (address or _submitted_to())
+
+
+def _submitted_to() -> str | None:
+    # An empty variable is how one is taken away.
+    return os.environ.get(_ADDRESS) or None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, library_versions, read_record
 from proposals.errors import AlignDetError
 from proposals.opencv import require_ximgproc
+from proposals.paths import is_remote, real_path
 from proposals.recipe import Recipe
 from proposals.selective_search.types import Engine
 
@@ -71,8 +72,9 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
 def _run(
     source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer, drain: Drain
 ) -> Outcome:
-    with kept_alive(out.resolve()):
-        workspace = _open(source, out.resolve(), recipe, options, observer)
+    out = out if is_remote(out) else real_path(out)
+    with kept_alive(out):
+        workspace = _open(source, out, recipe, options, observer)
         if workspace.finished is not None:
             return Outcome(workspace.finished, {}, already_complete=True)
         try:

@@ -41,6 +41,7 @@ from proposals.dataset.manifest import (
 from proposals.dataset.tables import read_shard
 from proposals.dataset.verify import Report, verify_dataset
 from proposals.errors import AlignDetError, NewerFormatError
+from proposals.fetch import as_spelled
 from proposals.paths import local_only, scheme_of
 
 # Kinds of sources whose images are no files of their own.
@@ -172,8 +173,17 @@ def _shard_plan(
 
 
 def _size(uri: str, folders: Sequence[Path]) -> int:
-    found = [(folder / uri).stat().st_size for folder in folders if (folder / uri).is_file()]
-    return found[0] if found else -1
+    found = (_size_below(folder, uri) for folder in folders)
+    return next((size for size in found if size >= 0), -1)
+
+
+def _size_below(folder: Path, uri: str) -> int:
+    """Of the file that ``uri`` names below ``folder``; -1 where there is none, or none can have that name."""
+    try:
+        path = Path(as_spelled(str(folder / uri)))
+        return path.stat().st_size if path.is_file() else -1
+    except (OSError, ValueError):
+        return -1
 
 
 def _mine_again(
@@ -236,7 +246,7 @@ def _staging(root: Path) -> Iterator[Path]:
 
 def _folder_of(task: ShardTask, folders: Sequence[Path]) -> Path:
     # Not all need to exist: an image may have been rejected because it was missing.
-    return max(folders, key=lambda folder: sum((folder / uri).exists() for uri in task.uris)).resolve()
+    return max(folders, key=lambda folder: sum(_size_below(folder, uri) >= 0 for uri in task.uris)).resolve()
 
 
 def _committed_rejections(

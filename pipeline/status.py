@@ -17,6 +17,7 @@ from proposals.paths import is_remote, is_there
 
 State = Literal["finished", "running", "stopped"]
 _READERS = 32  # of an object store, at once
+_COUNTED = frozenset({"images", "rejected", "proposals", "rate", "running", "failed"})
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _record_or_none(path: Path) -> CommitRecord | None:
 def _with_beat(status: JobStatus, beat: dict[str, Any] | None) -> JobStatus:
     if beat is None or age_of(beat) > SILENCE_SECONDS:
         return status
-    if "images" not in beat:  # it has only begun
+    if not beat.keys() >= _COUNTED:  # it has only begun
         return _replaced(status, state="running")
     images, rejected = int(beat["images"]), int(beat["rejected"])
     rate = float(beat["rate"]) or None

@@ -141,16 +141,40 @@ def _open(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say) -> Works
         refuse_newer(out / layout.MANIFEST, manifest.format_version, "adding images")
         return _reopen(out, plan, identity, manifest, say)
     if is_there(out / layout.PLAN):
-        theirs = read_identity(out / layout.PLAN)
-        identity = identity.as_told_by(theirs)
-        _refuse_difference(out, identity.diff(theirs))
-        _require_same_shards(out, plan)
+        begun, theirs = _begun(out, plan, identity, say)
         remove_leftovers(out, HEARTBEAT)
         remove_leftovers(out / layout.SHARDS)
-    else:
-        _create(out, plan, identity)
+        make_folder(out / layout.SHARDS)
+        return _with_proofs(out, begun, theirs, {})
+    _create(out, plan, identity)
     make_folder(out / layout.SHARDS)
     return _with_proofs(out, plan, identity, {})
+
+
+def _begun(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say) -> tuple[Plan, JobIdentity]:
+    """The plan of the unfinished job in ``out`` and what it is of: of what was listed when it began.
+
+    Images that came since wait for the next run. Raises AlignDetError when it is another job, or when images are gone
+    or were changed.
+    """
+    theirs = read_identity(out / layout.PLAN)
+    identity = identity.as_told_by(theirs)
+    differences = identity.diff(theirs)
+    if not differences:
+        _require_same_shards(out, plan)
+        return plan, identity
+    begun = PlanFile(out / layout.PLAN)
+    grew = -(-begun.images // theirs.images_per_shard) < begun.shards
+    change = compare(begun, plan, ())
+    refusals = change.refusals()
+    if grew or refusals or not all(line.startswith(_GROWS) for line in differences):
+        _refuse_difference(out, [*differences, *refusals])
+    if count := int(change.added.sum()):
+        say(
+            f"{count} images came since this job began: those it began with are finished now, and the same command "
+            "adds the others then"
+        )
+    return begun, theirs
 
 
 def _require_same_shards(out: Path, plan: ListedPlan) -> None:

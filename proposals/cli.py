@@ -82,7 +82,7 @@ def show(
     out: Annotated[Path, typer.Option(help="Picture to write; its suffix decides the format.")] = Path(
         "sheet.png"
     ),
-    top: Annotated[int, typer.Option(min=0, help="Boxes drawn on each image, best first.")] = 10,
+    top: Annotated[int, typer.Option(min=0, max=10_000, help="Boxes drawn on each image, best first.")] = 10,
 ) -> None:
     """Draw a contact sheet: evenly spaced images of a dataset with their best boxes.
 
@@ -102,9 +102,8 @@ def show(
     try:
         sheet.save(out)
     except (OSError, ValueError) as error:
-        raise AlignDetError(
-            f"{out} cannot be written: {error}. Choose a name that ends in .png or .jpg."
-        ) from error
+        way = "another place" if isinstance(error, OSError) else "a name that ends in .png or .jpg"
+        raise AlignDetError(f"{out} cannot be written: {error}. Choose {way}.") from error
     typer.echo(f"{min(n, len(opened))} of {len(opened)} images, {sheet.width} x {sheet.height} px: {out}")
 
 

@@ -77,6 +77,10 @@ def convert(
         folder_of_images = _require(images)
         _to_dataset(_open(source, form, ids, allow_pickle), form, out, folder_of_images, filter_name)
     else:
+        if out.is_dir():
+            raise AlignDetError(
+                f"{out} is a folder, and {to.value} is one file. Name a file, as {out / 'boxes.json'}."
+            )
         opened = _open(source, form, ids, allow_pickle)
         try:
             boxes = _write(opened, to, out, _ids(ids), folder)

@@ -95,17 +95,20 @@ def report(
     Example: `aligndet report mined/ -o report.html --gt instances_val2017.json`
     """
     from proposals.dataset import open_dataset
+    from proposals.dataset.files import write_atomically
     from proposals.ground_truth import read_objects
     from proposals.outputs import require_outside_datasets
     from proposals.quality import measure_dataset
     from proposals.report import collect, render
 
     require_outside_datasets(out)
+    if gt is not None and out.exists() and out.samefile(gt):
+        raise AlignDetError(f"{out} is the ground truth that is read. Choose another name.")
     opened = open_dataset(dataset)
     quality = None if gt is None else measure_dataset(opened, read_objects(gt))[0]
     page = render(opened, collect(opened), quality, pictures).encode("utf-8", "replace")
     try:
-        out.write_bytes(page)
+        write_atomically(out, page)
     except OSError as error:
         raise AlignDetError(f"{out} cannot be written: {error.strerror}. Choose another name.") from error
     typer.echo(f"{len(opened):,} images, {len(page) / 1e6:.2f} MB: {out}")

@@ -55,7 +55,7 @@ def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:
 
 
 def _read_local(location: str, start: int, size: int | None) -> bytes:
-    location = _as_spelled(location)
+    location = as_spelled(location)
     try:
         # Opening a pipe or a device could wait for ever.
         if not stat.S_ISREG(Path(location).stat().st_mode) and not Path(location).is_dir():
@@ -80,7 +80,7 @@ def _read_local(location: str, start: int, size: int | None) -> bytes:
         raise SourceUnavailableError(f"{location} cannot be read: {error.strerror}") from error
 
 
-def _as_spelled(location: str) -> str:
+def as_spelled(location: str) -> str:
     r"""The path as the system spells it: uris have the bytes of a name that are no UTF-8 as ``\xNN``."""
     if "\\x" not in location or "\0" in location or os.path.lexists(location):
         return location

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from proposals import image_rows
+from proposals.errors import AlignDetError
 from proposals.fetch import MAX_IMAGE_BYTES, SourceUnavailableError, fetch, too_large
 from proposals.images import ImageRejected
 from proposals.paths import SCHEMES, WEB, scheme_of
@@ -88,6 +89,16 @@ class ImageRoot(BaseModel):
         if ".." in path.parts or not path.parts:
             raise ImageRejected("read", "not_allowed", "a path that leaves the folder is not read")
         return f"{self.root.rstrip('/') or '/'}/{uri}" if self.root else uri
+
+    def require_told_apart(self, path: str) -> None:
+        """Raise AlignDetError when uris of what is in the tar or table ``path`` would name something in another."""
+        pattern, example = (_MEMBER, f"{path}/0+0/x") if self.kind == "webdataset" else (_ROW, f"{path}/0")
+        found = pattern.match(example)
+        if found is not None and found[1] != path:
+            raise AlignDetError(
+                f"{path} lies in a folder named {PurePosixPath(found[1]).name}, as a file with images is named, and "
+                "what is in it could not be told from what is in that. Rename that folder"
+            )
 
     def _read_member(self, uri: str) -> bytes:
         found = _MEMBER.match(uri)

@@ -1,6 +1,7 @@
 """Images in tables: one row of a Parquet or Arrow file, read forward so that neighbours cost nothing."""
 
 import errno
+import mmap
 import stat
 from bisect import bisect_right
 from collections import OrderedDict
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proposals.errors import AlignDetError, MissingExtraError
-from proposals.fetch import SourceUnavailableError, require_of_the_object, verdict
+from proposals.fetch import SourceUnavailableError, as_spelled, require_of_the_object, verdict
 from proposals.images import ImageRejected
 from proposals.paths import filesystem, scheme_of
 
@@ -65,13 +66,21 @@ def open_binary(location: str, mapped: bool = True) -> BinaryIO:
     Raises ValueError when it is a pipe, a device or a folder, besides what opening raises.
     """
     if scheme_of(location) is None:
-        if not stat.S_ISREG(Path(location).stat().st_mode):
+        local = Path(as_spelled(location))
+        if not stat.S_ISREG(local.stat().st_mode):
             raise ValueError(f"{location} is no regular file")  # opening a pipe waits for a writer
-        stream: BinaryIO = pa.memory_map(location) if mapped else Path(location).open("rb")  # noqa: SIM115 - the caller
-        return stream
+        return _mapped(local) if mapped else local.open("rb")
     files, path = filesystem(location)
     opened: BinaryIO = files.open(path, "rb")
     return opened
+
+
+def _mapped(path: Path) -> BinaryIO:
+    # By its descriptor: Arrow opens no name that is not UTF-8.
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    stream: BinaryIO = pa.BufferReader(memory)
+    return stream
 
 
 def is_parquet(location: str) -> bool:

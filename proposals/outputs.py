@@ -5,14 +5,19 @@ from pathlib import Path
 
 from proposals.dataset import layout
 from proposals.errors import AlignDetError
+from proposals.paths import url_of
 
 
 def require_outside_datasets(out: Path) -> None:
-    """Raise AlignDetError when ``out`` lies inside the folder of a dataset, or of one that is being made.
+    """Raise AlignDetError when ``out`` is a URL, or lies inside the folder of a dataset, or of one that is being made.
 
     Such a folder holds its own files only: others would be overwritten, or be strangers to `aligndet verify`. Links
     are followed.
     """
+    if (url := url_of(out)) is not None:
+        raise AlignDetError(
+            f"{url} is a URL, and this verb writes to this machine. Name a path, and copy it there."
+        )
     for folder in Path(os.path.realpath(out)).parents:
         begun = any((folder / name).is_file() for name in (layout.MANIFEST, layout.PLAN))
         if begun and (folder / layout.SHARDS).is_dir():

@@ -63,6 +63,28 @@ def detector_trained_with(weights: Path) -> Training | None:
         return None
 
 
+def detector_model(weights: Path) -> dict[str, Any] | None:
+    """The ``model`` of the config that `aligndet export`, or mmengine, wrote into a weights file; None where there is
+    none. What was computed in that config is left out.
+
+    Raises AlignDetError when ``weights`` is no weights file.
+    """
+    meta = _meta(read_file(weights))
+    try:
+        if isinstance(meta, Mapping) and isinstance(meta.get("stock_model"), str):
+            model = json.loads(meta["stock_model"])
+        else:
+            model = _assigned(_text_of_config(meta) or "").get("model")
+    except _UNREADABLE:
+        return None
+    return model if isinstance(model, dict) else None
+
+
+def _text_of_config(meta: Any) -> str | None:
+    text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, Mapping) else None
+    return text if isinstance(text, str) and len(text) <= _LONGEST_CONFIG else None
+
+
 def _stated(converted: Converted) -> Training | None:
     """What the file says: a backbone.pth, our box-domain stage's checkpoint or export, mmengine's with its config."""
     content = converted.file.content
@@ -85,8 +107,8 @@ def _of_detector(meta: Any) -> Training | None:
     if isinstance(meta, Mapping) and isinstance(meta.get("stock_model"), str):
         model = json.loads(meta["stock_model"])
         return _training(model["backbone"], model["data_preprocessor"])
-    text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, Mapping) else None
-    if not isinstance(text, str) or len(text) > _LONGEST_CONFIG:
+    text = _text_of_config(meta)
+    if text is None:
         return None
     config = _assigned(text)
     inputs = config["model"].get("data_preprocessor") or config.get("data_preprocessor")

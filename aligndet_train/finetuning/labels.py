@@ -232,7 +232,11 @@ def _fit(content: Mapping[str, Any]) -> bool:
         and all(type(number) is int and number > 0 for number in boxes)
         and len(set(boxes)) == len(boxes)
         and all(
-            annotation.keys() >= _OF_ANNOTATIONS and not annotation.get("ignore") and _has_area(annotation)
+            annotation.keys() >= _OF_ANNOTATIONS
+            and not annotation.get("ignore")
+            and annotation["iscrowd"] in (0, 1)
+            and all(isinstance(value, int | float) for value in annotation["bbox"])
+            and _has_area(annotation)
             for annotation in content["annotations"]
         )
         and all(_is_positive(image.get(side)) for image in content["images"] for side in ("width", "height"))

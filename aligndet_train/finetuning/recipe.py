@@ -6,7 +6,7 @@ usual ones (AlignDet's fine-tuning). The rate is also scaled linearly from the b
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from aligndet_train.detectors.class_names import class_name
 from aligndet_train.finetuning.base_batch import base_batch
 from aligndet_train.finetuning.coco_ap import METRIC
 from aligndet_train.finetuning.labels import Labels, require_boxes
+from aligndet_train.finetuning.resizing import ImageSize
 from aligndet_train.optimizer import Bfloat16OptimWrapper
 from proposals.errors import AlignDetError
 
@@ -40,6 +41,8 @@ _TO_TRAIN = (
     "train_cfg",
 )
 _TO_MEASURE = ("val_dataloader.dataset",)
+_NUMBERS = ("optim_wrapper.optimizer.lr", "train_cfg.max_epochs", "train_dataloader.batch_size")
+_OF_CHECKPOINTS = ("save_best", "rule", "greater_keys", "less_keys")
 _BASES = [
     f"mmdet::_base_/{name}.py"
     for name in ("datasets/coco_detection", "schedules/schedule_1x", "default_runtime")
@@ -89,12 +92,14 @@ def rates(config: Config, options: FinetuneOptions, *, pretrained: bool, world_s
     optimizer = config.optim_wrapper.optimizer
     base, remark = base_batch(config)
     batch = config.train_dataloader.batch_size * world_size
-    scale = batch / base
+    # An update may be of several steps, as its rate is of their images.
+    seen = batch * int(config.optim_wrapper.get("accumulative_counts", 1))
+    scale = seen / base
     factors = (PRETRAINED_LR_FACTOR, PRETRAINED_WEIGHT_DECAY_FACTOR) if pretrained else (1.0, 1.0)
     decay = float(optimizer.get("weight_decay", 0.0))
     lr = options.lr if options.lr is not None else optimizer.lr * scale * factors[0]
     weight_decay = options.weight_decay if options.weight_decay is not None else decay * factors[1]
-    where = f"stock {optimizer.lr:g} x {batch}/{base} images{remark}" + (
+    where = f"stock {optimizer.lr:g} x {seen}/{base} images{remark}" + (
         f" x {factors[0]:g} for pretrained weights" if pretrained else ""
     )
     reason = f"lr {lr:g} ({'given' if options.lr is not None else where}), weight decay {weight_decay:g}"
@@ -119,13 +124,17 @@ def finetune_config(
     """
     config = deepcopy(stock)
     _require(config, (*_TO_TRAIN, *(_TO_MEASURE if val is not None else ())))
+    for number in _NUMBERS:
+        _require_number(config, number)
     _set_classes(config, train)
     _require_no_map_of_classes(config.model)
-    _set_loader(config.train_dataloader, train, options, config)
+    size = ImageSize.of(config, options.image_size)
+    size.fit_batches(config.model.get("data_preprocessor") or config.get("data_preprocessor"))
+    _set_loader(config.train_dataloader, train, options, config, size)
     kept = require_boxes(train, "learn from", _filter_of(config.train_dataloader.dataset))
     if options.batch_size is not None:
         config.train_dataloader.batch_size = options.batch_size
-    measured = _set_evaluation(config, val, options)
+    measured = _set_evaluation(config, val, options, size)
     chosen = rates(config, options, pretrained=pretrained, world_size=world_size)
     usual = config.optim_wrapper.optimizer.lr
     config.optim_wrapper.optimizer.update(lr=chosen.lr, weight_decay=chosen.weight_decay)
@@ -133,19 +142,28 @@ def finetune_config(
         for name in ("loss_scale", "dtype"):  # of mmengine's AmpOptimWrapper
             config.optim_wrapper.pop(name, None)
         config.optim_wrapper.type = Bfloat16OptimWrapper.__name__  # the config is also printed, as Python
-    _set_schedule(config, kept.number, options, chosen.batch)
+    _set_schedule(config, kept.number, options, chosen.batch, size)
     for scheduler in config.param_scheduler:
         _scale(scheduler, chosen.lr / usual if usual else 1.0)
     config.work_dir = str(work_dir)
     config.default_scope = config.get("default_scope") or "mmdet"
-    config.randomness = {"seed": options.seed}
+    config.randomness = {**(config.get("randomness") or {}), "seed": options.seed}
     config.launcher = options.launcher
     config.auto_scale_lr = {"enable": False, "base_batch_size": chosen.batch}
-    checkpoint = {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2}
-    config.default_hooks = {**(config.get("default_hooks") or {}), "checkpoint": checkpoint}
+    hooks = config.get("default_hooks") or {}
+    config.default_hooks = {**hooks, "checkpoint": _checkpoints(hooks.get("checkpoint") or {})}
     learned = f"{train.source}: training passes over {kept.faults}" if kept.faults else None
     faults = tuple(line for line in (learned, measured) if line is not None)
     return config, replace(chosen, left_out=kept.left_out, faults=faults)
+
+
+def _checkpoints(stock: Mapping[str, Any]) -> dict[str, Any]:
+    """The stock hook as far as a run can still go on: an epoch is the most that a kill may cost, and of two kept ones
+    mmengine removes the first before it writes the next."""
+    kept = stock.get("max_keep_ckpts", 2)
+    chosen = {name: stock[name] for name in _OF_CHECKPOINTS if name in stock}
+    number = kept if kept < 0 else max(2, kept)
+    return {**chosen, "type": "CheckpointHook", "interval": 1, "max_keep_ckpts": number}
 
 
 def evaluation_config(
@@ -158,7 +176,7 @@ def evaluation_config(
     config = deepcopy(stock)
     _require(config, _TO_MEASURE)
     _set_classes(config, val)
-    faults = _set_evaluation(config, val, options)
+    faults = _set_evaluation(config, val, options, ImageSize.of(config, options.image_size))
     config.work_dir = str(work_dir)
     for part in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg",
                  "val_evaluator"):  # fmt: skip
@@ -178,6 +196,14 @@ def _require(config: Config, parts: Sequence[str]) -> None:
         )
 
 
+def _require_number(config: Config, path: str) -> None:
+    value = _at(config, path)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise AlignDetError(
+            f"{path} of the config is {value!r}, and no number: correct it, or the --cfg-options"
+        )
+
+
 def _at(config: Config, path: str) -> Any:
     value: Any = config
     for part in path.split("."):
@@ -185,7 +211,9 @@ def _at(config: Config, path: str) -> Any:
     return value
 
 
-def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions) -> str | None:
+def _set_evaluation(
+    config: Config, val: Labels | None, options: FinetuneOptions, size: ImageSize
+) -> str | None:
     """Returns a line about boxes of ``val`` that AP counts and nobody finds, or that it does not count."""
     if val is None:
         for name in ("val", "test"):
@@ -193,7 +221,7 @@ def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions
                 config[f"{name}_{part}"] = None
         return None
     kept = require_boxes(val, "measure AP on", _filter_of(config.val_dataloader.dataset))
-    _set_loader(config.val_dataloader, val, options, config)
+    _set_loader(config.val_dataloader, val, options, config, size)
     config.val_evaluator = {
         "type": METRIC,
         "ann_file": str(val.annotations),
@@ -201,6 +229,7 @@ def _set_evaluation(config: Config, val: Labels | None, options: FinetuneOptions
         "proposal_nums": _MOST_BOXES,
         # Over the ranks' own connection; "cpu" would make a folder where the command runs, which nodes may not share.
         "collect_device": "gpu",
+        "classwise": bool(_at(config, "val_evaluator.classwise")),
     }
     config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
     config.val_cfg = config.get("val_cfg") or {"type": "ValLoop"}
@@ -260,30 +289,33 @@ def _has_masks(model: ConfigDict) -> bool:
     return bool((model.get("roi_head") or {}).get("mask_head") or model.get("mask_head"))
 
 
-def _set_loader(loader: ConfigDict, labels: Labels, options: FinetuneOptions, config: Config) -> None:
+def _set_loader(
+    loader: ConfigDict, labels: Labels, options: FinetuneOptions, config: Config, size: ImageSize
+) -> None:
     loader.num_workers = options.workers
     loader.persistent_workers = options.workers > 0
     stock = _innermost(loader.dataset)
+    testing = bool(stock.get("test_mode", False))
     ours = ConfigDict(
         type="CocoDataset",
         ann_file=str(labels.annotations),
         data_prefix={"img": f"{labels.images}/"},
         metainfo={"classes": labels.classes},
-        pipeline=_resized(stock.get("pipeline") or config.get("train_pipeline"), options.image_size),
-        test_mode=bool(stock.get("test_mode", False)),
+        pipeline=size.fit(stock.get("pipeline") or config.get("train_pipeline"), training=not testing),
+        test_mode=testing,
         filter_cfg=stock.get("filter_cfg"),
     )
     # Figures are of every image once.
-    loader.dataset = ours if ours.test_mode else _wrapped(loader.dataset, ours, options.image_size)
+    loader.dataset = ours if testing else _wrapped(loader.dataset, ours, size)
 
 
-def _wrapped(dataset: ConfigDict, ours: ConfigDict, size: tuple[int, int] | None) -> ConfigDict:
+def _wrapped(dataset: ConfigDict, ours: ConfigDict, size: ImageSize) -> ConfigDict:
     """``ours`` inside what the config wraps its dataset in, as far as that repeats or mixes images."""
     if class_name(dataset["type"]) not in (*_REPEATING, "MultiImageMixDataset"):
         return ours
     dataset.dataset = _wrapped(dataset.dataset, ours, size)
     if "pipeline" in dataset:  # half of the pipeline is the mix's own
-        dataset.pipeline = _resized(dataset.pipeline, size)
+        dataset.pipeline = size.fit(dataset.pipeline, training=True)
     return dataset
 
 
@@ -306,29 +338,7 @@ def _repeats(dataset: ConfigDict) -> int:
     return int(times) * (_repeats(dataset.dataset) if "dataset" in dataset else 1)
 
 
-def _resized(pipeline: Any, size: tuple[int, int] | None) -> Any:
-    changed = deepcopy(pipeline)
-    for step in _steps_of(changed):
-        kind = class_name(step["type"])
-        if size is not None and kind in ("Resize", "RandomResize", "RandomChoiceResize"):
-            for name in ("scales", "resize_type", "ratio_range"):
-                step.pop(name, None)
-            step.update(type="Resize", scale=size, keep_ratio=True)
-        if kind == "LoadAnnotations":
-            step.pop("with_mask", None)
-            step.pop("with_seg", None)
-    return changed
-
-
-def _steps_of(pipeline: Any) -> Iterator[Any]:
-    """Every transform, also those that another one chooses from (DETR's RandomChoice)."""
-    for step in pipeline:
-        if isinstance(step, dict):
-            yield step
-        yield from _steps_of(step.get("transforms", ()) if isinstance(step, dict) else step)
-
-
-def _set_schedule(config: Config, images: int, options: FinetuneOptions, batch: int) -> None:
+def _set_schedule(config: Config, images: int, options: FinetuneOptions, batch: int, size: ImageSize) -> None:
     """Move the schedule to the run's length. images: those of an epoch that are not repetitions."""
     usual = config.train_cfg.get("max_epochs")
     if usual is None:
@@ -349,7 +359,7 @@ def _set_schedule(config: Config, images: int, options: FinetuneOptions, batch: 
             if name in hook:
                 hook[name] = max(1, round(hook[name] * epochs / usual))
         if "switch_pipeline" in hook:
-            hook.switch_pipeline = _resized(hook.switch_pipeline, options.image_size)
+            hook.switch_pipeline = size.fit(hook.switch_pipeline, training=True)
 
 
 def _has_time(scheduler: ConfigDict, steps: int) -> bool:

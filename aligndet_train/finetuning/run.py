@@ -23,6 +23,7 @@ from aligndet_train.allocator import keep_freed_memory
 from aligndet_train.backbones.files import WeightsFile, read_file
 from aligndet_train.checkpoint import identity_difference
 from aligndet_train.console import say, warn
+from aligndet_train.detectors.class_names import class_name
 from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.detectors.two_stage import repeated_regressor
 from aligndet_train.distributed import any_rank, joined_processes, lost_ranks_explained
@@ -31,6 +32,7 @@ from aligndet_train.export import KeyReport, key_report
 from aligndet_train.finetuning.label_warnings import label_warnings
 from aligndet_train.finetuning.labels import Labels, matched
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
+from aligndet_train.finetuning.other_model import other_model_warning
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from aligndet_train.finetuning.unreadable import unreadable_image_named
 from aligndet_train.loop import memory_blamed
@@ -217,7 +219,9 @@ def _finetune(
                 runner.register_hook(hook)
         began = f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
         remarks = (chosen.reason if last is None else began, chosen.left_out)
-        _tell(runner, [line for line in remarks if line], [*chosen.faults, *label_warnings(train, val)])
+        other = other_model_warning(weights, stock.model) if weights is not None and last is None else None
+        warnings = [*chosen.faults, *label_warnings(train, val), *([other] if other else [])]
+        _tell(runner, [line for line in remarks if line], warnings)
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
         keep_freed_memory()
         with unreadable_image_named(), memory_blamed():
@@ -307,7 +311,8 @@ def evaluate(
     val = matched(val, learned or val.classes, work_dir / _LABELS)
     config, faults = evaluation_config(stock, val, work_dir, options)
     unsaid = None if learned else f"{weights} does not say its classes: taken to be {', '.join(val.classes)}"
-    for line in (faults, unsaid, _other_size_warning(weights, options), *label_warnings(val)):
+    other = other_model_warning(weights, stock.model)
+    for line in (faults, unsaid, other, _other_size_warning(weights, options), *label_warnings(val)):
         if line is not None:
             warn(line)
     _skip_downloads(config)
@@ -408,8 +413,11 @@ def _plain(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _skip_downloads(config: Config) -> None:
-    # The backbone's weights are about to be overwritten: fetching others first would be in vain.
-    config.model.backbone.pop("init_cfg", None)
+    # The backbone's weights are about to be overwritten: fetching others first would be in vain, or fail.
+    backbone = config.model.backbone
+    names = ("init_cfg", "pretrained", *(("weights",) if class_name(backbone.type) == "TimmBackbone" else ()))
+    for name in names:
+        backbone.pop(name, None)
 
 
 def _last_checkpoint(work_dir: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """Images named by a text or CSV list, or by the ``images`` of a COCO json."""
 
+import codecs
 import csv
 import io
 import re
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, TextIO
+from typing import Any, BinaryIO, ClassVar, TextIO
 
 from pipeline.sources.base import Source, SourceEntry, as_text
 from proposals.convert.json_stream import members
@@ -106,7 +107,8 @@ def _is_nameless(uri: str, path: Path) -> bool:
 
 
 def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
-    rows = csv.reader(stream, delimiter=delimiter)
+    # Strictly, or a quotation mark that nothing closes would take all lines behind it for one name.
+    rows, begin = csv.reader(stream, delimiter=delimiter, strict=True), 1
     try:
         header = [name.strip().lower() for name in next(rows, [])]
         column = next((header.index(name) for name in _COLUMNS if name in header), None)
@@ -114,13 +116,17 @@ def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
             raise AlignDetError(
                 f"{path} has no column of images: its header must have {', '.join(_COLUMNS)}."
             )
+        begin = rows.line_num + 1
         for row in rows:
+            begin = rows.line_num + 1
             name = row[column] if len(row) > column else ""
             if not name.strip() and any(cell.strip() for cell in row):
                 name = f"{path.name}/line {rows.line_num} without a name"
             yield name
     except csv.Error as error:
-        raise AlignDetError(f"{path}, line {rows.line_num}, is no CSV: {error}.") from error
+        raise AlignDetError(
+            f"{path}, line {begin}, is no CSV: {error}. Where a cell begins with a quotation mark, one must end it."
+        ) from error
 
 
 def _sized(images: ImageRoot, names: Iterable[str], origin: Path) -> Iterator[SourceEntry]:
@@ -156,12 +162,19 @@ def _size(images: ImageRoot, name: str) -> int:
         return -1  # reading it gives the reason
 
 
+def _utf8(path: Path) -> BinaryIO:
+    with path.open("rb") as raw:
+        if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise AlignDetError(f"{path} is UTF-16, and lists are read as UTF-8. Save it so.")
+    return path.open("rb")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     try:
         # What is no UTF-8 names no file that is there: that line is rejected, not the list.
         with (
-            path.open("rb") as raw,
+            _utf8(path) as raw,
             io.TextIOWrapper(raw, "utf-8-sig", "backslashreplace", newline="") as text,
         ):
             yield text

@@ -13,7 +13,7 @@ from proposals.errors import AlignDetError, MissingExtraError
 from proposals.image_roots import Kind
 from proposals.image_rows import can_hold_images
 from proposals.images import has_image_suffix
-from proposals.paths import WEB, as_path, is_remote, is_there, scheme_of
+from proposals.paths import WEB, as_path, is_remote, is_there, real_path, scheme_of
 
 _BY_SUFFIX: dict[str, Kind] = {
     ".txt": "list",
@@ -90,7 +90,7 @@ def _is_file(name: str, place: Path, kind: Kind | None, by_suffix: Kind | None) 
 
 def _resolved(path: Path) -> Path:
     # Not through a link to a file: the caches of Hugging Face and DVC keep files under names without a suffix.
-    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    return real_path(path) if path.is_dir() else real_path(path.parent) / path.name
 
 
 def _of_file(place: Path, kind: Kind, glob: str | None, column: str | None, image_root: str | None) -> Source:
@@ -99,7 +99,7 @@ def _of_file(place: Path, kind: Kind, glob: str | None, column: str | None, imag
     if kind in ("list", "coco"):
         root = image_root or str(place.parent)
         cls = ListSource if kind == "list" else CocoSource
-        return cls(place, root if scheme_of(root) else str(Path(root).resolve()))
+        return cls(place, root if scheme_of(root) else str(real_path(Path(root))))
     return _of_containers(str(place.parent), [place.name], kind, glob, column)
 
 
@@ -108,7 +108,7 @@ def _of_files(names: list[str], kind: Kind | None, glob: str | None, column: str
     if guessed not in _CONTAINERS:
         raise AlignDetError(f"{names[0]}: braces are for tars, Parquet and Arrow files.")
     places = [as_path(name) for name in names]
-    folders = {str(place.parent if is_remote(place) else place.parent.resolve()) for place in places}
+    folders = {str(place.parent if is_remote(place) else real_path(place.parent)) for place in places}
     if len(folders) > 1:
         raise AlignDetError("files named by braces must lie in one folder.")
     for place in places:

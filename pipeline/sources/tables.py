@@ -37,10 +37,11 @@ class ParquetSource(Source):
     def entries(self) -> Iterator[SourceEntry]:
         """See `Source`. Sizes are not known (-1): the bytes are not read, only the names beside them.
 
-        Raises AlignDetError when a file's place fails while it is listed.
+        Raises AlignDetError when a file's place fails while it is listed, or its name could be that of another's row.
         """
         empty = True
         for file in self.files:
+            self.images.require_told_apart(file)
             for entry in listed(file, self.images.locate(file), partial(self._rows, file)):
                 empty = False
                 yield entry

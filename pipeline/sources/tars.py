@@ -43,10 +43,11 @@ class TarSource(Source):
     def entries(self) -> Iterator[SourceEntry]:
         """See `Source`. Listing reads headers: of a remote tar, about all of it when its images are small.
 
-        Raises AlignDetError when a tar's place fails while it is listed.
+        Raises AlignDetError when a tar's place fails while it is listed, or its name could be that of another's image.
         """
         empty = True
         for tar in self.tars:
+            self.images.require_told_apart(tar)
             for entry in listed(tar, self.images.locate(tar), partial(self._members, tar), mapped=False):
                 empty = False
                 yield entry

@@ -178,6 +178,19 @@ def test_normalisation_beside_the_model_counts_and_none_is_refused(tmp_path):
         load_run_config(path, {}, {})
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("temperature", r"temperature.*: pretrain\.temperature\?"),
+        ("pretrian.epochs", "has no pretrian, and nothing would read it"),
+        ("unknown.foo", "has no unknown"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(option, meant):
+    with pytest.raises(AlignDetError, match=meant):
+        load_run_config(shipped_config("fcos"), {}, {option: 1})
+
+
 def test_missing_files_and_names():
     with pytest.raises(AlignDetError, match=r"shipped: .*fcos"):
         shipped_config("fcoss")

@@ -233,6 +233,23 @@ def test_a_run_goes_on_without_the_file_that_its_backbone_began_from(mined_datas
     assert "resumed at step" in finish(Command(command(mined_dataset, tmp_path / "W", *begin)))
 
 
+def test_a_run_knows_its_backbones_file_by_its_content(mined_dataset, tmp_path):
+    def run(started, expect=0):
+        begin = (
+            f"model.backbone.init_cfg={{'_delete_': True, 'type': 'Pretrained', 'checkpoint': '{started}'}}"
+        )
+        arguments = command(mined_dataset, tmp_path / "W", "--iterations", "2", "--cfg-options", begin)
+        return finish(Command(arguments), expect=expect)
+
+    first, moved = tmp_path / "backbone.pth", tmp_path / "elsewhere.pth"
+    torch.save({"state_dict": {}}, first)
+    run(first)
+    shutil.copy(first, moved)
+    assert "is complete already" in run(moved)
+    torch.save({"state_dict": {"of_another_training": torch.ones(1)}}, first)
+    assert "initial_weights.init_cfg.checkpoint: " in run(first, expect=1)
+
+
 @pytest.mark.parametrize("name", [LAST, PREVIOUS])
 def test_an_export_does_not_take_the_place_of_a_checkpoint(tmp_path, printed, name):
     for file in (LAST, PREVIOUS):

@@ -27,6 +27,7 @@ show DATASET --out BELOW_A_FILE/sheet.png
 show DATASET --out FRESH/sheet.png
 show DATASET --out FRESH.xyz
 show DATASET --out EMPTY
+show DATASET --out s3://bucket/sheet.png
 show BEGUN
 show TRUNCATED
 show s3://
@@ -52,6 +53,8 @@ report MISSING
 report EMPTY
 report DATASET -o BELOW_A_FILE/page.html
 report DATASET -o EMPTY
+report DATASET -o s3://bucket/page.html
+report DATASET -o ANNOTATIONS --gt ANNOTATIONS
 report DATASET -o FRESH.html --gt GARBAGE_JSON
 convert MISSING FRESH.json --to coco
 convert EMPTY FRESH.json --to coco
@@ -61,6 +64,9 @@ convert LIST_JSON FRESH.json --from soco --to coco
 convert IMAGE FRESH.json --to coco
 convert DATASET BELOW_A_FILE/boxes.json --to coco
 convert DATASET EMPTY --to coco
+convert DATASET . --to coco
+convert DATASET s3://bucket/hub --to huggingface
+convert DATASET https://host/boxes.json --to coco
 convert DATASET FRESH.json --to coco --ids GARBAGE_JSON
 convert DATASET FRESH.pkl --to mmdet --folder x --ids MISSING
 convert DATASET FRESH --to dataset
@@ -99,6 +105,8 @@ mine PHOTOS FRESH --address nowhere:1
 mine PHOTOS FRESH --retry-rejected
 mine PHOTOS DATASET --max-side 300
 mine PHOTOS FRESH --workers 0
+mine PHOTOS FRESH --image-memory inf
+mine PHOTOS memory://b/out
 mine PHOTOS FRESH --mode nonsense
 mine pipe:ls FRESH
 mine file:///etc FRESH
@@ -150,6 +158,12 @@ pretrain --data DATASET --work-dir FRESH --config TINY --backbone-weights GARBAG
 pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options nonsense
 pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options pretrain.nonsense=1
 pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options model.nonsense=1
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options temperature=1
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options pretrain=5
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options model=None
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options pretrain.views.enhance_range=(-1,1)
+pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options model.data_preprocessor.pad_size_divisor=0
+pretrain --data DATASET --work-dir FRESH --config TINY --seed 4294967296
 pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options model.backbone.type=Nonsense
 pretrain --data DATASET --work-dir FRESH --config TINY --cfg-options model.type.x=1
 pretrain --data DATASET --work-dir FRESH --config TINY --launcher nonsense
@@ -194,6 +208,7 @@ finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRES
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --image-size nonsense
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --cfg-options model.type=Nonsense
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --launcher nonsense
+finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --cfg-options train_cfg.max_epochs=abc
 finetune --config GARBAGE.py --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH
 finetune --train ANNOTATIONS --work-dir FRESH
 finetune --config TINY --train ANNOTATIONS --work-dir FRESH --no-python-config

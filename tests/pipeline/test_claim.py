@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import claim, heartbeat
 from pipeline.append import start_append
+from pipeline.claim import release
 from pipeline.heartbeat import NAME, this_process, write_beat
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
@@ -287,3 +288,53 @@ def test_nothing_is_removed_for_an_append_when_the_dataset_has_grown_meanwhile(i
     with pytest.raises(AlignDetError, match="another run took over"):
         start_append(out, plan, JobIdentity.of(seen), seen)
     assert sorted((out / "shards").iterdir()) == shards
+
+
+def test_a_run_whose_clock_is_behind_is_seen_to_beat(images, tmp_path, beating, monkeypatch):
+    monkeypatch.setattr(claim, "age_of", lambda beat: heartbeat.age_of(beat) + 60)
+    out, said = tmp_path / "out", []
+    beating(out, "elsewhere")
+    with pytest.raises(AlignDetError, match=r"another run writes to .* on elsewhere"):
+        _begin(images, out, said)
+    assert "to see whether it still runs" in said[0]
+    assert not (out / layout.PLAN).exists()
+
+
+def test_a_job_that_was_stopped_is_finished_before_images_that_came_since_are_added(images, photos, tmp_path):
+    out = tmp_path / "out"
+    shutil.copy(photos / "flower.jpg", images / "flower.jpg")
+    begun = _begin(images, out)
+    first, _ = begun.pending
+    _mine(images, begun, [first])
+    release(out)
+    done = layout.record_path(out, first.name).read_bytes()
+    shutil.copy(photos / "coffee.jpg", images / "added.jpg")
+    said = []
+    again = _begin(images, out, said)
+    assert "1 images came since this job began" in said[0]
+    assert [task.name for task in again.pending] == ["00001"]
+    _finish(images, again)
+    assert [record.uri for record in open_dataset(out)] == ["cat.jpg", "china.jpg", "flower.jpg"]
+    assert layout.record_path(out, first.name).read_bytes() == done
+    _finish(images, _begin(images, out))
+    assert [record.uri for record in open_dataset(out)] == ["cat.jpg", "china.jpg", "flower.jpg", "added.jpg"]
+    assert verify_dataset(out, deep=True).problems == ()
+
+
+def test_images_that_are_gone_since_a_job_was_stopped_are_named(images, photos, tmp_path):
+    out = tmp_path / "out"
+    _begin(images, out)
+    release(out)
+    (images / "cat.jpg").unlink()
+    shutil.copy(photos / "coffee.jpg", images / "china.jpg")
+    with pytest.raises(AlignDetError, match="belongs to another job") as refused:
+        _begin(images, out)
+    assert "1 images removed: cat.jpg" in str(refused.value)
+    assert "1 images changed in size: china.jpg" in str(refused.value)
+
+
+def test_status_takes_a_beat_that_lacks_counts_for_one_of_a_job_that_has_begun(images, tmp_path):
+    out = tmp_path / "out"
+    _begin(images, out)
+    write_beat(out, {**this_process(), "updated": time.time(), "images": 1})
+    assert StatusReader(out).read().state == "running"

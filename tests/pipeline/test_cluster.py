@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import _environment_of
+from pipeline.cluster import _environment_of, is_private
 from proposals.dataset import open_dataset
 
 STARTED = """
@@ -65,3 +65,11 @@ def test_a_private_ray_that_cannot_start_is_one_sentence(photos, tmp_path, start
     assert status == 1
     assert "Ray did not start on this machine" in output
     assert "Traceback" not in output
+
+
+def test_an_empty_address_is_none(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert is_private(None)
+    assert is_private("")
+    monkeypatch.setenv("RAY_ADDRESS", "here:6379")
+    assert not is_private(None)

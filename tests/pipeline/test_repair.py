@@ -1,8 +1,10 @@
 """`aligndet verify --repair`: the damaged part is made again, to the committed bytes, and only that part."""
 
 import json
+import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -292,3 +294,21 @@ def test_images_that_lie_in_tars_are_not_looked_for_among_files(source, mine_fol
     assert done.exit_code == 1
     assert "mined from webdataset" in str(done.exception)
     assert "a new folder" in str(done.exception)
+
+
+def test_names_that_no_file_can_have_stop_no_repair(source, mine_folder, tmp_path, content):
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/in/z\xff.jpg"))
+    shutil.copytree(source, tmp_path / "in")
+    odd.write_bytes(b"no image")
+    names = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*.jpg"))[:3]]
+    (tmp_path / "in" / "list.txt").write_text("\n".join([*names, "x" * 300 + ".jpg"]))
+    for name, images, damaged in (
+        ("listed", open_source(str(tmp_path / "in" / "list.txt")), "shards/00000.tar"),
+        ("folder", tmp_path / "in", "plan.parquet"),
+    ):
+        out = mine_folder(images, tmp_path / name)
+        before = content(out)
+        flip_a_bit(out / damaged)
+        repaired = _repair(out, tmp_path / "in")
+        assert repaired.exit_code == 0, repaired.output
+        assert content(out) == before

@@ -4,11 +4,13 @@ import functools
 import http.server
 import io
 import json
+import os
 import pickle
 import subprocess
 import tarfile
 import threading
 from importlib.util import find_spec
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -17,6 +19,8 @@ import pytest
 
 from pipeline.sources import FolderSource, SourceEntry, SourceUnavailableError, open_source
 from pipeline.sources.runs import sorted_pairs
+from pipeline.sources.tables import ArrowSource, ParquetSource
+from pipeline.sources.tars import TarSource
 from proposals.errors import AlignDetError, MissingExtraError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
@@ -488,3 +492,70 @@ def test_a_column_is_looked_for_in_the_first_table_that_can_be_read(tmp_path):
     assert [entry.uri for entry in source.entries()] == ["a.parquet", "b.parquet/0"]
     with pytest.raises(AlignDetError, match=r"b\.parquet has no column middle"):
         open_source(str(tmp_path), column="middle")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet", "arrow"])
+def test_a_container_whose_name_is_no_utf8_gives_all_its_images(tmp_path, suffix):
+    place = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    place.mkdir()
+    _write_container(place / f"all.{suffix}", {"a.jpg": b"first", "b.jpg": b"second"})
+    kind = {"tar": "webdataset"}.get(suffix, suffix)
+    column = None if suffix == "tar" else "image"
+    names = (f"caf\\xe9/all.{suffix}",)
+    classes = {"webdataset": TarSource, "parquet": ParquetSource, "arrow": ArrowSource}
+    source = classes[kind](str(tmp_path), names, *([column] if column else []))
+    assert [data for *_, data in _content(source)] == [b"first", b"second"]
+
+
+def _write_container(path, images):
+    if path.suffix == ".tar":
+        with tarfile.open(path, "w") as tar:
+            for name, data in images.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return
+    table = pa.table({"image": list(images.values())})
+    with path.open("wb") as file:
+        if path.suffix == ".parquet":
+            pq.write_table(table, file)
+        else:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_quotation_mark_that_nothing_closes_takes_no_other_line_with_it(folder, suffix):
+    mark = {".csv": ",", ".tsv": "\t"}[suffix]
+    lines = [("path", "label"), ("a.jpg", "1"), ('"b/c.png', "2"), ("z.webp", "3"), ("z.webp", "4")]
+    (folder / f"list{suffix}").write_text("".join(f"{mark.join(line)}\n" for line in lines))
+    source = open_source(str(folder / f"list{suffix}"))
+    with pytest.raises(AlignDetError, match=rf"list\{suffix}, line 3, is no CSV: .*quotation mark"):
+        list(source.entries())
+    (folder / f"list{suffix}").write_text(f'path{mark}label\n"a.jpg"{mark}5" wide\n')
+    assert [entry.uri for entry in open_source(str(folder / f"list{suffix}")).entries()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize(("file", "below"), [("x.parquet", "2023"), ("x.tar", "1+2"), ("x.PARQUET", "7")])
+def test_a_container_that_cannot_be_told_from_a_row_of_another_stops_the_job(tmp_path, file, below):
+    place = tmp_path / file / below / f"part{file[1:].lower()}"
+    place.parent.mkdir(parents=True)
+    _write_container(place, {"a.jpg": b"first"})
+    source = open_source(str(tmp_path))
+    with pytest.raises(AlignDetError, match=rf"in a folder named {file}, .*Rename that folder"):
+        list(source.entries())
+
+
+def test_a_list_in_utf16_is_said_to_be_one(folder):
+    (folder / "list.txt").write_text("a.jpg\n", encoding="utf-16")
+    with pytest.raises(AlignDetError, match=r"list\.txt is UTF-16"):
+        list(open_source(str(folder / "list.txt")).entries())
+
+
+def test_a_link_spares_a_dataset_a_name_that_it_cannot_keep(folder, tmp_path):
+    """As the message for such a name advises."""
+    odd = folder.rename(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    (tmp_path / "link").symlink_to(odd)
+    source = open_source(str(tmp_path / "link"))
+    assert source.images.root == str(tmp_path / "link")
+    assert [data for *_, data in _content(source)] == list(_COLORS.values())

@@ -550,6 +550,41 @@ def test_what_is_wrong_with_the_labels_is_told(labels, tmp_path):
         assert sentence in output
 
 
+def test_weights_of_a_detector_that_computes_otherwise_are_named(labels, exported, tmp_path):
+    common = ("--config", CONFIGS / "tiny_fcos.py", "--image-size", "64x48", "--workers", 0)
+    train = ("--train", labels.annotations, "--train-images", labels.images, "--weights", exported)
+    option = ("--cfg-options", "model.bbox_head.norm_on_bbox=True")
+    place = ("--work-dir", tmp_path / "F", "--epochs", 1, "--batch-size", 4)
+    code, output = invoke("finetune", *common, *train, *place, *option)
+    assert code == 0, output
+    difference = "bbox_head.norm_on_bbox: "
+    assert f"warning: {exported} is of a detector with other settings" in output
+    assert difference in output
+    weights = ("--weights", tmp_path / "F" / "epoch_1.pth")
+    val = ("--val", labels.annotations, "--val-images", labels.images)
+    for name, options, warned in (("same", option, False), ("other", (), True)):
+        evaluation = (*common, *weights, *val, "--work-dir", tmp_path / name, *options)
+        code, output = invoke("evaluate", *evaluation)
+        assert code == 0, output
+        assert (difference in output) == warned, output
+
+
+def test_a_checkpoint_that_a_run_goes_on_from_is_not_exported_over(tmp_path):
+    run = load_run_config(CONFIGS / "tiny_fcos.py", {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    last = save_checkpoint(
+        tmp_path, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model}
+    )
+    (tmp_path / "F").mkdir()
+    for name in ("epoch_2.pth", "last_checkpoint"):
+        (tmp_path / "F" / name).write_text("of a fine-tuning")
+    code, output = invoke("export", last, tmp_path / "F" / "epoch_2.pth")
+    assert code != 0
+    assert "goes on from" in output
+    assert (tmp_path / "F" / "epoch_2.pth").read_text() == "of a fine-tuning"
+
+
 def test_a_fine_tuning_in_the_folder_of_another_that_is_at_work_is_refused(labels, tmp_path):
     with alone_in(tmp_path / "F"):
         # Of another process: a process never stands in its own way.

@@ -354,3 +354,19 @@ def test_a_class_that_was_never_learned_is_refused(photos, tmp_path):
     val = read_labels(voc(tmp_path / "val", "a", "b"), photos, tmp_path / "scratch")
     with pytest.raises(AlignDetError, match="has boxes of b, which"):
         matched(val, train.classes, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("change", [{"iscrowd": None}, {"bbox": ["10", "20", 60.0, 50.0]}])
+def test_what_pycocotools_cannot_count_with_is_put_right(change, photos, tmp_path):
+    content = coco([(1, "a"), (2, "b")])
+    content["annotations"][0].update(change)
+    labels = read_labels(written(tmp_path / "train.json", content), photos, tmp_path / "own")
+    assert learned(labels) == learned_as_written(photos, tmp_path)
+    (one, other) = json.loads(labels.annotations.read_text())["annotations"]
+    assert (one["iscrowd"], other["iscrowd"], one["bbox"]) == (0, 0, BOXES["a"])
+
+
+def learned_as_written(photos: Path, tmp_path: Path) -> dict[str, list[float]]:
+    return learned(
+        read_labels(written(tmp_path / "sound.json", coco([(1, "a"), (2, "b")])), photos, tmp_path)
+    )

@@ -374,3 +374,70 @@ def test_a_config_that_counts_iterations_can_be_evaluated(labels, tmp_path):
 def test_figures_count_boxes_as_pycocotools_does(labels):
     config = recipe(stock("retinanet/retinanet_r50_fpn_1x_coco"), labels, labels)
     assert tuple(config.val_evaluator["proposal_nums"]) == (1, 10, 100)
+
+
+def settings_of(config: Config, *names: str) -> dict[str, Any]:
+    """Sizes of the training pipelines, by transform."""
+    dataset = config.train_dataloader.dataset
+    steps = [*dataset.pipeline, *dataset.get("dataset", {}).get("pipeline", ())]
+    return {step["type"]: {name: step[name] for name in names if name in step} for step in steps}
+
+
+@pytest.mark.parametrize("side", [640, 320])
+def test_sizes_that_belong_together_are_scaled_together(labels, side):
+    names = ("img_scale", "scale", "crop_size", "size", "ratio_range")
+    made = recipe(stock("rtmdet/rtmdet_tiny_8xb32-300e_coco"), labels, labels, image_size=(side, side))
+    found = settings_of(made, *names)
+    assert found["CachedMosaic"] == {"img_scale": (side, side)}
+    assert found["RandomResize"] == {"scale": (2 * side, 2 * side), "ratio_range": (0.5, 2.0)}
+    assert found["RandomCrop"] == {"crop_size": (side, side)}
+    assert found["Pad"] == {"size": (side, side)}
+    assert found["CachedMixUp"] == {"img_scale": (side, side), "ratio_range": (1.0, 1.0)}
+    test = {step["type"]: step for step in made.val_dataloader.dataset.pipeline}
+    assert (test["Resize"]["scale"], test["Pad"]["size"]) == ((side, side), (side, side))
+    assert first_sample(made)["inputs"].shape[1:] == (side, side)
+    (switch,) = [hook for hook in made.custom_hooks if "switch_pipeline" in hook]
+    assert switch.switch_pipeline[2]["scale"] == (side, side)
+
+
+def test_batches_of_several_sizes_lie_around_the_one_of_the_test(labels):
+    made = recipe(stock("yolox/yolox_tiny_8xb8-300e_coco"), labels, labels, image_size=(208, 208))
+    found = settings_of(made, "img_scale", "border", "scale")
+    assert found["Mosaic"] == {"img_scale": (320, 320)}
+    assert found["RandomAffine"] == {"border": (-160, -160)}
+    assert found["Resize"] == {"scale": (320, 320)}
+    assert made.model.data_preprocessor.batch_augments[0].random_size_range == (160, 320)
+    assert first_sample(made)["inputs"].shape[1:] == (320, 320)
+
+
+def test_what_the_config_says_of_seeds_checkpoints_and_figures_stays(labels):
+    given = {
+        "randomness": {"deterministic": True, "seed": 7},
+        "default_hooks.checkpoint.save_best": "auto",
+        "default_hooks.checkpoint.max_keep_ckpts": -1,
+        "val_evaluator.classwise": True,
+    }
+    made = recipe(stock("retinanet/retinanet_r50_fpn_1x_coco", **given), labels, labels, seed=3)
+    assert made.randomness == {"deterministic": True, "seed": 3}
+    assert made.default_hooks.checkpoint == {
+        "type": "CheckpointHook", "interval": 1, "max_keep_ckpts": -1, "save_best": "auto",
+    }  # fmt: skip
+    assert made.val_evaluator.classwise
+    one = stock("retinanet/retinanet_r50_fpn_1x_coco", **{"default_hooks.checkpoint.max_keep_ckpts": 1})
+    assert recipe(one, labels).default_hooks.checkpoint.max_keep_ckpts == 2
+    assert recipe(stock("retinanet/retinanet_r50_fpn_1x_coco"), labels).randomness == {"seed": 0}
+
+
+def test_the_rate_is_for_the_images_of_an_update(labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco", **{"optim_wrapper.accumulative_counts": 8})
+    _, rates = finetune_config(
+        config, labels, None, Path("F"), FinetuneOptions(batch_size=2), pretrained=True
+    )
+    assert rates.lr == pytest.approx(0.01 * 16 / 16 * 1.5)
+    assert "16/16 images" in rates.reason
+
+
+@pytest.mark.parametrize("option", ["optim_wrapper.optimizer.lr", "train_dataloader.batch_size"])
+def test_text_in_place_of_a_number_is_named(option, labels):
+    with pytest.raises(AlignDetError, match=f"{re.escape(option)} of the config is 'abc', and no number"):
+        recipe(stock("retinanet/retinanet_r50_fpn_1x_coco", **{option: "abc"}), labels)

@@ -1,0 +1,53 @@
+"""Weights whose detector computed something else than the config that they are loaded into, all shapes being equal."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aligndet_train.backbones.trained_with import detector_model
+from aligndet_train.checkpoint import identity_difference
+from aligndet_train.detectors.class_names import with_registered_names
+
+# They change no output: of training, of where weights came from, of the labels. Normalisation is looked at elsewhere.
+_OF_NO_OUTPUT = frozenset(
+    {
+        "train_cfg", "init_cfg", "pretrained", "weights", "frozen_stages", "norm_eval", "with_cp", "num_classes",
+        "data_preprocessor", "convert_weights",
+    }
+)  # fmt: skip
+_NAMED = 5
+
+
+def other_model_warning(weights: Path, model: Mapping[str, Any]) -> str | None:
+    """A line that names the settings in which the detector that ``weights`` say they are of differs from ``model``.
+
+    None when there are none, or the file does not say. Losses and training's assigners are left out.
+    """
+    theirs = detector_model(weights)
+    if theirs is None:
+        return None
+    different = identity_difference(_of_output(theirs), _of_output(model))
+    if not different:
+        return None
+    more = f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+    return (
+        f"{weights} is of a detector with other settings, in which its values may mean nothing ({weights.name} -> "
+        f"here): {'; '.join(different[:_NAMED])}{more}. Give the config, and the --cfg-options, that it was trained by"
+    )
+
+
+def _of_output(model: Mapping[str, Any]) -> dict[str, Any]:
+    plain = json.loads(json.dumps(with_registered_names(dict(model)), default=str))
+    kept: dict[str, Any] = _cleaned(plain)
+    return kept
+
+
+def _cleaned(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {
+            name: _cleaned(value)
+            for name, value in node.items()
+            if name not in _OF_NO_OUTPUT and not name.startswith("loss_") and value is not None
+        }
+    return [_cleaned(item) for item in node] if isinstance(node, list) else node
