@@ -20,6 +20,7 @@ from aligndet_train.allocator import keep_freed_memory
 from aligndet_train.distributed import any_rank, wrapped
 from aligndet_train.hooks import BoundedHistoryHook, ClockHook
 from aligndet_train.loader import workers_ended
+from aligndet_train.misfits import misfits_blamed
 from aligndet_train.resumable import ResumablePlan
 from aligndet_train.stream import Sample
 from aligndet_train.stream.dataset import readable
@@ -39,7 +40,7 @@ class TrainingStoppedError(AlignDetError):
 def run_to_the_end(runner: Runner) -> None:
     """Train, and end the loader's processes. Raises TrainingStoppedError when it stopped before the last step."""
     keep_freed_memory()
-    with workers_ended(runner.train_dataloader), memory_blamed():
+    with workers_ended(runner.train_dataloader), memory_blamed(), misfits_blamed():
         runner.train()
     if runner.iter < runner.max_iters:
         raise TrainingStoppedError(

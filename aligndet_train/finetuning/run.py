@@ -37,6 +37,7 @@ from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_
 from aligndet_train.finetuning.unreadable import unreadable_image_named
 from aligndet_train.loop import memory_blamed
 from aligndet_train.memory_order import ChannelsLastHook
+from aligndet_train.misfits import misfits_blamed
 from aligndet_train.resumable import require_one_start
 from proposals.dataset.files import file_sha256, write_atomically
 from proposals.errors import AlignDetError
@@ -224,7 +225,7 @@ def _finetune(
         _tell(runner, [line for line in remarks if line], warnings)
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
         keep_freed_memory()
-        with unreadable_image_named(), memory_blamed():
+        with unreadable_image_named(), memory_blamed(), misfits_blamed():
             runner.train()
     if val is None and is_main_process():
         write_results(results.path, run, [])

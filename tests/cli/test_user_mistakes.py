@@ -237,6 +237,9 @@ show
 """.strip().splitlines()
 # Those for which a detector is built.
 LONG_MISTAKES = """
+pretrain --data DATASET --work-dir FRESH --config TINY --workers 0 --cfg-options model.neck.in_channels=(8,16,8,8)
+pretrain --data DATASET --work-dir FRESH --config TINY --workers 0 --cfg-options model.neck.num_outs=3
+pretrain --data DATASET --work-dir FRESH --config TINY --workers 0 --cfg-options model.bbox_head.in_channels=8
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights TENSORS_PTH
 finetune --config TINY --train ANNOTATIONS --train-images PHOTOS --work-dir FRESH --weights CHECKPOINT
 evaluate --config TINY --val ANNOTATIONS --val-images PHOTOS --work-dir FRESH --weights TENSORS_PTH
