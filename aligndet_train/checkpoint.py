@@ -4,14 +4,12 @@ Everything random in a step is seeded by the step, so a checkpoint is weights, o
 integers of the stream (StreamState).
 """
 
-import copy
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +159,20 @@ def _of_the_run(identity: dict[str, Any], *, by_content: bool) -> dict[str, Any]
     files = kept.pop(INITIAL_WEIGHTS, None)
     if not by_content:
         return kept
-    model = copy.deepcopy(kept["stock_model"])
+    model = dict(kept["stock_model"])
     for option in files:
-        *parts, name = option.split(".")
-        reduce(lambda settings, part: settings[part], parts, model["backbone"])[name] = None
+        model["backbone"] = _without(model["backbone"], option.split("."))
     return {**kept, "stock_model": model, INITIAL_WEIGHTS: files}
+
+
+def _without(settings: Any, path: Sequence[str]) -> Any:
+    """A copy of ``settings`` without the value that lies at ``path``, names and places in lists."""
+    if isinstance(settings, (list, tuple)):
+        return [_without(item, path[1:]) if str(i) == path[0] else item for i, item in enumerate(settings)]
+    changed = {name: value for name, value in settings.items() if name != path[0] or len(path) > 1}
+    if len(path) > 1:
+        changed[path[0]] = _without(settings[path[0]], path[1:])
+    return changed
 
 
 def _checked(state: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ _Config = Annotated[Path | None, typer.Option(help=f"Or {cli_options.CONFIG_HELP
 _Iterations = Annotated[int | None, typer.Option(min=1, help="Steps to run instead of the recipe's epochs.")]
 _BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step on one GPU.")]
 _Seed = Annotated[
-    int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order, views and sampling.")
+    int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of weights, order, views and sampling.")
 ]
 _PictureInterval = Annotated[
     int, typer.Option(min=0, help="Steps between pictures of both views and their boxes; 0: none.")

@@ -58,7 +58,7 @@ def pretrain_backbone(
         int | None, typer.Option(min=2, help="Images a step on one GPU [default: 256].")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, order and views.")
+        int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of weights, order and views.")
     ] = None,
     amp: cli_options.Amp = False,
     workers: cli_options.Workers = 2,

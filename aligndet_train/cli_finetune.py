@@ -57,7 +57,7 @@ def finetune(
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay as it is.")] = None,
     image_size: SizeOption = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of new weights, order and augmentation.")
+        int, typer.Option(min=0, max=2**31 - 1, help="Of new weights, order and augmentation.")
     ] = 0,
     amp: cli_options.Amp = False,
     channels_last: Annotated[

@@ -79,7 +79,7 @@ class PretrainConfig:
     proposals_per_image: Count | None = None
     classes: Count | None = None
     shard_window: Count = 8
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     canvas_multiple: Count = 1
     channels_last: bool = False
     compile_backbone: bool = False
@@ -117,7 +117,11 @@ class RunConfig:
 
 
 # Besides what mmengine's Runner takes: of mmengine itself, of mmdet's configs, ours.
-_PARTS = ("custom_imports", "train_pipeline", "test_pipeline", "pretrain", "pretrain_model")
+_PARTS = (
+    "custom_imports", "sync_bn", "find_unused_parameters", "model_wrapper_cfg", "activation_checkpointing",
+    "efficient_conv_bn_eval", "compile", "train_pipeline", "test_pipeline", "tta_model", "tta_pipeline", "pretrain",
+    "pretrain_model",
+)  # fmt: skip
 
 
 def available_detectors() -> list[str]:

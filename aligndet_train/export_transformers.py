@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from aligndet_train.detectors.class_names import class_name
 from aligndet_train.export_differences import Rule, broken, option, resnet_rules
 from aligndet_train.preprocess import InputSpec
-from proposals.dataset.files import publish_all
+from proposals.dataset.files import publish_all, remove_tree
 from proposals.dataset.layout import TEMPORARY_MARK
 from proposals.errors import AlignDetError
 
@@ -140,6 +140,8 @@ def save_transformers(state: Mapping[str, Tensor], model_config: Mapping[str, An
 def _write_folder(folder: Path, *parts: Any) -> None:
     """Every file of ``parts`` whole or not at all, those that are there replaced; first the weights."""
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{TEMPORARY_MARK}*"):  # by an export that was killed
+        remove_tree(left)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_MARK, dir=folder) as written:
         for part in parts:
             part.save_pretrained(written)

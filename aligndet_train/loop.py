@@ -40,7 +40,7 @@ class TrainingStoppedError(AlignDetError):
 def run_to_the_end(runner: Runner) -> None:
     """Train, and end the loader's processes. Raises TrainingStoppedError when it stopped before the last step."""
     keep_freed_memory()
-    with workers_ended(runner.train_dataloader), memory_blamed(), misfits_blamed():
+    with workers_ended(runner.train_dataloader), memory_blamed(), misfits_blamed(runner):
         runner.train()
     if runner.iter < runner.max_iters:
         raise TrainingStoppedError(

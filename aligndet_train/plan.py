@@ -44,6 +44,9 @@ def plan_run(run: RunConfig, dataset: ProposalDataset, work_dir: Path, options: 
     steps = total_steps(run.pretrain, len(dataset), get_world_size())
     identity = run_identity(run, dataset, steps, options)
     saved = saved_run(work_dir, identity) if options.resume else None
+    if saved and INITIAL_WEIGHTS in saved["identity"]:
+        # Known while the run lasts, also when the file is gone meanwhile.
+        identity.setdefault(INITIAL_WEIGHTS, saved["identity"][INITIAL_WEIGHTS])
     require_one_start(work_dir, int(saved["step"]) if saved else 0)
     return Plan(
         run=run,
@@ -81,11 +84,12 @@ def total_steps(config: PretrainConfig, images: int, world_size: int) -> int:
 
 def initial_weights(backbone: Mapping[str, Any]) -> dict[str, str]:
     """sha256 of the files on this machine that a ``backbone`` begins from, by the option that names each."""
-    named = {
-        "init_cfg.checkpoint": (backbone.get("init_cfg") or {}).get("checkpoint"),
-        "weights": backbone.get("weights"),
-        "pretrained": backbone.get("pretrained"),
-    }
+    named = {name: backbone.get(name) for name in ("weights", "pretrained")}
+    began = backbone.get("init_cfg") or {}
+    several = dict(enumerate(began)) if isinstance(began, (list, tuple)) else {None: began}
+    for place, initialiser in several.items():
+        option = "init_cfg" if place is None else f"init_cfg.{place}"
+        named[f"{option}.checkpoint"] = initialiser.get("checkpoint")
     paths = {option: _local_file(name) for option, name in named.items() if isinstance(name, str)}
     return {option: file_sha256(path) for option, path in paths.items() if path is not None}
 

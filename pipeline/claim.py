@@ -63,7 +63,8 @@ def _after_silence(out: Path, say: Say) -> dict[str, Any] | None:
     if first is None or is_ours(first) or _is_dead(first):
         return first
     # What its clock says is not trusted alone: one that is a little behind ours must still be seen to beat.
-    seconds = min(max(SILENCE_SECONDS - age_of(first), 3 * BEAT_SECONDS), SILENCE_SECONDS)
+    left = SILENCE_SECONDS - age_of(first)
+    seconds = min(max(left, 3 * BEAT_SECONDS), SILENCE_SECONDS) if left > 0 else SILENCE_SECONDS
     say(f"{_who(first)} may still write to {out}: waiting up to {seconds:.0f} s to see whether it still runs")
     until = time.monotonic() + seconds
     while time.monotonic() < until:

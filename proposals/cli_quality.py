@@ -108,7 +108,10 @@ def report(
     quality = None if gt is None else measure_dataset(opened, read_objects(gt))[0]
     page = render(opened, collect(opened), quality, pictures).encode("utf-8", "replace")
     try:
-        write_atomically(out, page)
+        if out.exists() and not out.is_file():  # a pipe
+            out.write_bytes(page)
+        else:
+            write_atomically(out.resolve(), page)
     except OSError as error:
         raise AlignDetError(f"{out} cannot be written: {error.strerror}. Choose another name.") from error
     typer.echo(f"{len(opened):,} images, {len(page) / 1e6:.2f} MB: {out}")

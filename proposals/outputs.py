@@ -1,11 +1,14 @@
 """Where a verb may write."""
 
 import os
+import re
 from pathlib import Path
 
 from proposals.dataset import layout
 from proposals.errors import AlignDetError
-from proposals.paths import url_of
+
+# As pathlib leaves it: with one slash. A single letter is a drive.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def require_outside_datasets(out: Path) -> None:
@@ -14,9 +17,9 @@ def require_outside_datasets(out: Path) -> None:
     Such a folder holds its own files only: others would be overwritten, or be strangers to `aligndet verify`. Links
     are followed.
     """
-    if (url := url_of(out)) is not None:
+    if _URL.match(str(out)):
         raise AlignDetError(
-            f"{url} is a URL, and this verb writes to this machine. Name a path, and copy it there."
+            f"{out} is a URL, and this verb writes to this machine. Name a path, and copy it there."
         )
     for folder in Path(os.path.realpath(out)).parents:
         begun = any((folder / name).is_file() for name in (layout.MANIFEST, layout.PLAN))

@@ -85,6 +85,8 @@ def real_path(path: Path) -> Path:
     try:
         str(real).encode()
     except UnicodeEncodeError:
+        if ".." in path.parts:
+            return real  # behind a link ".." is not what the path says
         return Path(os.path.abspath(path))  # noqa: PTH100 - absolute() leaves ".." in it
     return real
 

@@ -42,6 +42,7 @@ _TO_TRAIN = (
 )
 _TO_MEASURE = ("val_dataloader.dataset",)
 _NUMBERS = ("optim_wrapper.optimizer.lr", "train_cfg.max_epochs", "train_dataloader.batch_size")
+_MEASURED = "coco/bbox_mAP"
 _OF_CHECKPOINTS = ("save_best", "rule", "greater_keys", "less_keys")
 _BASES = [
     f"mmdet::_base_/{name}.py"
@@ -151,19 +152,26 @@ def finetune_config(
     config.launcher = options.launcher
     config.auto_scale_lr = {"enable": False, "base_batch_size": chosen.batch}
     hooks = config.get("default_hooks") or {}
-    config.default_hooks = {**hooks, "checkpoint": _checkpoints(hooks.get("checkpoint") or {})}
+    checkpoint, unmeasured = _checkpoints(hooks.get("checkpoint") or {})
+    config.default_hooks = {**hooks, "checkpoint": checkpoint}
     learned = f"{train.source}: training passes over {kept.faults}" if kept.faults else None
-    faults = tuple(line for line in (learned, measured) if line is not None)
+    faults = tuple(line for line in (learned, measured, unmeasured) if line is not None)
     return config, replace(chosen, left_out=kept.left_out, faults=faults)
 
 
-def _checkpoints(stock: Mapping[str, Any]) -> dict[str, Any]:
-    """The stock hook as far as a run can still go on: an epoch is the most that a kill may cost, and of two kept ones
-    mmengine removes the first before it writes the next."""
+def _checkpoints(stock: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The stock hook as far as a run can still go on, and a line about what it wants and is not measured here.
+
+    An epoch is the most that a kill may cost, and of two kept ones mmengine removes the first before it writes another.
+    """
     kept = stock.get("max_keep_ckpts", 2)
     chosen = {name: stock[name] for name in _OF_CHECKPOINTS if name in stock}
+    best, unmeasured = stock.get("save_best"), None
+    if best is not None and best != "auto" and not str(best).startswith(_MEASURED):
+        del chosen["save_best"]
+        unmeasured = f"the config's save_best, {best}, is not measured here: no best checkpoint is kept"
     number = kept if kept < 0 else max(2, kept)
-    return {**chosen, "type": "CheckpointHook", "interval": 1, "max_keep_ckpts": number}
+    return {**chosen, "type": "CheckpointHook", "interval": 1, "max_keep_ckpts": number}, unmeasured
 
 
 def evaluation_config(
@@ -229,7 +237,6 @@ def _set_evaluation(
         "proposal_nums": _MOST_BOXES,
         # Over the ranks' own connection; "cpu" would make a folder where the command runs, which nodes may not share.
         "collect_device": "gpu",
-        "classwise": bool(_at(config, "val_evaluator.classwise")),
     }
     config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
     config.val_cfg = config.get("val_cfg") or {"type": "ValLoop"}

@@ -4,7 +4,8 @@ Most configs resize, and that is all. Those with mosaics, mixes or a fixed canva
 that belong together, around that of the test: there all of them are scaled by one factor.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -48,14 +49,15 @@ class ImageSize:
             elif self.sides is not None and kind in _RESIZES:
                 self._fit_resize(step, training)
             elif self.factor is not None:
-                _scale(step, self.factor, _CANVAS)
+                # At least the size of what was resized to fit the test.
+                _scale(step, self.factor, _CANVAS, round if training else math.ceil)
         return changed
 
     def fit_batches(self, preprocessor: Any) -> None:
         """The same of what ``preprocessor``, a model's, does to whole batches, in place."""
         if self.factor is not None:
             for augment in (preprocessor or {}).get("batch_augments") or ():
-                _scale(augment, self.factor, _CANVAS)
+                _scale(augment, self.factor, {**_CANVAS, "scale": 1})
 
     def _fit_resize(self, step: Any, training: bool) -> None:
         if training and self.factor is not None:
@@ -74,16 +76,19 @@ def steps_of(pipeline: Any) -> Iterator[Any]:
         yield from steps_of(step.get("transforms", ()) if isinstance(step, dict) else step)
 
 
-def _scale(step: Any, factor: float, names: Mapping[str, int]) -> None:
+def _scale(
+    step: Any, factor: float, names: Mapping[str, int], rounded: Callable[[float], int] = round
+) -> None:
     for name, multiple in names.items():
         if step.get(name) is not None:
-            step[name] = _scaled(step[name], factor, multiple)
+            step[name] = _scaled(step[name], factor, multiple, rounded)
 
 
-def _scaled(value: Any, factor: float, multiple: int) -> Any:
+def _scaled(value: Any, factor: float, multiple: int, rounded: Callable[[float], int]) -> Any:
     if isinstance(value, (list, tuple)):
-        return tuple(_scaled(item, factor, multiple) for item in value)
-    number = round(value * factor / multiple) * multiple
+        return tuple(_scaled(item, factor, multiple, rounded) for item in value)
+    # Without what multiplying added to a whole number.
+    number = rounded(round(value * factor / multiple, 6)) * multiple
     return number or (multiple if value > 0 else -multiple)
 
 

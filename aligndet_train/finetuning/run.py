@@ -225,7 +225,7 @@ def _finetune(
         _tell(runner, [line for line in remarks if line], warnings)
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
         keep_freed_memory()
-        with unreadable_image_named(), memory_blamed(), misfits_blamed():
+        with unreadable_image_named(), memory_blamed(), misfits_blamed(runner):
             runner.train()
     if val is None and is_main_process():
         write_results(results.path, run, [])

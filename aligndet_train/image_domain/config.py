@@ -51,7 +51,7 @@ class ImageDomainConfig:
     collapse_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     collapse_window: Count = 100
     shard_window: Count = 8
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     views: ImageViewConfig = field(default_factory=ImageViewConfig)
 
     def remarks(self, images: int) -> list[str]:

@@ -29,7 +29,7 @@ from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.errors import AlignDetError
 from proposals.fetch import is_of_the_object
-from proposals.paths import ForkSafePath, is_remote
+from proposals.paths import ForkSafePath, is_remote, is_there
 
 Read = TypeVar("Read")
 _OF_THE_CACHE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -170,15 +170,29 @@ class ShardCache:
             try:
                 return _copied(source, temporary, entry.bytes) == (entry.bytes, entry.sha256)
             except Exception as error:  # every remote filesystem has exceptions of its own
-                final = _failure(error, source, temporary.parent)
-                if (
-                    pause is None
-                    or not isinstance(final, FetchFailedError)
-                    or isinstance(final, UnusableCacheError)
-                ):
+                final = self._failure(error, source, temporary.parent)
+                # Of what no second try would change nothing is a FetchFailedError alone.
+                if pause is None or type(final) is not FetchFailedError or isinstance(error, PermissionError):
                     raise final from error
             time.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
+
+    def _failure(self, error: Exception, source: Path, folder: Path) -> AlignDetError:
+        """What fetching ``source`` into ``folder`` is to raise for ``error``, and whose fault it is."""
+        told = f"{source} could not be brought to {folder}: {error}"
+        if not folder.is_dir() or (isinstance(error, OSError) and error.errno in _OF_THE_CACHE):
+            return UnusableCacheError(
+                f"{told}. Free some space, lower --cache-gb, or choose another --cache folder"
+            )
+        if isinstance(error, FileNotFoundError) and is_of_the_object(error) and self._is_there():
+            return DamagedShardError(f"{source}, which {MANIFEST} names, is gone. {_OF_DAMAGE}")
+        return FetchFailedError(f"{told}. When it can be read again the same command goes on")
+
+    def _is_there(self) -> bool:
+        """Whether the dataset still is: a mount that is gone has lost all of its files."""
+        with suppress(AlignDetError):
+            return is_there(self.root / MANIFEST)
+        return False
 
     def _evict(self, needed: int) -> None:
         """Make room for ``needed`` bytes, oldest use first; what somebody reads or fetches now stays."""
@@ -319,18 +333,6 @@ def _copied(source: Path, target: Path, expected: int) -> tuple[int, str]:
             size += len(chunk)
             writer.write(chunk)
     return size, digest.hexdigest()
-
-
-def _failure(error: Exception, source: Path, folder: Path) -> AlignDetError:
-    """What fetching ``source`` into ``folder`` is to raise for ``error``, and whose fault it is."""
-    told = f"{source} could not be brought to {folder}: {error}"
-    if not folder.is_dir() or (isinstance(error, OSError) and error.errno in _OF_THE_CACHE):
-        return UnusableCacheError(
-            f"{told}. Free some space, lower --cache-gb, or choose another --cache folder"
-        )
-    if isinstance(error, FileNotFoundError) and is_of_the_object(error):
-        return DamagedShardError(f"{source}, which {MANIFEST} names, is gone. {_OF_DAMAGE}")
-    return FetchFailedError(f"{told}. When it can be read again the same command goes on")
 
 
 def _place(path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ import csv
 import io
 import re
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,26 +108,42 @@ def _is_nameless(uri: str, path: Path) -> bool:
 
 
 def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
-    # Strictly, or a quotation mark that nothing closes would take all lines behind it for one name.
-    rows, begin = csv.reader(stream, delimiter=delimiter, strict=True), 1
+    rows = _rows(stream, delimiter, path)
+    _, titles = next(rows, (0, []))
+    header = [name.strip().lower() for name in titles]
+    column = next((header.index(name) for name in _COLUMNS if name in header), None)
+    if column is None:
+        raise AlignDetError(f"{path} has no column of images: its header must have {', '.join(_COLUMNS)}.")
+    for line, row in rows:
+        name = row[column] if len(row) > column else ""
+        if not name.strip() and any(cell.strip() for cell in row):
+            name = f"{path.name}/line {line} without a name"
+        yield name
+
+
+def _rows(stream: TextIO, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(its last line, cells) of every row. Quotation marks inside of a cell are as they are, but a cell of several
+    lines must end in one: where nothing closes it, all lines behind it would be lost in it."""
+    lines: list[str] = []
+    rows = csv.reader(_noted(stream, lines), delimiter=delimiter)
+    begin = 1
     try:
-        header = [name.strip().lower() for name in next(rows, [])]
-        column = next((header.index(name) for name in _COLUMNS if name in header), None)
-        if column is None:
-            raise AlignDetError(
-                f"{path} has no column of images: its header must have {', '.join(_COLUMNS)}."
-            )
-        begin = rows.line_num + 1
         for row in rows:
+            if len(lines) > 1 or any("\n" in cell for cell in row):
+                deque(csv.reader(lines, delimiter=delimiter, strict=True), maxlen=0)
+            yield rows.line_num, row
             begin = rows.line_num + 1
-            name = row[column] if len(row) > column else ""
-            if not name.strip() and any(cell.strip() for cell in row):
-                name = f"{path.name}/line {rows.line_num} without a name"
-            yield name
+            lines.clear()
     except csv.Error as error:
         raise AlignDetError(
             f"{path}, line {begin}, is no CSV: {error}. Where a cell begins with a quotation mark, one must end it."
         ) from error
+
+
+def _noted(stream: TextIO, lines: list[str]) -> Iterator[str]:
+    for line in stream:
+        lines.append(line)
+        yield line
 
 
 def _sized(images: ImageRoot, names: Iterable[str], origin: Path) -> Iterator[SourceEntry]:

@@ -1,10 +1,13 @@
 """Configs: stock files work as they are, unknown keys are errors, precedence holds."""
 
+import inspect
+import re
 from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 from mmengine.config import Config
+from mmengine.runner import runner
 
 from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.cli import parse_options
@@ -189,6 +192,13 @@ def test_normalisation_beside_the_model_counts_and_none_is_refused(tmp_path):
 def test_an_option_that_nothing_would_read_is_refused(option, meant):
     with pytest.raises(AlignDetError, match=meant):
         load_run_config(shipped_config("fcos"), {}, {option: 1})
+
+
+def test_an_option_that_mmengines_runner_reads_is_taken():
+    read = re.findall(r"self\.cfg\.get\(\s*'(\w+)'", inspect.getsource(runner))
+    assert {"find_unused_parameters", "sync_bn"} <= set(read)
+    for option in read:
+        read_config(shipped_config("fcos"), {option: None})
 
 
 def test_missing_files_and_names():

@@ -155,18 +155,21 @@ def test_a_full_cache_is_not_taken_for_damage(source, tmp_path):
     assert "choose another --cache folder" in str(error)
 
 
-@pytest.mark.parametrize("fault", ["gone", "unreadable"])
+@pytest.mark.parametrize("fault", ["gone", "unreadable", "unmounted"])
 def test_a_store_that_does_not_answer_is_not_taken_for_damage(source, tmp_path, monkeypatch, fault):
     """`skip` would train on other images than without the outage; a file that is gone is damage."""
     monkeypatch.setattr(cache, "_PAUSES", (0.01, 0.01))
     stream = ProposalStream(cached(source, tmp_path), damaged="skip")
     tar = source / "shards" / "00001.tar"
     tar.unlink()
+    if fault == "unmounted":
+        (source / "dataset.json").unlink()
     if fault == "gone":
         assert "00001.tar, which dataset.json names, is gone" in stream[(0, 4)].skipped
         return
     # Opens, and cannot be read, as a file of a server that is away.
-    tar.mkdir()
+    if fault == "unreadable":
+        tar.mkdir()
     with pytest.raises(
         FetchFailedError, match=r"00001\.tar could not be brought to .* the same command goes on"
     ):

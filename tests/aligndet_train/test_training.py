@@ -233,11 +233,13 @@ def test_a_run_goes_on_without_the_file_that_its_backbone_began_from(mined_datas
     assert "resumed at step" in finish(Command(command(mined_dataset, tmp_path / "W", *begin)))
 
 
-def test_a_run_knows_its_backbones_file_by_its_content(mined_dataset, tmp_path):
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_knows_its_backbones_file_by_its_content(several, mined_dataset, tmp_path):
     def run(started, expect=0):
-        begin = (
-            f"model.backbone.init_cfg={{'_delete_': True, 'type': 'Pretrained', 'checkpoint': '{started}'}}"
-        )
+        from_file = f"'type': 'Pretrained', 'checkpoint': '{started}'"
+        both = f"[{{'type': 'Kaiming', 'layer': 'Conv2d'}}, {{{from_file}}}]"
+        alone = f"{{'_delete_': True, {from_file}}}"
+        begin = f"model.backbone.init_cfg={both if several else alone}"
         arguments = command(mined_dataset, tmp_path / "W", "--iterations", "2", "--cfg-options", begin)
         return finish(Command(arguments), expect=expect)
 
@@ -247,7 +249,10 @@ def test_a_run_knows_its_backbones_file_by_its_content(mined_dataset, tmp_path):
     shutil.copy(first, moved)
     assert "is complete already" in run(moved)
     torch.save({"state_dict": {"of_another_training": torch.ones(1)}}, first)
-    assert "initial_weights.init_cfg.checkpoint: " in run(first, expect=1)
+    option = "init_cfg.1.checkpoint" if several else "init_cfg.checkpoint"
+    assert f"initial_weights.{option}: " in run(first, expect=1)
+    first.unlink()
+    assert "is complete already" in run(moved)
 
 
 @pytest.mark.parametrize("name", [LAST, PREVIOUS])

@@ -532,8 +532,17 @@ def test_a_quotation_mark_that_nothing_closes_takes_no_other_line_with_it(folder
     source = open_source(str(folder / f"list{suffix}"))
     with pytest.raises(AlignDetError, match=rf"list\{suffix}, line 3, is no CSV: .*quotation mark"):
         list(source.entries())
-    (folder / f"list{suffix}").write_text(f'path{mark}label\n"a.jpg"{mark}5" wide\n')
-    assert [entry.uri for entry in open_source(str(folder / f"list{suffix}")).entries()] == ["a.jpg"]
+    lines[2] = ("b/c.png", '"closed by the next one')
+    lines[4] = ('"z.webp', "4")
+    (folder / f"list{suffix}").write_text("".join(f"{mark.join(line)}\n" for line in lines))
+    with pytest.raises(AlignDetError, match="line 3, is no CSV"):
+        list(source.entries())
+
+
+def test_quotation_marks_that_are_closed_on_their_line_or_in_the_cells_last_are_none_to_ask_about(folder):
+    text = 'path,label\n"a.jpg",5" wide\nb/c.png,"Peanuts" comic\nz.webp,"two\nlines, and ""marks"""\n'
+    (folder / "list.csv").write_text(text)
+    assert [entry.uri for entry in open_source(str(folder / "list.csv")).entries()] == list(_COLORS)
 
 
 @pytest.mark.parametrize(("file", "below"), [("x.parquet", "2023"), ("x.tar", "1+2"), ("x.PARQUET", "7")])

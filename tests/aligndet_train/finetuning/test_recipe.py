@@ -410,19 +410,34 @@ def test_batches_of_several_sizes_lie_around_the_one_of_the_test(labels):
     assert first_sample(made)["inputs"].shape[1:] == (320, 320)
 
 
-def test_what_the_config_says_of_seeds_checkpoints_and_figures_stays(labels):
+def test_the_canvas_of_the_test_holds_what_is_resized_for_it(labels):
+    made = recipe(stock("rtmdet/rtmdet_tiny_8xb32-300e_coco"), labels, labels, image_size=(400, 400))
+    test = {step["type"]: step for step in made.val_dataloader.dataset.pipeline}
+    assert (test["Resize"]["scale"], test["Pad"]["size"]) == ((400, 400), (416, 416))
+
+
+def test_what_batches_are_resized_to_is_scaled_too(labels):
+    made = recipe(stock("crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman"), labels, image_size=(350, 200))
+    assert made.model.data_preprocessor.batch_augments[0].scale == (350, 200)
+
+
+def test_what_the_config_says_of_seeds_and_checkpoints_stays(labels):
     given = {
         "randomness": {"deterministic": True, "seed": 7},
         "default_hooks.checkpoint.save_best": "auto",
         "default_hooks.checkpoint.max_keep_ckpts": -1,
-        "val_evaluator.classwise": True,
     }
     made = recipe(stock("retinanet/retinanet_r50_fpn_1x_coco", **given), labels, labels, seed=3)
     assert made.randomness == {"deterministic": True, "seed": 3}
     assert made.default_hooks.checkpoint == {
         "type": "CheckpointHook", "interval": 1, "max_keep_ckpts": -1, "save_best": "auto",
     }  # fmt: skip
-    assert made.val_evaluator.classwise
+    other = stock(
+        "retinanet/retinanet_r50_fpn_1x_coco", **{"default_hooks.checkpoint.save_best": "coco/segm_mAP"}
+    )
+    kept, rates = finetune_config(other, labels, labels, Path("F"), FinetuneOptions(), pretrained=True)
+    assert "save_best" not in kept.default_hooks.checkpoint
+    assert any("save_best, coco/segm_mAP," in line for line in rates.faults)
     one = stock("retinanet/retinanet_r50_fpn_1x_coco", **{"default_hooks.checkpoint.max_keep_ckpts": 1})
     assert recipe(one, labels).default_hooks.checkpoint.max_keep_ckpts == 2
     assert recipe(stock("retinanet/retinanet_r50_fpn_1x_coco"), labels).randomness == {"seed": 0}
