@@ -72,7 +72,7 @@ def run_job(source: Source, out: Path, recipe: Recipe, options: JobOptions, obse
 def _run(
     source: Source, out: Path, recipe: Recipe, options: JobOptions, observer: Observer, drain: Drain
 ) -> Outcome:
-    out = out if is_remote(out) else real_path(out)
+    out = out.resolve() if is_remote(out) else real_path(out)
     with kept_alive(out):
         workspace = _open(source, out, recipe, options, observer)
         if workspace.finished is not None:

@@ -1,6 +1,5 @@
 """Images named by a text or CSV list, or by the ``images`` of a COCO json."""
 
-import codecs
 import csv
 import io
 import re
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, ClassVar, TextIO
+from typing import Any, ClassVar, TextIO
 
 from pipeline.sources.base import Source, SourceEntry, as_text
 from proposals.convert.json_stream import members
@@ -23,6 +22,8 @@ from proposals.paths import is_remote, scheme_of
 _COLUMNS = ("uri", "url", "path", "file_name", "filename", "image_path", "image_url", "image", "file")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LOOKED_AT = 100
+# The marks at the beginning of such a file, as `_opened` gives what is no UTF-8.
+_UTF16 = ("\\xff\\xfe", "\\xfe\\xff")
 _NAMELESS = re.compile(r"(entry|line) [0-9]+ without a name")
 
 
@@ -71,7 +72,7 @@ class ListSource(_Listed):
         with _opened(self.path) as stream:
             delimiter = _DELIMITERS.get(self.path.suffix.lower())
             if delimiter is None:
-                yield from (line.rstrip("\r\n") for line in stream)
+                yield from (line.rstrip("\r\n") for line in _lines(stream, self.path))
             else:
                 yield from _column(stream, delimiter, self.path)
 
@@ -125,7 +126,7 @@ def _rows(stream: TextIO, delimiter: str, path: Path) -> Iterator[tuple[int, lis
     """(its last line, cells) of every row. Quotation marks inside of a cell are as they are, but a cell of several
     lines must end in one: where nothing closes it, all lines behind it would be lost in it."""
     lines: list[str] = []
-    rows = csv.reader(_noted(stream, lines), delimiter=delimiter)
+    rows = csv.reader(_noted(_lines(stream, path), lines), delimiter=delimiter)
     begin = 1
     try:
         for row in rows:
@@ -140,9 +141,16 @@ def _rows(stream: TextIO, delimiter: str, path: Path) -> Iterator[tuple[int, lis
         ) from error
 
 
-def _noted(stream: TextIO, lines: list[str]) -> Iterator[str]:
+def _noted(stream: Iterable[str], lines: list[str]) -> Iterator[str]:
     for line in stream:
         lines.append(line)
+        yield line
+
+
+def _lines(stream: TextIO, path: Path) -> Iterator[str]:
+    for number, line in enumerate(stream):
+        if number == 0 and line.startswith(_UTF16):
+            raise AlignDetError(f"{path} is UTF-16, and lists are read as UTF-8. Save it so.")
         yield line
 
 
@@ -179,19 +187,12 @@ def _size(images: ImageRoot, name: str) -> int:
         return -1  # reading it gives the reason
 
 
-def _utf8(path: Path) -> BinaryIO:
-    with path.open("rb") as raw:
-        if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise AlignDetError(f"{path} is UTF-16, and lists are read as UTF-8. Save it so.")
-    return path.open("rb")
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     try:
         # What is no UTF-8 names no file that is there: that line is rejected, not the list.
         with (
-            _utf8(path) as raw,
+            path.open("rb") as raw,
             io.TextIOWrapper(raw, "utf-8-sig", "backslashreplace", newline="") as text,
         ):
             yield text
