@@ -22,6 +22,7 @@ SizeOption = Annotated[
     str | None,
     typer.Option(help="LONGxSHORT in px that images are resized to, e.g. 1333x800. Default: the config's."),
 ]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of new weights, order and augmentation.")]
 CfgOptions = Annotated[
     list[str] | None, typer.Option(help="key=value changes to the config. Repeat for more.")
 ]
@@ -56,9 +57,7 @@ def finetune(
     lr: Annotated[float | None, typer.Option(min=0, help="Learning rate as it is, unscaled.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay as it is.")] = None,
     image_size: SizeOption = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Of new weights, order and augmentation.")
-    ] = 0,
+    seed: Seed = 0,
     amp: cli_options.Amp = False,
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Weights in NHWC order: on a CPU often faster.")

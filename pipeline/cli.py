@@ -2,6 +2,7 @@
 
 import time
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -175,7 +176,6 @@ def mine(
     from pipeline.limits import READ_SECONDS, Limits, default_seconds
     from pipeline.progress import LiveProgress, summary
     from pipeline.sources import open_source
-    from proposals.paths import as_path, scheme_of
     from proposals.recipe import Recipe
 
     recipe = Recipe(
@@ -186,11 +186,7 @@ def mine(
         seed=seed,
         max_pixels=max_pixels,
     )
-    console, start, place = Console(), time.monotonic(), as_path(out)
-    if scheme_of(str(place)) == "memory":
-        raise AlignDetError(
-            f"{out} is of this process alone, and images are mined by others. Name another place."
-        )
+    console, start, place = Console(), time.monotonic(), _place(out)
     with LiveProgress(console, quiet) as progress:
         seconds = image_timeout or default_seconds(recipe, engine.value)
         limits = Limits(seconds, int(image_memory * 2**30), max(seconds, READ_SECONDS))
@@ -219,3 +215,14 @@ def mine(
         console.print(
             f"look at it: aligndet show {out} --out sheet.png", highlight=False, soft_wrap=True, markup=False
         )
+
+
+def _place(out: str) -> Path:
+    from proposals.paths import as_path, scheme_of
+
+    place = as_path(out)
+    if scheme_of(str(place)) == "memory":
+        raise AlignDetError(
+            f"{out} is of this process alone, and images are mined by others. Name another place."
+        )
+    return place

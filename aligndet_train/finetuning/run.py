@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ _WHERE_IT_LIES = ("train.file:", "val.file:", "weights.file:", "backbone_weights
 _FREE_TO_CHANGE = ("workers", "eval_interval", "launcher", "channels_last")
 # and where the folder says the batch of all ranks (older ones do not), that of one.
 _OF_ONE_RANK = ("batch_size",)
+_RUNS = count()
 _NAMED = 20  # tensors that weights leave new
 
 
@@ -236,6 +238,9 @@ def _finetune(
 def _runner(config: Config) -> Runner:
     # mmengine writes the config with every checkpoint, and yapf takes a second to lay it out.
     object.__setattr__(config, "_format_python_code", False)
+    if "experiment_name" not in config:
+        # mmengine keeps logs by this name and the second: the next run of a process gets its own.
+        config.experiment_name = f"{Path(config.filename or 'config').stem}_{next(_RUNS)}"
     return Runner.from_cfg(config)
 
 

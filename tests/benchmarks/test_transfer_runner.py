@@ -67,7 +67,8 @@ if not flag.exists():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_runner_that_is_ended_takes_its_jobs_with_it_and_begins_no_other(tmp_path, number):
     code = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes are begun without
 sys.path.insert(0, BENCHMARKS)
 from transfer import Runner
 from transfer_jobs import Job
