@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aligndet_train.distributed import RANK_VARIABLES
+from aligndet_train.distributed import is_first
 from proposals.errors import AlignDetError
 from proposals.outputs import require_outside_datasets
 
@@ -21,7 +21,7 @@ def alone_in(work_dir: Path, launcher: str = "none") -> Iterator[None]:
     another run is in there, when the folder cannot be made, and when it lies inside a dataset.
     """
     _make(work_dir)
-    if os.environ.get(RANK_VARIABLES.get(launcher, ""), "0") != "0":
+    if not is_first(launcher):
         yield
         return
     descriptor = os.open(work_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -32,11 +32,11 @@ def as_path(name: str | Path) -> Path:
     Raises AlignDetError when the scheme is not allowed, BadUrlError when the rest of the URL cannot be understood,
     MissingExtraError when its library is not installed.
     """
-    text = url_of(name)
-    if text is None:
+    text = _SQUEEZED.sub(r"\1://", str(name))
+    scheme = scheme_of(text)
+    if scheme is None:
         return Path(name)
     require_allowed(text)
-    scheme = str(scheme_of(text))
     from upath import UPath
 
     try:
@@ -49,12 +49,6 @@ def as_path(name: str | Path) -> Path:
     except ValueError as error:
         raise BadUrlError(f"{text} cannot be understood as a URL: {error}. Correct it.") from error
     return cast(Path, path)
-
-
-def url_of(name: str | Path) -> str | None:
-    """The URL that ``name`` is, also where pathlib has taken a slash from it; None for a local path."""
-    text = _SQUEEZED.sub(r"\1://", str(name))
-    return None if scheme_of(text) is None else text
 
 
 def is_there(path: Path) -> bool:

@@ -63,13 +63,10 @@ def detector_trained_with(weights: Path) -> Training | None:
         return None
 
 
-def detector_model(weights: Path) -> dict[str, Any] | None:
+def detector_model(file: WeightsFile) -> dict[str, Any] | None:
     """The ``model`` of the config that `aligndet export`, or mmengine, wrote into a weights file; None where there is
-    none. What was computed in that config is left out.
-
-    Raises AlignDetError when ``weights`` is no weights file.
-    """
-    meta = _meta(read_file(weights))
+    none. What was computed in that config is left out."""
+    meta = _meta(file)
     try:
         if isinstance(meta, Mapping) and isinstance(meta.get("stock_model"), str):
             model = json.loads(meta["stock_model"])

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from aligndet_train.backbones.files import WeightsFile
 from aligndet_train.backbones.trained_with import detector_model
 from aligndet_train.checkpoint import identity_difference
 from aligndet_train.detectors.class_names import with_registered_names
@@ -20,12 +20,12 @@ _OF_TRAINING = ("loss_", "drop", "attn_drop", "proj_drop", "center_sampl")
 _NAMED = 5
 
 
-def other_model_warning(weights: Path, model: Mapping[str, Any]) -> str | None:
-    """A line that names the settings in which the detector that ``weights`` say they are of differs from ``model``.
+def other_model_warning(file: WeightsFile, model: Mapping[str, Any]) -> str | None:
+    """A line that names the settings in which the detector that a weights file says it is of differs from ``model``.
 
     None when there are none, or the file does not say. Losses and training's assigners are left out.
     """
-    theirs = detector_model(weights)
+    theirs = detector_model(file)
     if theirs is None:
         return None
     different = differences(theirs, model)
@@ -33,7 +33,7 @@ def other_model_warning(weights: Path, model: Mapping[str, Any]) -> str | None:
         return None
     more = f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
     return (
-        f"{weights} is of a detector with other settings, in which its values may mean nothing ({weights.name} -> "
+        f"{file.path} is of a detector with other settings, in which its values may mean nothing ({file.path.name} -> "
         f"here): {'; '.join(different[:_NAMED])}{more}. Give the config, and the --cfg-options, that it was trained by"
     )
 

@@ -130,7 +130,7 @@ def finetune_config(
     _set_classes(config, train)
     _require_no_map_of_classes(config.model)
     size = ImageSize.of(config, options.image_size)
-    size.fit_batches(config.model.get("data_preprocessor") or config.get("data_preprocessor"))
+    size.fit_batches(config)
     _set_loader(config.train_dataloader, train, options, config, size)
     kept = require_boxes(train, "learn from", _filter_of(config.train_dataloader.dataset))
     if options.batch_size is not None:

@@ -53,10 +53,10 @@ class ImageSize:
                 _scale(step, self.factor, _CANVAS, round if training else math.ceil)
         return changed
 
-    def fit_batches(self, preprocessor: Any) -> None:
-        """The same of what ``preprocessor``, a model's, does to whole batches, in place."""
+    def fit_batches(self, config: Config) -> None:
+        """The same of what ``config`` does to whole batches in training, in place."""
         if self.factor is not None:
-            for augment in (preprocessor or {}).get("batch_augments") or ():
+            for augment in _batch_augments(config):
                 _scale(augment, self.factor, {**_CANVAS, "scale": 1})
 
     def _fit_resize(self, step: Any, training: bool) -> None:
@@ -96,8 +96,12 @@ def _has_canvas(config: Config) -> bool:
     train = list(_train_steps(config.get("train_dataloader") or {}))
     mixed = any(class_name(step["type"]) in _MIXES for step in train)
     padded = any(class_name(step["type"]) == "Pad" and step.get("size") for step in train)
+    return mixed or padded or bool(_batch_augments(config))
+
+
+def _batch_augments(config: Config) -> Any:
     preprocessor = config.model.get("data_preprocessor") or config.get("data_preprocessor") or {}
-    return mixed or padded or bool(preprocessor.get("batch_augments"))
+    return preprocessor.get("batch_augments") or ()
 
 
 def _train_steps(node: Any) -> Iterator[Any]:

@@ -178,7 +178,8 @@ def _finetune(
     options: FinetuneOptions,
     backbone_weights: Path | None,
 ) -> FinetuneResult:
-    state = read_file(weights).state if weights is not None else None
+    file = read_file(weights) if weights is not None else None
+    state = None if file is None else file.state
     val = matched(val, train.classes, work_dir / _LABELS) if val is not None else None
     config, chosen = finetune_config(
         stock,
@@ -222,7 +223,7 @@ def _finetune(
                 runner.register_hook(hook)
         began = f"lr {run['lr']:g}, weight decay {run['weight_decay']:g}, as it began"
         remarks = (chosen.reason if last is None else began, chosen.left_out)
-        other = other_model_warning(weights, stock.model) if weights is not None and last is None else None
+        other = other_model_warning(file, stock.model) if file is not None and last is None else None
         warnings = [*chosen.faults, *label_warnings(train, val), *([other] if other else [])]
         _tell(runner, [line for line in remarks if line], warnings)
         write_atomically(work_dir / _RUN, json.dumps(run, indent=1).encode())
@@ -317,7 +318,7 @@ def evaluate(
     val = matched(val, learned or val.classes, work_dir / _LABELS)
     config, faults = evaluation_config(stock, val, work_dir, options)
     unsaid = None if learned else f"{weights} does not say its classes: taken to be {', '.join(val.classes)}"
-    other = other_model_warning(weights, stock.model)
+    other = other_model_warning(file, stock.model)
     for line in (faults, unsaid, other, _other_size_warning(weights, options), *label_warnings(val)):
         if line is not None:
             warn(line)

@@ -64,12 +64,16 @@ def labels(mined_dataset: Path, photos: Path, tmp_path_factory: pytest.TempPathF
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a pretraining run that has not begun."""
     folder = tmp_path_factory.mktemp("exported")
+    export(begun(folder), folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def begun(folder: Path) -> Path:
+    """The checkpoint of a pretraining run that has done nothing yet."""
     run = load_run_config(CONFIGS / "tiny_fcos.py", {}, {})
     model = build_pretrainer(run.stock_model, run.pretrain)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    last = save_checkpoint(folder, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model})
-    export(last, folder / "model.safetensors")
-    return folder / "model.safetensors"
+    return save_checkpoint(folder, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model})
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
@@ -570,12 +574,7 @@ def test_weights_of_a_detector_that_computes_otherwise_are_named(labels, exporte
 
 
 def test_a_checkpoint_that_a_run_goes_on_from_is_not_exported_over(tmp_path):
-    run = load_run_config(CONFIGS / "tiny_fcos.py", {}, {})
-    model = build_pretrainer(run.stock_model, run.pretrain)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    last = save_checkpoint(
-        tmp_path, model, optimizer, 1, {"config": run.name, "stock_model": run.stock_model}
-    )
+    last = begun(tmp_path)
     (tmp_path / "F").mkdir()
     for name in ("epoch_2.pth", "last_checkpoint"):
         (tmp_path / "F" / name).write_text("of a fine-tuning")

@@ -131,6 +131,17 @@ def test_what_others_may_have_put_there_is_not_copied_either(tmp_path, monkeypat
     assert not cache.is_warm()
 
 
+def _logged_by(count, target, folder):
+    """What ``count`` processes that run ``target(cache, log)`` at once wrote into the log."""
+    context, log = multiprocessing.get_context("spawn"), folder / "log"
+    workers = [context.Process(target=target, args=(folder / "cache", log)) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return log.read_text()
+
+
 def _enter(directory, log):
     os.environ["ALIGNDET_CACHE_DIR"] = str(directory)
     with cache.one_compiler():
@@ -142,14 +153,7 @@ def _enter(directory, log):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
 def test_one_of_many_compiles(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    log = tmp_path / "log"
-    workers = [context.Process(target=_enter, args=(tmp_path / "cache", log)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert log.read_text() == "compiles\n"
+    assert _logged_by(4, _enter, tmp_path) == "compiles\n"
 
 
 def test_warm_up_leaves_a_warm_cache():
@@ -187,11 +191,4 @@ def _compile_alone(directory, log):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file locks there")
 def test_kernels_that_no_marker_speaks_of_are_compiled_by_one_after_the_other(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    log = tmp_path / "log"
-    workers = [context.Process(target=_compile_alone, args=(tmp_path / "cache", log)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert log.read_text().split() == ["begins", "ends"] * 3
+    assert _logged_by(3, _compile_alone, tmp_path).split() == ["begins", "ends"] * 3
