@@ -12,9 +12,12 @@ from aligndet_train import cli_options
 from aligndet_train.cli_backbone import detector_options, plugged_options
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
+from proposals.terminal import harmless
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+    from aligndet_train.finetuning.coco_ap import ClassFigures
 
 ConfigOption = Annotated[Path | None, typer.Option(help=f"{cli_options.CONFIG_HELP.capitalize()}.")]
 DetectorOption = Annotated[str | None, typer.Option(help="Or a detector that ships with us, e.g. fcos.")]
@@ -27,7 +30,7 @@ CfgOptions = Annotated[
     list[str] | None, typer.Option(help="key=value changes to the config. Repeat for more.")
 ]
 
-_LABELS = "COCO json, Pascal VOC folder, or a list in its ImageSets/Main"
+_LABEL_FORMS = "COCO json, Pascal VOC folder, or a list in its ImageSets/Main"
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
-    train: Annotated[Path, typer.Option(help=f"{_LABELS}.")],
+    train: Annotated[Path, typer.Option(help=f"{_LABEL_FORMS}.")],
     work_dir: Annotated[
         Path, typer.Option(help="Where checkpoints and results.json go; a run there is resumed.")
     ],
@@ -49,7 +52,7 @@ def finetune(
         Path | None, typer.Option(help="What `aligndet export` wrote. Without: the config's own start.")
     ] = None,
     backbone_weights: cli_options.BackboneWeights = None,
-    val: Annotated[Path | None, typer.Option(help=f"To measure AP on: {_LABELS}.")] = None,
+    val: Annotated[Path | None, typer.Option(help=f"To measure AP on: {_LABEL_FORMS}.")] = None,
     train_images: Annotated[Path | None, typer.Option(help="Folder of the training images.")] = None,
     val_images: Annotated[Path | None, typer.Option(help="Folder of the validation images.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Length; the schedule moves with it.")] = None,
@@ -85,7 +88,7 @@ def finetune(
     stock = _stock_config(config, detector, cfg_options, no_python_config, weights, backbone_weights, quiet)
     from aligndet_train.console import volume
     from aligndet_train.distributed import is_first
-    from aligndet_train.finetuning.labels import read_labels
+    from aligndet_train.finetuning.labels import LABELS, read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
     from aligndet_train.finetuning.run import finetune as run_finetune
     from aligndet_train.work_folder import alone_in
@@ -105,8 +108,8 @@ def finetune(
     )
     loudness = volume("verbose" if verbose else "quiet" if quiet else "normal")
     with alone_in(work_dir, launcher), loudness, _config_blamed():
-        labels = read_labels(train, train_images, work_dir / "labels")
-        held_out = read_labels(val, val_images, work_dir / "labels") if val is not None else None
+        labels = read_labels(train, train_images, work_dir / LABELS)
+        held_out = read_labels(val, val_images, work_dir / LABELS) if val is not None else None
         result = run_finetune(stock, labels, held_out, weights, work_dir, options, backbone_weights)
     if quiet or not is_first(launcher):
         return
@@ -115,12 +118,12 @@ def finetune(
             f"weights: {len(result.report.loaded)} tensors loaded, {len(result.report.left_at_init)} new"
         )
     if result.figures:
-        typer.echo(", ".join(f"{name} {value:g}" for name, value in result.figures.items()))
+        typer.echo(_in_one_line(result.figures))
         typer.echo(f"figures of every epoch: {result.results}")
 
 
 def evaluate(
-    val: Annotated[Path, typer.Option(help=f"{_LABELS}.")],
+    val: Annotated[Path, typer.Option(help=f"{_LABEL_FORMS}.")],
     weights: Annotated[Path, typer.Option(help="A checkpoint of `aligndet finetune`.")],
     work_dir: Annotated[Path, typer.Option(help="Where results.json goes.")],
     config: ConfigOption = None,
@@ -140,24 +143,27 @@ def evaluate(
     require_extra("train", "evaluate")
     stock = _stock_config(config, detector, cfg_options, no_python_config, weights, quiet=as_json)
     from aligndet_train.console import volume
-    from aligndet_train.finetuning.labels import read_labels
+    from aligndet_train.finetuning.evaluation import evaluate as run_evaluate
+    from aligndet_train.finetuning.labels import LABELS, read_labels
     from aligndet_train.finetuning.recipe import FinetuneOptions
-    from aligndet_train.finetuning.run import evaluate as run_evaluate
     from aligndet_train.work_folder import alone_in
 
     options = FinetuneOptions(image_size=_size(image_size), workers=workers)
     with alone_in(work_dir), volume("verbose" if verbose else "quiet"), _config_blamed():
-        labels = read_labels(val, val_images, work_dir / "labels")
-        figures = run_evaluate(stock, labels, weights, work_dir, options)
+        labels = read_labels(val, val_images, work_dir / LABELS)
+        found = run_evaluate(stock, labels, weights, work_dir, options)
     if as_json:
-        typer.echo(json.dumps({"weights": str(weights), "annotations": str(val), **figures}, indent=1))
+        told = {"weights": str(weights), "annotations": str(val), **found.figures, "classes": found.classes}
+        typer.echo(json.dumps(told, indent=1))
         return
-    typer.echo(", ".join(f"{name} {value:g}" for name, value in figures.items()))
+    typer.echo(_in_one_line(found.figures))
+    if len(found.classes) > 1:
+        _print_classes(found.classes)
 
 
 def split(
     context: typer.Context,
-    annotations: Annotated[Path, typer.Argument(help=f"The whole set: {_LABELS}.")],
+    annotations: Annotated[Path, typer.Argument(help=f"The whole set: {_LABEL_FORMS}.")],
     out: Annotated[Path, typer.Argument(help="Folder for the subsets, COCO jsons.")],
     percent: Annotated[
         list[str] | None,
@@ -227,6 +233,23 @@ def _config_blamed() -> Iterator[None]:
         raise AlignDetError(
             f"the config cannot be built: {what.split('. Please')[0]}. Correct it, or the --cfg-options"
         ) from error
+
+
+def _in_one_line(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in figures.items())
+
+
+def _print_classes(classes: "list[ClassFigures]") -> None:
+    """A table of the classes; one of which the labels have no box has no AP."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    table = Table("class", *(Column(name, justify="right") for name in ("boxes", "AP", "AP50")))
+    for one in classes:
+        figures = [f"{one[name]:.1f}" if one["boxes"] else "" for name in ("AP", "AP50")]
+        table.add_row(escape(harmless(one["name"])), str(one["boxes"]), *figures)
+    Console().print(table)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -32,8 +32,8 @@ from aligndet_train import ops
 from aligndet_train.backbones.files import read_file
 from aligndet_train.config import CONFIGS, read_config
 from aligndet_train.finetuning.labels import Labels, matched, read_labels
+from aligndet_train.finetuning.loading import load_into
 from aligndet_train.finetuning.recipe import FinetuneOptions, evaluation_config
-from aligndet_train.finetuning.run import load_into
 from proposals.dataset.files import file_sha256
 
 # Rows of COCOeval.stats.

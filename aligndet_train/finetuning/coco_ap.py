@@ -3,21 +3,38 @@
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict
 
 from mmdet.datasets.api_wrappers import COCOeval
 from mmdet.evaluation.metrics import CocoMetric
 from mmdet.registry import METRICS
+from mmengine.evaluator import Evaluator
 
 METRIC = "AlignDetCocoAp"
 # The first of COCOeval's stats, by CocoMetric's names.
 _NAMES = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
+class ClassFigures(TypedDict):
+    """One class: AP and AP50 in per cent, -1 where no box is of it, and how many boxes are (crowds aside)."""
+
+    name: str
+    AP: float
+    AP50: float
+    boxes: int
+
+
 @METRICS.register_module(name=METRIC, force=True)
 class CocoAp(CocoMetric):
     """mmdet's CocoMetric on boxes of a COCO json, but not rounded: its tenth of a point is as large as what seeds
-    of one run differ by."""
+    of one run differ by.
+
+    ``of_classes``: those of the last evaluation, in the main process.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.of_classes: list[ClassFigures] = []
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """``bbox_mAP`` and so on, as fractions, -1 where nothing is of that size; empty when no box was found.
@@ -32,6 +49,7 @@ class CocoAp(CocoMetric):
             files = self.results2json([found for _, found in results], prefix)
             boxes = json.loads(Path(files["bbox"]).read_bytes())
         if not boxes:
+            self.of_classes = self._figures_of_classes(None)
             return {}
         evaluation = COCOeval(truth, truth.loadRes(boxes), "bbox")
         evaluation.params.catIds = self.cat_ids
@@ -40,6 +58,28 @@ class CocoAp(CocoMetric):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+        self.of_classes = self._figures_of_classes(evaluation)
         return {
             f"bbox_{name}": float(value) for name, value in zip(_NAMES, evaluation.stats[:6], strict=True)
         }
+
+    def _figures_of_classes(self, evaluation: COCOeval | None) -> list[ClassFigures]:
+        """Means over what stats[0] and stats[1] are means of; 0 where no box was found, as ``evaluation`` is None."""
+        found: list[ClassFigures] = []
+        for index, category in enumerate(self._coco_api.load_cats(self.cat_ids)):
+            annotations = self._coco_api.load_anns(self._coco_api.get_ann_ids(cat_ids=[category["id"]]))
+            boxes = sum(not one.get("iscrowd", 0) for one in annotations)
+            ap = ap50 = 0.0 if boxes else -1.0
+            if evaluation is not None and boxes:
+                # (IoU, recall, class, size, most boxes of an image)
+                precision = 100 * evaluation.eval["precision"][:, :, index, 0, -1]
+                ap, ap50 = float(precision.mean()), float(precision[0].mean())
+            found.append(
+                {"name": category["name"], "AP": round(ap, 2), "AP50": round(ap50, 2), "boxes": boxes}
+            )
+        return found
+
+
+def of_classes(evaluator: Evaluator) -> list[ClassFigures]:
+    """Of the last evaluation, in the order of the categories; empty but in the main process."""
+    return next((metric.of_classes for metric in evaluator.metrics if isinstance(metric, CocoAp)), [])

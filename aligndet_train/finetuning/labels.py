@@ -16,6 +16,8 @@ from proposals.dataset.files import write_atomically
 from proposals.errors import AlignDetError
 from proposals.ground_truth import GroundTruth, read_ground_truth
 
+# Where below its --work-dir a run keeps labels in a form of its own.
+LABELS = "labels"
 # What mmdet and pycocotools read of every annotation without asking whether it is there.
 _OF_ANNOTATIONS = {"id", "area", "iscrowd"}
 _TOO_SMALL = (

@@ -38,6 +38,12 @@ def truth_and_found(seed: int) -> tuple[dict, list[dict]]:
 
 
 def measured(path: Path, found: list[dict], prefix: str | None = None) -> dict[str, float]:
+    return metric_and_figures(path, found, prefix)[1]
+
+
+def metric_and_figures(
+    path: Path, found: list[dict], prefix: str | None = None
+) -> tuple[CocoAp, dict[str, float]]:
     metric = CocoAp(ann_file=str(path), metric="bbox", proposal_nums=(1, 10, 100), outfile_prefix=prefix)
     metric.dataset_meta = {"classes": tuple(f"class {c}" for c in range(CLASSES))}
     for image in found:
@@ -45,7 +51,7 @@ def measured(path: Path, found: list[dict], prefix: str | None = None) -> dict[s
         metric.process(
             {}, [{"img_id": image["img_id"], "ori_shape": (300, 400), "pred_instances": prediction}]
         )
-    return metric.evaluate(size=IMAGES)
+    return metric, metric.evaluate(size=IMAGES)
 
 
 def test_figures_are_pycocotools_own_and_not_rounded(tmp_path):
@@ -86,3 +92,38 @@ def test_nothing_found_gives_no_figures(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(truth))
     empty = {"bboxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, np.int64)}
     assert measured(tmp_path / "t.json", [{**image, **empty} for image in found]) == {}
+
+
+def test_every_class_has_the_ap_of_a_set_that_holds_it_alone(tmp_path):
+    truth, found = truth_and_found(0)
+    truth["annotations"][0]["iscrowd"] = 1
+    (tmp_path / "all.json").write_text(json.dumps(truth))
+    metric, overall = metric_and_figures(tmp_path / "all.json", found)
+    assert [one["name"] for one in metric.of_classes] == ["class 0", "class 1", "class 2"]
+    assert sum(one["boxes"] for one in metric.of_classes) == IMAGES * BOXES - 1
+    for number, one in enumerate(metric.of_classes):
+        kept = [box for box in truth["annotations"] if box["category_id"] == number + 1]
+        (tmp_path / "one.json").write_text(json.dumps({**truth, "annotations": kept}))
+        alone = measured(tmp_path / "one.json", found)  # the other classes have no box, and so no say
+        assert one["AP"] == pytest.approx(100 * alone["coco/bbox_mAP"], abs=0.006)
+        assert one["AP50"] == pytest.approx(100 * alone["coco/bbox_mAP_50"], abs=0.006)
+        assert one["boxes"] == sum(not box["iscrowd"] for box in kept)
+    mean = sum(one["AP"] for one in metric.of_classes) / CLASSES
+    assert mean == pytest.approx(100 * overall["coco/bbox_mAP"], abs=0.01)
+
+
+def test_a_class_without_a_box_has_no_ap_and_one_that_is_not_found_has_zero(tmp_path):
+    truth, found = truth_and_found(0)
+    truth["annotations"] = [box for box in truth["annotations"] if box["category_id"] != 2]
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    for image in found:
+        kept = image["labels"] != 2
+        image |= {name: image[name][kept] for name in ("bboxes", "scores", "labels")}
+    first, second, third = metric_and_figures(tmp_path / "t.json", found)[0].of_classes
+    assert first["AP"] > 10
+    assert (second["AP"], second["AP50"], second["boxes"]) == (-1, -1, 0)
+    assert (third["AP"], third["AP50"]) == (0, 0)
+    assert third["boxes"] > 0
+    nothing = {"bboxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, np.int64)}
+    metric, _ = metric_and_figures(tmp_path / "t.json", [{**image, **nothing} for image in found])
+    assert [one["AP"] for one in metric.of_classes] == [0, -1, 0]

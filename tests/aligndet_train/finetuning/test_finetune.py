@@ -21,9 +21,9 @@ from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.config import load_run_config, read_config
 from aligndet_train.export import export, exported_state
 from aligndet_train.finetuning.labels import Labels, read_labels
+from aligndet_train.finetuning.loading import LoadWeightsHook, load_into
 from aligndet_train.finetuning.nonfinite import image_paths
 from aligndet_train.finetuning.recipe import FinetuneOptions, finetune_config
-from aligndet_train.finetuning.run import LoadWeightsHook, load_into
 from aligndet_train.memory_order import ChannelsLastHook
 from aligndet_train.work_folder import alone_in
 from proposals.cli import build_app
@@ -134,7 +134,7 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     code, output = invoke(*command, "--epochs", 2)
     assert code == 0, output
     assert (tmp_path / "F" / "epoch_2.pth").stat().st_mtime_ns == written, "nothing was left to train"
-    assert json.loads((tmp_path / "F" / "results.json").read_text())["epochs"] == again["epochs"]
+    assert json.loads((tmp_path / "F" / "results.json").read_text()) == again
     killed_before_any_figures = tmp_path / "F" / "results.json"
     killed_before_any_figures.unlink()
     (tmp_path / "F" / "last_checkpoint").write_text(str(tmp_path / "F" / "epoch_1.pth"))
@@ -166,6 +166,11 @@ def test_it_trains_measures_resumes_and_its_checkpoint_evaluates(labels, exporte
     assert code == 0, output
     measured = json.loads((tmp_path / "E" / "results.json").read_text())["last"]
     assert measured | {"epoch": 2} == again["last"]
+    classes = json.loads((tmp_path / "E" / "results.json").read_text())["classes"]
+    assert [one["name"] for one in classes] == ["a", "b"]
+    assert classes == again["classes"]
+    for one in classes:
+        assert re.search(rf"{one['name']} +│ +{one['boxes']} │ +{one['AP']:.1f} ", output), output
     assert "warning:" not in output
     other_size = invoke("evaluate", *common, *val, *weights, "--image-size", "64x48")
     assert "epoch_2.pth was fine-tuned with --image-size 128x96" in other_size[1]
