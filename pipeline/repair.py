@@ -59,6 +59,11 @@ def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair:
     newer format wrote a part of it.
     """
     root = local_only(root, "verify --repair")
+    if (root / layout.SHARDS).is_symlink():
+        raise AlignDetError(
+            f"{root / layout.SHARDS} is a link, and nothing is written to where it leads. Put the folder itself in its "
+            "place, then repair"
+        )
     report = _with_manifest(root, workers, on_repair)
     manifest = read_manifest(root)
     if report.problems:

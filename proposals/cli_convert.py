@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from proposals.errors import AlignDetError
+from proposals.terminal import harmless
 
 if TYPE_CHECKING:
     from proposals.convert import Source
@@ -154,8 +155,15 @@ def _to_hub(source: Path, form: Form, out: Path, name: str | None, license_id: s
             f"huggingface is written from a dataset. First: aligndet convert {source} DATASET --to dataset"
         )
     opened = open_dataset(source)
-    files = write_hub_folder(opened, out, name or opened.root.resolve().name, license_id)
-    typer.echo(f"{len(opened):,} images in {files:,} files: {out}")
+    made = write_hub_folder(opened, out, name or opened.root.resolve().name, license_id)
+    typer.echo(f"{len(opened):,} images in {made.files:,} files: {out}")
+    if made.private:
+        typer.echo(
+            f"warning: {made.private:,} of its images are named by their path on the machine that mined them, "
+            f"{harmless(made.example)} for one, and whoever downloads this can read that. To publish other names, mine "
+            "a folder, or a list of paths that are relative to it",
+            err=True,
+        )
 
 
 def _require(images: Path | None) -> Path:

@@ -20,6 +20,7 @@ class Rows:
 
     uris, statuses: [N]. sizes: [N, 2] int64, (width, height) px. offsets: [N + 1] int64: image i owns
     boxes[offsets[i]:offsets[i + 1]]. boxes: [M, 4] float32 xyxy px, half-open, best first. rank: [M] float32.
+    sha256: [N] strings, hex, of the image files.
     """
 
     uris: list[str]
@@ -28,6 +29,7 @@ class Rows:
     offsets: npt.NDArray[np.int64]
     boxes: Boxes
     rank: npt.NDArray[np.float32]
+    sha256: pa.ChunkedArray
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -56,4 +58,5 @@ def _rows(table: pa.Table, first: int, last: int) -> Rows:
         offsets=offsets - offsets[0],
         boxes=flat_boxes(table)[boxes],
         rank=flat_ranks(table)[boxes],
+        sha256=part.column("sha256"),
     )

@@ -26,13 +26,14 @@ from proposals.errors import AlignDetError
 _CLUSTER_NAMES = {f"cluster_{number}": number for number in range(1, CLUSTERS + 1)}
 
 Entry = dict[str, Any]
-_Columns = npt.NDArray[np.float64]  # [N, 6]: xywh, rank or nan, cluster
+_Columns = npt.NDArray[np.float64]  # [N, 7]: xywh, rank or nan, cluster, score or nan
 
 
 def write_coco(source: Source, path: Path, ids: ImageIds = numbered) -> int:
     """Write ``source`` to ``path``, image by image; returns how many boxes.
 
-    bbox is xywh in px with w = x2 - x1, exact to the last bit; ``rank`` is an extra field that others ignore.
+    bbox is xywh in px with w = x2 - x1, exact to the last bit; ``rank``, and ``sha256`` of images, are extra fields
+    that others ignore.
     Categories: `selective_search`, or `cluster_1` .. `cluster_256` when the source carries cluster ids.
     """
     names = list(_CLUSTER_NAMES) if source.clustered else [CATEGORY]
@@ -58,6 +59,8 @@ def write_coco(source: Source, path: Path, ids: ImageIds = numbered) -> int:
 class CocoSource:
     """The images of a COCO json file; image ids are read as they are.
 
+    Best first are the boxes with the lowest ``rank``; with the highest ``score``, where no box of the image has a
+    rank; in the file's order where none has either. ``sha256`` of an image, which `write_coco` tells, is read too.
     The list of images is in memory and one image's boxes, or, where the boxes of an image do not stand together, all
     boxes in arrays, about 100 bytes each. Raises AlignDetError when the file is something else, at once or while it
     is walked.
@@ -124,12 +127,13 @@ class CocoSource:
         if key not in self._images:
             raise AlignDetError(f"{self._path}: the boxes of image id {key!r} belong to no image.")
         try:
-            columns = np.zeros((len(run), 6))
+            columns = np.zeros((len(run), 7))
             for i, entry in enumerate(run):
                 cluster = self._clusters[entry["category_id"]] if self.clustered else 0
-                columns[i] = (*entry["bbox"], entry.get("rank", np.nan), cluster)
-            if not (fit_float32(columns[:, :4]) and fit_float32(np.nan_to_num(columns[:, 4]))):
-                raise ValueError("a bbox is not four finite numbers, or its rank not one")
+                order = entry.get("rank", np.nan), cluster, entry.get("score", np.nan)
+                columns[i] = (*entry["bbox"], *order)
+            if not all(map(fit_float32, (columns[:, :4], *np.nan_to_num(columns[:, [4, 6]]).T))):
+                raise ValueError("a bbox is not four finite numbers, or its rank or score not one")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AlignDetError(
                 f"{self._path}: a box of image id {key!r} is broken ({type(error).__name__} {error})."
@@ -137,6 +141,8 @@ class CocoSource:
         return columns
 
     def _image(self, key: Any, columns: _Columns) -> ImageBoxes:
+        if np.isnan(columns[:, 4]).all() and not np.isnan(columns[:, 6]).any():
+            columns = columns[np.argsort(-columns[:, 6], kind="stable")]
         columns[:, 4] = np.where(np.isnan(columns[:, 4]), positions(len(columns)), columns[:, 4])
         columns = columns[np.argsort(columns[:, 4], kind="stable")]
         low = columns[:, :2]
@@ -147,6 +153,7 @@ class CocoSource:
             boxes=np.concatenate([low, low + columns[:, 2:4]], axis=1).astype(np.float32),
             rank=columns[:, 4].astype(np.float32),
             clusters=columns[:, 5].astype(np.int64) if self.clustered else None,
+            sha256=self._images[key].get("sha256"),
         )
 
 
@@ -174,12 +181,14 @@ def _cluster(name: str) -> int:
 
 def _brief(entry: Entry) -> Entry:
     size = {name: int(entry.get(name) or 0) for name in ("width", "height")}
-    return {"file_name": str(entry["file_name"]), **size}
+    content = {"sha256": str(entry["sha256"]).lower()} if entry.get("sha256") else {}
+    return {"file_name": str(entry["file_name"]), **size, **content}
 
 
 def _image(image: ImageBoxes, number: int) -> Entry:
     size = {"width": image.width, "height": image.height} if image.width and image.height else {}
-    return {"id": number, "file_name": image.uri, **size}
+    content = {"sha256": image.sha256} if image.sha256 else {}
+    return {"id": number, "file_name": image.uri, **size, **content}
 
 
 def _annotations(image: ImageBoxes, number: int, first: int) -> str:

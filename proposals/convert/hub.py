@@ -3,15 +3,18 @@
 import json
 import os
 import shutil
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from proposals.convert.new_folder import CARD, CROISSANT, new_dataset_folder
 from proposals.dataset import ProposalDataset, layout
+from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.clusters import read_sound_record
-from proposals.dataset.manifest import Manifest, refuse_newer
+from proposals.dataset.manifest import Manifest, read_record, refuse_newer
 from proposals.errors import AlignDetError
 from proposals.paths import scheme_of
+from proposals.rows import iterate_rows
 
 _SIZES = (
     (10**3, "n<1K"),
@@ -36,13 +39,22 @@ _IMPORTED = """The boxes
 were imported from another program's file, not mined: what made them, labels or a model perhaps, is not known here."""
 
 
-def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id: str) -> int:
+@dataclass(frozen=True)
+class Published:
+    """files: how many the folder has. private: of the images' names, how many are paths of the machine that mined."""
+
+    files: int
+    private: int
+    example: str
+
+
+def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id: str) -> Published:
     """Write the repository folder ``out``: the dataset (hard links, copies across filesystems), card and metadata.
 
-    It stays a dataset that `open_dataset` reads, cluster ids included; features of regions stay behind. Returns how
-    many files there are. Raises AlignDetError when its images are in a folder of this machine, ``out`` is not an empty
-    folder or cannot be written, or a file of the dataset is missing or of a newer format, or its cluster ids are
-    damaged; ``out`` is empty again then.
+    It stays a dataset that `open_dataset` reads, cluster ids included; features of regions stay behind. Raises
+    AlignDetError when its images are in a folder of this machine, ``out`` is not an empty folder or cannot be written,
+    or a file of the dataset is missing, of another size or of a newer format, a table or its cluster ids are damaged;
+    ``out`` is empty again then.
     """
     manifest = dataset.manifest
     if manifest.images is not None and scheme_of(manifest.images.root) is None:
@@ -54,16 +66,39 @@ def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id:
     paths = [manifest.plan.path, manifest.rejected.path]
     paths += [entry.path for shard in manifest.shards for entry in shard.files]
     paths += [entry.path for entry in manifest.consolidated]
-    records = [layout.record_path(dataset.root, shard.name) for shard in manifest.shards]
-    paths += [record.relative_to(dataset.root).as_posix() for record in records if record.is_file()]
-    paths += _cluster_files(dataset)
+    paths += _whole_records(dataset) + _cluster_files(dataset)
+    kinds, private, example = set[str](), 0, ""
+    for uri in (uri for rows in iterate_rows(dataset) for uri in rows.uris):
+        kinds.add(layout.image_extension(uri))
+        if _is_private(uri):
+            private, example = private + 1, example or uri
     croissant = json.dumps(_croissant(manifest, name, license_id), indent=1, ensure_ascii=False)
     with new_dataset_folder(out):
-        (out / CARD).write_text(_card(manifest, name, license_id), encoding="utf-8")
+        (out / CARD).write_text(_card(manifest, name, license_id, sorted(kinds)), encoding="utf-8")
         (out / CROISSANT).write_text(croissant + "\n", encoding="utf-8")
         for path in (*paths, layout.MANIFEST):
             _link(dataset.root / path, out / path)
-    return len(paths) + 3
+    return Published(len(paths) + 3, private, example)
+
+
+def _whole_records(dataset: ProposalDataset) -> list[str]:
+    """Paths of the commit records; raises AlignDetError when one, or a file that the manifest lists, is not whole."""
+    root, manifest = dataset.root, dataset.manifest
+    shards = [entry for shard in manifest.shards for entry in shard.files]
+    for entry in (manifest.plan, manifest.rejected, *shards, *manifest.consolidated):
+        for fault in file_faults(root, entry, content=False):
+            raise AlignDetError(
+                f"{root / entry.path} {fault}: the dataset is damaged. See `aligndet verify`."
+            )
+    records = [layout.record_path(root, shard.name) for shard in manifest.shards]
+    for path, shard in zip(records, manifest.shards, strict=True):
+        if read_record(path).shard != shard:
+            raise AlignDetError(f"{path} is of another shard: the dataset is damaged. See `aligndet verify`.")
+    return [path.relative_to(root).as_posix() for path in records]
+
+
+def _is_private(uri: str) -> bool:
+    return PurePosixPath(uri).is_absolute() or PureWindowsPath(uri).is_absolute() or scheme_of(uri) == "file"
 
 
 def _cluster_files(dataset: ProposalDataset) -> list[str]:
@@ -84,7 +119,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 # One kind of file only under configs: a repository has a single builder in `datasets`.
-def _card(manifest: Manifest, name: str, license_id: str) -> str:
+def _card(manifest: Manifest, name: str, license_id: str, kinds: list[str]) -> str:
     totals, recipe = manifest.totals, manifest.recipe
     size = next((label for limit, label in _SIZES if totals.images < limit), "n>10M")
     rules = "".join(f"| {key} | `{value}` |\n" for key, value in recipe.model_dump().items())
@@ -110,7 +145,7 @@ configs:
 
 - `shards/*.parquet`, which `load_dataset` gives: one row an image. `boxes` are x1, y1, x2, y2 in pixels of the
   upright image (EXIF orientation applied), half-open (width = x2 - x1), best first; `rank` is ascending.
-{_images(manifest)}
+{_images(manifest, kinds)}
 - {totals.rejected:,} images gave no row; `rejected.parquet` says why.
 
 {table}Fingerprint of the recipe: `{manifest.recipe_fingerprint}`.
@@ -121,11 +156,15 @@ The licence above is the one stated for the boxes; each image keeps its own.
 """
 
 
-def _images(manifest: Manifest) -> str:
+def _images(manifest: Manifest, kinds: list[str]) -> str:
     if manifest.images is not None:
         return "- The images are not part of it: `uri` names each, `sha256` proves it."
-    return """- `shards/*.tar`: plain WebDataset shards, `<key>.<extension>` and `<key>.json`; images are unchanged.
-  `load_dataset("webdataset", data_files="shards/*.tar")` reads them."""
+    reading = """`load_dataset("webdataset", data_files="shards/*.tar")` reads them."""
+    if len(kinds) > 1:
+        reading = f"""Extensions are {", ".join(kinds)}, and `load_dataset("webdataset", ...)` wants a single one:
+  read these with the `webdataset` package."""
+    return f"""- `shards/*.tar`: plain WebDataset shards, `<key>.<extension>` and `<key>.json`; images are unchanged.
+  {reading}"""
 
 
 def _plain(text: str) -> str:

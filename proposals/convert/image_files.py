@@ -1,12 +1,17 @@
 """Which file below a folder an entry of a proposal file means."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from proposals.dataset import layout
 from proposals.errors import AlignDetError
 from proposals.image_roots import shortened
 from proposals.paths import walk_folders
+
+# What comes before a member's own path in the uri of an image that was mined from a tar: the tar, its place in it.
+_IN_A_TAR = re.compile(r"^.*?/[0-9]+\+[0-9]+/")
 
 
 class ImageFiles:
@@ -21,18 +26,23 @@ class ImageFiles:
         # By name and by stem, the uri: None where several files, links to one being one, have it.
         self._names: dict[str, str | None] = {}
         self._stems: dict[str, str | None] = {}
+        # By key, the uri of what a dataset's tars were unpacked to.
+        self._keys: dict[str, str] = {}
         for path in _files(folder):
             uri = _spelled(os.fsencode(path))
             self._paths[uri] = uri if uri == path else path
             self._note(self._names, PurePosixPath(uri).name, uri)
-            self._note(self._stems, PurePosixPath(uri).stem, uri)
+            self._note(self._stems, stem := PurePosixPath(uri).stem, uri)
+            if layout.is_key(stem) and not uri.endswith(".json"):
+                self._keys[stem] = uri
 
     def place(self, entries: Sequence[str]) -> list[tuple[str, str | None]]:
         """For each entry the uri of its image and the path below the folder; None: no file, or several, could be meant.
 
-        The file at that very path below the folder or beside it (mmdet's names begin with the folder's own), or else
-        the only one of that name, or else the only one of that stem (SoCo writes nothing else); of the latter two
-        none that another entry names by its path. Raises AlignDetError when two entries mean one image, naming both.
+        The file at that very path below the folder or beside it (mmdet's names begin with the folder's own), or that a
+        dataset's tar has it under, or at its path in the tar that it was mined from; or else the only one of that
+        name, or else the only one of that stem (SoCo writes nothing else); of the latter two none that another entry
+        names by its path. Raises AlignDetError when two entries mean one image, naming both.
         """
         exact = {uri for entry in entries if (uri := self._exact(_normal(entry))) is not None}
         placed: list[tuple[str, str | None]] = []
@@ -50,7 +60,9 @@ class ImageFiles:
 
     def _exact(self, uri: str) -> str | None:
         below = uri.removeprefix(f"{self._own_name}/")
-        found = next((name for name in (uri, below) if name in self._paths), None)
+        key = self._keys.get(layout.key_of(uri)) if self._keys else None
+        names = (uri, below, key, _IN_A_TAR.sub("", uri))
+        found = next((name for name in names if name in self._paths), None)
         return self._paths[found] if found is not None and self._paths[found] == found else found
 
     def _find(self, uri: str, exact: set[str]) -> tuple[str, str | None]:

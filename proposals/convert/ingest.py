@@ -52,10 +52,10 @@ def write_dataset(job: Import, root: Path, lost: Counter[str] | None = None) -> 
     """Make ``root`` a dataset of the images that ``job.source`` names, with its boxes.
 
     Boxes are clipped to their image, empty ones dropped; an image without any gets one box, the whole image, and the
-    status of that fallback. An image that is missing, broken or of another size than the source says is rejected and
-    listed, not fatal. lost: counts what of the source the dataset has not, by words for it. The manifest's source kind
-    says ``import-<kind>``: its recipe was declared, not run. Raises AlignDetError when ``root`` is not an empty folder,
-    two entries mean one image, or not one can be read; nothing is left of it in ``root`` then.
+    status of that fallback. An image that is missing, broken or of another size or content than the source says is
+    rejected and listed, not fatal. lost: counts what of the source the dataset has not, by words for it. The manifest's
+    source kind says ``import-<kind>``: its recipe was declared, not run. Raises AlignDetError when ``root`` is not an
+    empty folder, two entries mean one image, or not one can be read; nothing is left of it in ``root`` then.
     """
     names = [image.uri for image in job.source.images()]
     placed = ImageFiles(job.images).place(names)
@@ -147,6 +147,9 @@ def _load(image: ImageBoxes, uri: str, path: Path | None) -> MinedImage:
         data = fetch(str(path))
     except SourceUnavailableError as error:
         raise ImageRejected("read", "unreadable", str(error.__cause__ or error)) from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if image.sha256 not in (None, sha256):
+        raise ImageRejected("read", "other_content", "the boxes are of another file, by its sha256")
     decoded = decode_bgr(data)
     size, told = (decoded.width, decoded.height), (image.width, image.height)
     if all(told) and size != told:
@@ -157,7 +160,7 @@ def _load(image: ImageBoxes, uri: str, path: Path | None) -> MinedImage:
         key=layout.key_of(uri),
         uri=uri,
         data=data,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         width=decoded.width,
         height=decoded.height,
         orientation=decoded.orientation,

@@ -24,7 +24,7 @@ class ImageBoxes:
 
     uri: name of the image file, with a slash between folders. width, height: px, 0 where the format does not say.
     boxes: [N, 4] float32 xyxy px, half-open, best first. rank: [N] float32, ascending. clusters: [N] int64 in
-    1..256 where boxes carry a cluster id (DETR), else None.
+    1..256 where boxes carry a cluster id (DETR), else None. sha256: of the image file, hex, where the form says.
     """
 
     uri: str
@@ -33,6 +33,7 @@ class ImageBoxes:
     boxes: Boxes
     rank: npt.NDArray[np.float32]
     clusters: npt.NDArray[np.int64] | None = None
+    sha256: str | None = None
 
 
 class Source(Protocol):
@@ -65,11 +66,11 @@ class DatasetSource:
         """Every image, in dataset order, one shard's table in memory."""
         first = 0
         for rows in iterate_rows(self._dataset):
-            for i, uri in enumerate(rows.uris):
+            for i, (uri, sha256) in enumerate(zip(rows.uris, rows.sha256.to_pylist(), strict=True)):
                 part = slice(int(rows.offsets[i]), int(rows.offsets[i + 1]))
                 width, height = rows.sizes[i].tolist()
                 ids = self._cluster_ids(first + part.start, first + part.stop)
-                yield ImageBoxes(uri, width, height, rows.boxes[part], rows.rank[part], ids)
+                yield ImageBoxes(uri, width, height, rows.boxes[part], rows.rank[part], ids, sha256)
             first += int(rows.offsets[-1])
 
     def _cluster_ids(self, first: int, last: int) -> npt.NDArray[np.int64] | None:

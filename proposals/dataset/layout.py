@@ -21,6 +21,7 @@ TEMPORARY_MARK = ".tmp-"
 _STEM_LENGTH = 48
 _HASH_LENGTH = 16
 KEY_LENGTH = _STEM_LENGTH + 1 + _HASH_LENGTH
+_KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{_STEM_LENGTH}}}-[0-9a-f]{{{_HASH_LENGTH}}}")
 # Of the formats that are decoded.
 _EXTENSIONS = frozenset({"jpg", "jpe", "jfif", "png", "apng", "webp", "bmp", "dib", "tif", "gif"})
 
@@ -60,6 +61,11 @@ def key_of(uri: str) -> str:
     """
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(uri).stem)[:_STEM_LENGTH].strip("_-") or "image"
     return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:_HASH_LENGTH]}"
+
+
+def is_key(stem: str) -> bool:
+    """Whether ``stem`` may be a sample key: a file that is called so is likely a dataset's."""
+    return _KEY.fullmatch(stem) is not None
 
 
 def image_extension(uri: str) -> str:

@@ -15,7 +15,7 @@ from proposals.dataset import layout
 from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.manifest import Manifest, read_manifest
 from proposals.dataset.reader import ProposalDataset
-from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
+from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, is_sound
 from proposals.dataset.zarr_reading import Declared, open_arrays, values
 from proposals.errors import AlignDetError
 from proposals.paths import as_path
@@ -171,8 +171,7 @@ class _Zarr:
         first, last = int(self._offsets[start]), int(self._offsets[stop])
         offsets = self._offsets[start : stop + 1] - first
         if last - first > 2 * self._chunk:
-            part = slice(first, last)
-            return ProposalBatch(start, offsets, values(self._boxes, part), values(self._rank, part))
+            return ProposalBatch(start, offsets, *self._values(slice(first, last)))
         boxes, ranks = [np.empty((0, 4), np.float32)], [np.empty(0, np.float32)]
         for number in range(first // self._chunk, -(-last // self._chunk)):
             low = number * self._chunk
@@ -188,12 +187,21 @@ class _Zarr:
     def _block(self, number: int) -> tuple[Boxes, _Ranks]:
         found = self._blocks.pop(number, None)
         if found is None:
-            part = slice(number * self._chunk, (number + 1) * self._chunk)
-            found = values(self._boxes, part), values(self._rank, part)
+            found = self._values(slice(number * self._chunk, (number + 1) * self._chunk))
         self._blocks[number] = found
         if len(self._blocks) > _CACHED_BLOCKS:
             self._blocks.popitem(last=False)
         return found
+
+    def _values(self, part: slice) -> tuple[Boxes, _Ranks]:
+        boxes, ranks = values(self._boxes, part), values(self._rank, part)
+        # A chunk that is not there reads as zeros, boxes that are empty.
+        if not is_sound(boxes, ranks).all():
+            raise AlignDetError(
+                f"boxes {part.start} to {part.stop} of {self._boxes.store_path} hold one that is empty, left of or "
+                "above its image, or not finite: the dataset is damaged. See: aligndet verify --deep"
+            )
+        return boxes, ranks
 
 
 def _require_committed(root: Path, manifest: Manifest) -> None:

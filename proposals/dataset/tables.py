@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from proposals.boxes import Boxes
 from proposals.dataset import layout
 from proposals.dataset.bounds import has_room, read_parquet
 from proposals.dataset.manifest import ShardEntry
@@ -79,6 +80,13 @@ def flat_boxes(table: pa.Table) -> np.ndarray[tuple[int, int], np.dtype[np.float
 def flat_ranks(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """[proposals] float32: all ranks of a table from `read_shard`; not to be written to."""
     return np.asarray(numbers(table.column("rank").chunk(0).values), dtype=np.float32)
+
+
+def is_sound(boxes: Boxes, ranks: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """[N]: whether each box is finite, not empty and begins inside of an image, and its rank finite."""
+    # A NaN is in none of these orders.
+    solid = (boxes[:, :2] >= 0).all(axis=1) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+    return solid & np.isfinite(boxes[:, 2:]).all(axis=1) & np.isfinite(ranks)
 
 
 def numbers(array: pa.Array) -> np.ndarray[tuple[int], np.dtype[Any]]:

@@ -5,6 +5,7 @@ Shallow: every file but the tars is read; of those, presence, size and two heade
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -72,7 +73,7 @@ def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Repor
     problems = [Problem(path, "is unexpected: dataset.json does not name it") for path in found.unexpected]
     faults = seal_faults(root / layout.MANIFEST, MAX_MANIFEST_BYTES)
     problems += [Problem(layout.MANIFEST, what) for what in faults]
-    problems += _recipe_problems(root, manifest)
+    problems += _recipe_problems(root, manifest) + _totals_problems(manifest)
     for entry in manifest.consolidated:
         problems += [Problem(entry.path, what) for what in file_faults(root, entry, content=True)]
     problems += [Problem(path, what) for path, what in feature_faults(root, manifest, deep=deep)]
@@ -92,6 +93,22 @@ def _recipe_problems(root: Path, manifest: Manifest) -> list[Problem]:
     if hashlib.sha256(canonical.encode()).hexdigest() == manifest.recipe_fingerprint:
         return []
     return [Problem(layout.MANIFEST, "recipe_fingerprint is not that of the recipe")]
+
+
+def _totals_problems(manifest: Manifest) -> list[Problem]:
+    """Of the totals that readers show and that opening does not ask for; the others were refused there."""
+    totals, statuses = manifest.totals, Counter[str]()
+    for shard in manifest.shards:
+        statuses.update(shard.statuses)
+    size = sum(entry.bytes for shard in manifest.shards for entry in shard.files)
+    problems = []
+    if totals.bytes != size:
+        problems.append(f"totals.bytes is {totals.bytes}, the files of its shards have {size}")
+    if Counter(totals.statuses) != statuses:
+        problems.append(
+            f"totals.statuses is {totals.statuses}, those of its shards add up to {dict(statuses)}"
+        )
+    return [Problem(layout.MANIFEST, what) for what in problems]
 
 
 def _shard_problems(

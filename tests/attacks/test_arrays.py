@@ -7,10 +7,13 @@ import shutil
 import numcodecs
 import numpy as np
 import pytest
+import zarr
 
 from proposals.dataset import layout
 from proposals.dataset.manifest import FileEntry, read_manifest
+from proposals.dataset.proposals_reader import ProposalReader
 from proposals.dataset.regions import RegionStore
+from proposals.errors import AlignDetError
 
 
 def _describe(root, name, change):
@@ -108,6 +111,32 @@ def test_a_chunk_that_is_none_is_refused(confined, consolidated, reseal, name):
     outcome = confined.read("zarr", consolidated, megabytes=128)
     assert outcome.kind == "refused", outcome
     assert "chunk" in outcome.text
+
+
+BOXES = {
+    "a_box_that_is_no_number": ("boxes", [0, 0, np.nan, 9]),
+    "an_infinite_box": ("boxes", [0, 0, np.inf, 9]),
+    "a_box_from_right_to_left": ("boxes", [9, 0, 3, 9]),
+    "a_box_left_of_the_image": ("boxes", [-4, 0, 3, 9]),
+    "a_rank_that_is_no_number": ("rank", np.nan),
+}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_a_box_that_is_none_is_refused(consolidated, reseal, name):
+    array, value = BOXES[name]
+    zarr.open(consolidated / layout.CONSOLIDATED, mode="r+")[array][1] = value
+    reseal(consolidated, _consolidated_again(consolidated))
+    for where in (0, slice(None)):
+        with pytest.raises(AlignDetError, match="the dataset is damaged"):
+            ProposalReader(consolidated, "zarr")[where]
+
+
+def test_a_chunk_that_was_left_out_does_not_read_as_boxes_of_nothing(consolidated, reseal):
+    shutil.rmtree(consolidated / layout.CONSOLIDATED / "boxes" / "c")
+    reseal(consolidated, _consolidated_again(consolidated))
+    with pytest.raises(AlignDetError, match="hold one that is empty"):
+        ProposalReader(consolidated, "zarr")[0]
 
 
 def test_a_pipe_among_the_chunks_is_not_waited_for(confined, consolidated):

@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from proposals.dataset import layout
+from proposals.convert.hub import write_hub_folder
+from proposals.dataset import layout, open_dataset
 from proposals.dataset.seal import seal
+from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 
 
@@ -175,7 +178,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_hostile_table_is_refused_or_read_as_it_says(confined, copy, reseal, name):
+def test_a_hostile_table_is_refused_or_read_as_it_says(confined, copy, reseal, name, tmp_path):
     change, words = TABLES[name]
     _rewritten(copy, change)
     reseal(copy)
@@ -185,6 +188,25 @@ def test_a_hostile_table_is_refused_or_read_as_it_says(confined, copy, reseal, n
     outcome = confined.read("verified", copy, megabytes=128)
     assert outcome.kind == "value"
     assert outcome.text != "[]" or name.startswith("an_unknown")
+    with pytest.raises(AlignDetError, match=words) if words else nullcontext():
+        write_hub_folder(open_dataset(copy), tmp_path / "hub", "name", "mit")
+
+
+def _false(total, value):
+    def change(content):
+        content["totals"][total] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("total", "value"), [("bytes", 10**15), ("bytes", 0), ("statuses", {"fallback_no_size": 3})]
+)
+def test_totals_that_lie_are_named(copy, reseal, total, value):
+    reseal(copy, _false(total, value))
+    (problem,) = verify_dataset(copy).problems
+    assert problem.file == layout.MANIFEST
+    assert f"totals.{total} is {value}" in problem.what
 
 
 def _nullable(name, value):

@@ -75,6 +75,17 @@ def test_what_is_damaged_is_made_again_and_nothing_else(copy, whole, source, con
             assert path.stat().st_mtime_ns == then
 
 
+def test_nothing_is_written_through_a_link(copy, source, tmp_path):
+    outside = shutil.move(copy / "shards", tmp_path / "outside")
+    (copy / "shards").symlink_to(outside)
+    flip_a_bit(outside / "00000.tar")
+    before = {path: path.read_bytes() for path in outside.iterdir()}
+    result = _repair(copy, source)
+    assert isinstance(result.exception, AlignDetError)
+    assert "is a link" in str(result.exception)
+    assert {path: path.read_bytes() for path in outside.iterdir()} == before
+
+
 def test_a_missing_shard_comes_back(copy, whole, source, content):
     for path in copy.glob("shards/00001.*"):
         path.unlink()

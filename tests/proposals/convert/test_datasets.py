@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.sources.opening import open_source
 from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.dataset.verify import verify_dataset
@@ -449,4 +451,108 @@ def test_boxes_and_clusters_that_a_dataset_does_not_take_are_counted(photos, tmp
     whole = _convert(tmp_path / "out", tmp_path / "file", "--to", "coco")
     assert "not taken over" not in whole + _convert(
         tmp_path / "file", tmp_path / "again", "--to", "dataset", "--images", photos
+    )
+
+
+def _boxes_of(found, uri):
+    (record,) = (record for record in found if record.uri == uri)
+    return record.boxes.tolist()
+
+
+def test_scores_say_which_box_is_best_where_no_box_has_a_rank(photos, tmp_path):
+    boxes = {"low": [0, 0, 9, 9], "high": [5, 5, 9, 9], "middle": [7, 7, 9, 9]}
+    scores = {"low": 0.05, "high": 0.99, "middle": 0.5}
+    of_cat = [{"image_id": 1, "bbox": box, "score": scores[name]} for name, box in boxes.items()]
+    # A box without a score, or with a rank: the file's order, or the ranks.
+    of_coffee = [{**box, "image_id": 2, **({"score": 0.1 * i} if i else {})} for i, box in enumerate(of_cat)]
+    del of_coffee[0]["score"]
+    of_china = [{**box, "image_id": 3, "rank": 7 - i} for i, box in enumerate(of_cat)]
+    names = ("cat.jpg", "coffee.jpg", "china.jpg")
+    images = [{"id": i + 1, "file_name": name} for i, name in enumerate(names)]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps({"images": images, "annotations": [*of_cat, *of_coffee, *of_china]}))
+    _convert(path, tmp_path / "out", "--to", "dataset", "--images", photos)
+    found = list(open_dataset(tmp_path / "out"))
+    left = {name: [int(box[0]) for box in _boxes_of(found, name)] for name in names}
+    assert left == {"cat.jpg": [5, 7, 0], "coffee.jpg": [0, 5, 7], "china.jpg": [7, 5, 0]}
+
+
+def test_boxes_do_not_land_on_another_image_of_the_same_name_and_size(mined_dataset, photos, tmp_path):
+    _convert(mined_dataset, tmp_path / "boxes.json", "--to", "coco")
+    others = tmp_path / "others"
+    shutil.copytree(photos, others)
+    cat = cv2.imread(str(photos / "cat.jpg"))
+    cv2.imwrite(str(others / "cat.jpg"), 255 - cat)
+    output = _convert(tmp_path / "boxes.json", tmp_path / "out", "--to", "dataset", "--images", others)
+    assert "7 images, " in output
+    assert "1 images rejected" in output
+    reasons = CliRunner().invoke(build_app(), ["stats", str(tmp_path / "out"), "--json"]).output
+    assert json.loads(reasons)["rejected"] == {"read: other_content": 1}
+
+
+def test_images_out_of_a_datasets_tars_are_found_by_their_keys(mined_dataset, tmp_path):
+    _convert(mined_dataset, tmp_path / "boxes.json", "--to", "coco")
+    for tar in (mined_dataset / "shards").glob("*.tar"):
+        shutil.unpack_archive(tar, tmp_path / "unpacked", filter="data")
+    output = _convert(
+        tmp_path / "boxes.json", tmp_path / "out", "--to", "dataset", "--images", tmp_path / "unpacked"
+    )
+    assert "8 images, " in output
+    expected = {record.sha256: record.boxes.tolist() for record in open_dataset(mined_dataset)}
+    assert {r.sha256: r.boxes.tolist() for r in open_dataset(tmp_path / "out")} == expected
+
+
+def test_boxes_mined_from_tars_find_the_images_that_were_unpacked_from_them(photos, mine_folder, tmp_path):
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for number, name in enumerate(("cat.jpg", "coffee.jpg")):
+        with tarfile.open(packed / f"{number}.tar", "w") as tar:
+            tar.add(photos / name, arcname=f"of_{number}/0.jpg")
+    mined = mine_folder(open_source(str(packed)), tmp_path / "mined")
+    _convert(mined, tmp_path / "boxes.json", "--to", "coco")
+    for tar in packed.glob("*.tar"):
+        shutil.unpack_archive(tar, tmp_path / "unpacked", filter="data")
+    _convert(tmp_path / "boxes.json", tmp_path / "out", "--to", "dataset", "--images", tmp_path / "unpacked")
+    expected = [record.sha256 for record in open_dataset(mined)]
+    assert sorted(record.sha256 for record in open_dataset(tmp_path / "out")) == sorted(expected)
+    assert len(set(expected)) == 2
+
+
+@pytest.mark.parametrize("harm", ["no record", "a short tar"])
+def test_a_damaged_dataset_is_not_published(harm, mined_dataset, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(mined_dataset, damaged)
+    if harm == "no record":
+        (damaged / "shards" / "00000.json").unlink()
+    else:
+        with (damaged / "shards" / "00000.tar").open("r+b") as tar:
+            tar.truncate(3000)
+    result = CliRunner().invoke(
+        build_app(), ["convert", str(damaged), str(tmp_path / "hub"), "--to", "huggingface"]
+    )
+    assert isinstance(result.exception, AlignDetError), result.output
+    assert "shards/00000." in str(result.exception)
+    assert not (tmp_path / "hub").exists() or not any((tmp_path / "hub").iterdir())
+
+
+def test_the_card_says_how_images_of_several_kinds_are_read(photos, mine_folder, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(photos / "cat.jpg", mixed)
+    cv2.imwrite(str(mixed / "other.png"), cv2.imread(str(photos / "coffee.jpg")))
+    mined = mine_folder(mixed, tmp_path / "mined")
+    output = _convert(mined, tmp_path / "hub", "--to", "huggingface", "--license", "mit")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "Extensions are jpg, png" in card
+    assert "data_files" not in card.split("---")[2]
+    assert "warning" not in output
+
+
+def test_names_that_tell_of_the_machine_bring_a_warning(photos, mine_folder, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{photos / 'cat.jpg'}\n{photos / 'coffee.jpg'}\n")
+    mined = mine_folder(open_source(str(listed)), tmp_path / "mined")
+    output = _convert(mined, tmp_path / "hub", "--to", "huggingface", "--license", "mit")
+    assert (
+        f"warning: 2 of its images are named by their path on the machine that mined them, {photos}" in output
     )
