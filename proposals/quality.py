@@ -196,9 +196,8 @@ def measure_boxes(boxes: Iterable[Boxes], truth: GroundTruth) -> Quality:
         raise ValueError(f"{len(arrays)} box arrays for {len(truth.names)} images")
     offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int64)
     flat = np.concatenate([np.zeros((0, 4), np.float32), *arrays])
-    rows = Rows(
-        truth.names, ["ok"] * len(arrays), truth.sizes, offsets, flat, np.zeros(len(flat), np.float32)
-    )
+    ranks, unknown = np.zeros(len(flat), np.float32), pa.chunked_array([pa.nulls(len(arrays), pa.string())])
+    rows = Rows(truth.names, ["ok"] * len(arrays), truth.sizes, offsets, flat, ranks, unknown)
     return measure([rows], truth, Pairing(np.arange(len(arrays)), [], [], []))
 
 
