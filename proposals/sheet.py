@@ -97,6 +97,11 @@ def _thumbnail(record: Record, top: int) -> tuple[Image.Image, npt.NDArray[np.fl
             f"image {record.uri} cannot be shown: {error}. It was changed or damaged since it was mined: "
             "`aligndet verify --deep` names all such images"
         ) from error
+    if (image.width, image.height) != (record.width, record.height):
+        raise AlignDetError(
+            f"image {record.uri} is {image.width} x {image.height} px, its boxes are for {record.width} x "
+            f"{record.height}: it is another one than was mined. `aligndet verify --deep` names all such images"
+        )
     fitted, scale_x, scale_y = _fit(image.bgr)
     boxes = scale(record.boxes[:top], scale_x, scale_y)
     return Image.fromarray(np.ascontiguousarray(fitted[:, :, ::-1])), boxes

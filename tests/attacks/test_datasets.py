@@ -15,6 +15,7 @@ from proposals.dataset import layout, open_dataset
 from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
+from proposals.sheet import contact_sheet
 
 
 def _nested(depth):
@@ -207,6 +208,13 @@ def test_totals_that_lie_are_named(copy, reseal, total, value):
     (problem,) = verify_dataset(copy).problems
     assert problem.file == layout.MANIFEST
     assert f"totals.{total} is {value}" in problem.what
+
+
+def test_boxes_are_not_drawn_on_an_image_of_another_size(copy, reseal):
+    _rewritten(copy, _with("width", lambda table: pa.array([9999] * 3, pa.int32())))
+    reseal(copy)
+    with pytest.raises(AlignDetError, match="its boxes are for 9999 x"):
+        contact_sheet(open_dataset(copy), 1, 3)
 
 
 def _nullable(name, value):
