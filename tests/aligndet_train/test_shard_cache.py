@@ -108,6 +108,18 @@ def test_one_wrong_bit_is_an_error_and_leaves_nothing_in_the_cache(source, tmp_p
     assert dataset.image_bytes(0) == open_dataset(source).image_bytes(0)
 
 
+def test_a_file_that_goes_on_and_on_is_not_copied_to_its_end(source, tmp_path):
+    os.truncate(source / "shards" / "00001.tar", 2**30)
+    dataset = cached(source, tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, hard))
+    try:
+        with pytest.raises(DamagedShardError, match=r"00001\.tar has not the bytes"):
+            dataset.fetch(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_shard_stops_the_stream_or_is_skipped_with_its_reason(source, tmp_path, workers):
     flip_a_bit(source / "shards" / "00001.tar")

@@ -1,5 +1,6 @@
 """The order of samples: every image once an epoch, the same global batches for any number of ranks."""
 
+from collections import Counter
 from itertools import chain
 
 import numpy as np
@@ -61,6 +62,13 @@ def test_order_is_a_permutation_and_a_pure_function(sizes, seed, epoch, window):
 def test_order_changes_with_epoch_and_seed():
     orders = {tuple(ordered([50, 50], seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
+
+
+def test_images_are_not_shuffled_as_their_shards_were():
+    # One permutation done twice would never exchange just two of three.
+    orders = Counter(tuple(ordered([1, 1, 1], seed, epoch=0)) for seed in range(600))
+    assert len(orders) == 6
+    assert min(orders.values()) > 60
 
 
 def test_a_window_opens_few_shards_at_a_time():

@@ -338,3 +338,38 @@ def test_status_takes_a_beat_that_lacks_counts_for_one_of_a_job_that_has_begun(i
     _begin(images, out)
     write_beat(out, {**this_process(), "updated": time.time(), "images": 1})
     assert StatusReader(out).read().state == "running"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, mine_folder, tmp_path_factory):
+    return mine_folder(photos, tmp_path_factory.mktemp("undisturbed") / "out", _RECIPE)
+
+
+@pytest.fixture(scope="module")
+def other(photos, mine_folder, tmp_path_factory):
+    """The same images by another recipe: other boxes in files of the same names."""
+    return mine_folder(photos, tmp_path_factory.mktemp("other") / "out", Recipe(max_side=100))
+
+
+@pytest.mark.parametrize("damage", ["lost", "short", "of another shard", "of another job"])
+def test_a_shard_without_a_proof_is_mined_again(
+    photos, undisturbed, other, mine_folder, content, tmp_path, damage
+):
+    # As of a job that was stopped when all of its shards were done.
+    out = shutil.copytree(undisturbed, tmp_path / "out")
+    for name in (layout.MANIFEST, layout.REJECTED):
+        (out / name).unlink()
+    tar, record = layout.tar_path(out, "00001"), layout.record_path(out, "00001")
+    if damage == "lost":
+        tar.unlink()
+    elif damage == "short":
+        os.truncate(tar, tar.stat().st_size - 512)
+    elif damage == "of another shard":
+        shutil.copy(layout.record_path(out, "00000"), record)
+    else:
+        for path in (other / layout.SHARDS).glob("00001.*"):
+            shutil.copy(path, out / layout.SHARDS)
+    kept = layout.record_path(out, "00002").stat().st_mtime_ns
+    mine_folder(photos, out, _RECIPE)
+    assert content(out) == content(undisturbed)
+    assert layout.record_path(out, "00002").stat().st_mtime_ns == kept

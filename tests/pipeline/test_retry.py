@@ -155,6 +155,21 @@ def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
     assert begin(out, plan, identity).finished == read_manifest(out)
 
 
+def test_a_retry_that_another_one_overtook_commits_nothing(source, out, content):
+    overtaken = begin_retry(out, _RECIPE, source)
+    work = Work(source, out, _RECIPE, overtaken.identity.fingerprint())
+    mined = {task.name: mine_shard(task, work) for task in overtaken.pending}
+    _finish(source, begin_retry(out, _RECIPE, source))
+    # A third one tries what is still rejected: again a plan of the same job is there, of more shards.
+    third = begin_retry(out, _RECIPE, source)
+    before = content(out)
+    with pytest.raises(AlignDetError, match="another run took over"):
+        commit(overtaken, {**overtaken.done, **mined})
+    assert content(out) == before
+    _finish(source, third)
+    assert not verify_dataset(out, deep=True).problems
+
+
 def test_another_recipe_and_an_unfinished_job_are_refused(source, out):
     with pytest.raises(AlignDetError, match=r"recipe\.max_side: 100 there, 64 here"):
         begin_retry(out, Recipe(max_side=64), source)

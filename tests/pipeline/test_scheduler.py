@@ -2,12 +2,14 @@
 
 import errno
 import random
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.executor import End, Fault
+from pipeline.executor import Attempt, End, Fault
 from pipeline.faults import fault_of
 from pipeline.hunt import Hunt
 from pipeline.plan import ShardTask
@@ -152,6 +154,76 @@ def test_when_shard_after_shard_fails_the_rest_is_not_tried():
     assert Policy().failures_in_a_row <= len(scheduler.failures) < 40
 
 
+@pytest.mark.parametrize("fault", [Fault.busy, Fault.node])
+def test_a_probe_that_ends_for_another_reason_says_nothing_of_its_images(fault):
+    world, cut = _World({"1-3"}), Counter()
+
+    def behaviour(attempt):
+        if attempt.probe and cut[attempt.task.keys] < 3:
+            cut[attempt.task.keys] += 1
+            return 1.0, End(attempt.number, fault=fault, reason="cut off")
+        return world(attempt)
+
+    scheduler, _, records, _ = _run(behaviour, shards=3)
+    assert cut
+    assert (len(records), scheduler.failures) == (3, {})
+    assert _quarantined(records) == {"1-3": "worker_died"}
+
+
+def _dies_of(whole, alone):
+    """A worker that is lost with so many attempts at a shard, and with so many probes."""
+    left = {False: whole, True: alone}
+
+    def behaviour(attempt):
+        if left[attempt.probe]:
+            left[attempt.probe] -= 1
+            return 1.0, End(attempt.number, fault=Fault.worker, reason="it died")
+        return 1.0, End(attempt.number, record=None if attempt.probe else _record(attempt))
+
+    return behaviour
+
+
+@pytest.mark.parametrize(("deaths", "quarantined"), [(2, {}), (3, {"0-0": "worker_died"})])
+def test_an_image_is_condemned_by_three_deaths_alone_and_not_by_two(deaths, quarantined):
+    whole = Policy().attempts_before_hunt[Fault.worker]
+    scheduler, _, records, _ = _run(_dies_of(whole, deaths), shards=1, size=1)
+    assert not scheduler.failures
+    assert _quarantined(records) == quarantined
+
+
+def test_a_hunt_that_finds_nobody_clears_the_shard_of_what_led_to_it():
+    # After each of the two hunts that a shard may have it is tried as often as before the first.
+    whole = 3 * Policy().attempts_before_hunt[Fault.worker] - 1
+    scheduler, _, records, events = _run(_dies_of(whole, 0), shards=1)
+    assert (len(records), scheduler.failures, _quarantined(records)) == (1, {}, {})
+    assert sum("looking for the image" in event for event in events) == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.worker, Fault.busy])
+def test_a_probe_is_repeated_after_a_pause(fault):
+    policy, started = Policy(backoff=10.0), []
+
+    def behaviour(attempt):
+        if not attempt.probe:
+            return 1.0, End(attempt.number, fault=Fault.worker, reason="it died")
+        started.append(executor.now())
+        return 1.0, End(attempt.number, fault=fault if len(started) < 3 else None, reason="cut off")
+
+    executor = SimulatedExecutor(4, behaviour)
+    asked = []
+    callbacks = Callbacks(lambda *_: None)
+    Scheduler(executor, callbacks, policy).run(_tasks(1, 1), lambda: len(started) == 3 or asked.append(None))
+    assert len(started) == 3
+    assert all(later - earlier >= 1.0 + policy.backoff for earlier, later in pairwise(started))
+
+
+def test_many_shards_may_fail_when_others_between_them_do_not():
+    shards = 4 * Policy().failures_in_a_row
+    deadly = {f"{shard}-0" for shard in range(0, shards, 2)}
+    scheduler, _, records, _ = _run(_World(deadly, Fault.failed), shards=shards)
+    assert len(records) == len(scheduler.failures) == shards // 2
+
+
 def test_a_machine_that_goes_away_twenty_times_costs_attempts_only():
     losses = {"left": 20}
 
@@ -214,6 +286,17 @@ def test_a_shard_somewhat_slower_than_the_others_is_left_alone():
     assert (len(records), len(world.attempts), scheduler.reissued) == (20, 20, 0)
 
 
+class _NotesCancels(SimulatedExecutor):
+    """Whose attempts go on all the same: the cluster may hear of it too late."""
+
+    def __init__(self, slots, behaviour):
+        super().__init__(slots, behaviour)
+        self.cancelled = []
+
+    def cancel(self, number):
+        self.cancelled.append(number)
+
+
 def test_a_twice_written_shard_that_is_not_intact_is_mined_again():
     first = set()
 
@@ -229,17 +312,53 @@ def test_a_twice_written_shard_that_is_not_intact_is_mined_again():
         return None if len(asked) == 1 else _record(world.attempts[-1])
 
     policy = Policy(loser_seconds=10_000.0)
-
-    class NeverCancels(SimulatedExecutor):
-        def cancel(self, number):
-            pass
-
-    executor, records = NeverCancels(4, world), {}
+    executor, records = _NotesCancels(4, world), {}
     callbacks = Callbacks(lambda task, record: records.update({task.name: record}), confirm=confirm)
     Scheduler(executor, callbacks, policy).run(_tasks(20, 8))
     assert asked == ["00019"]
     assert len(records) == 20
     assert [a.task.name for a in world.attempts].count("00019") == 3
+
+
+def test_the_slower_of_two_twins_is_cancelled_and_no_other():
+    first = []
+
+    def slow(attempt):
+        if attempt.task.name == "00019":
+            first.append(attempt.number)
+        return 100.0 if first == [attempt.number] else 1.0
+
+    world = _World(slow=slow)
+    executor = _NotesCancels(4, world)
+    callbacks = Callbacks(lambda *_: None, confirm=lambda _: _record(world.attempts[-1]))
+    Scheduler(executor, callbacks).run(_tasks(20, 8))
+    assert executor.cancelled == first[:1]
+
+
+def test_the_time_that_losers_get_begins_when_nothing_else_is_left():
+    # The first attempts lose to their twins, at 81 s. That of 00018 ends soon after and has damaged what the twin
+    # wrote: mined again, from 86 s to 106 s. That of 00019 goes on all the while, longer than losers get at once.
+    seconds = {"00018": [54.0, 8.0, 20.0], "00019": [79.0, 8.0]}
+    ends, confirmed, records = {}, {}, {}
+
+    def behaviour(attempt):
+        lasts = seconds.get(attempt.task.name)
+        duration = lasts.pop(0) if lasts else 8.0
+        ends.setdefault(attempt.task.name, []).append(executor.now() + duration)
+        return duration, End(attempt.number, record=_record(attempt))
+
+    def confirm(task):
+        again = task.name == "00018" and task.name not in confirmed
+        confirmed[task.name] = executor.now()
+        return None if again else _record(Attempt(0, task))
+
+    executor = _NotesCancels(4, behaviour)
+    callbacks = Callbacks(lambda task, record: records.update({task.name: record}), confirm=confirm)
+    Scheduler(executor, callbacks).run(_tasks(20, 8))
+    assert len(records) == 20
+    lost_at = ends["00019"][0]
+    assert lost_at > ends["00018"][1] + Policy().loser_seconds
+    assert confirmed["00019"] == lost_at
 
 
 @given(st.integers(1, 70), st.data())

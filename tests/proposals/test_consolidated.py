@@ -233,6 +233,30 @@ def test_images_added_since_make_it_stale(photos, mine_folder, tmp_path):
     assert verify_dataset(out, deep=True).problems == ()
 
 
+def test_images_added_meanwhile_are_not_lost_again(photos, mine_folder, tmp_path, monkeypatch):
+    from proposals.recipe import Recipe
+
+    images, recipe = tmp_path / "in", Recipe(max_side=64)
+    images.mkdir()
+    shutil.copy(photos / "cat.jpg", images)
+    out = mine_folder(images, tmp_path / "out", recipe)
+    shutil.copy(photos / "china.jpg", images)
+    create = zarr.create_group
+
+    def mine_and_create(*args, **options):
+        mine_folder(images, out, recipe)
+        return create(*args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zarr, "create_group", mine_and_create)
+        with pytest.raises(AlignDetError, match="was changed while it was consolidated"):
+            consolidate(out)
+    assert len(open_dataset(out)) == 2
+    assert not list(out.glob("proposals.zarr*"))
+    assert verify_dataset(out, deep=True).problems == ()
+    assert consolidate(out)
+
+
 def test_other_boxes_than_the_tables_are_named(whole, tmp_path):
     copy = shutil.copytree(whole, tmp_path / "hostile")
     group = zarr.open_group(copy / "proposals.zarr", mode="r+")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -263,3 +264,28 @@ def test_a_file_that_is_renamed_while_its_folder_is_read_is_no_error(tmp_path, m
 
     monkeypatch.setattr(files.os, "scandir", scandir)
     assert files.sizes_in(tmp_path) == {"a.json": 2}
+
+
+def test_bytes_are_on_disk_before_they_get_their_name_and_the_name_before_it_returns(tmp_path, monkeypatch):
+    # A power cut cannot be had here, so what the kernel is asked for is written down in order.
+    asked = []
+
+    def fsync(descriptor, ask=os.fsync):
+        asked.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        ask(descriptor)
+
+    def replace(source, target, ask=os.replace):
+        asked.append(("replace", str(source)))
+        ask(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    names = {tmp_path / f"{name}.tmp": tmp_path / name for name in ("tar", "parquet", "json")}
+    for temporary in names:
+        temporary.write_text(temporary.name)
+    files.publish_all(names)
+    for temporary in names:
+        assert asked.index(("fsync", str(temporary))) < asked.index(("replace", str(temporary)))
+    assert [what for what, _ in asked if what == "replace"] == ["replace"] * 3
+    assert asked[-1] == ("fsync", str(tmp_path))
+    assert [path.read_text() for path in names.values()] == [path.name for path in names]

@@ -12,15 +12,15 @@ from proposals.errors import AlignDetError
 from proposals.filter_spec import FilterSpec
 from proposals.filters import apply_filter
 from proposals.nms import nms
+from tests.proposals.filtering_by_hand import kept_by_hand
 
 _DEFAULT = "ratio3size0008@0.5"
 
 
-def _apply(boxes, width, height, name=_DEFAULT):
+def _apply(boxes, width, height, name=_DEFAULT, rank_name="opencv"):
     boxes = as_boxes(boxes)
-    return apply_filter(
-        boxes, np.arange(len(boxes), dtype=np.float32), width, height, FilterSpec.parse(name), "opencv"
-    )
+    rank = np.arange(len(boxes), dtype=np.float32)
+    return apply_filter(boxes, rank, width, height, FilterSpec.parse(name), rank_name)
 
 
 @pytest.mark.parametrize("name", [_DEFAULT, "ratio3size0308@0.5", "ratio2.5size0110@0.7", "none"])
@@ -154,3 +154,33 @@ def test_none_keeps_every_box_and_its_rank():
 def test_ranks_follow_their_boxes():
     result = _apply([[0, 0, 150, 10], [10, 10, 60, 60], [10, 10, 60, 61], [90, 90, 140, 140]], 200, 150)
     assert result.rank.tolist() == [1, 3]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60))
+@settings(deadline=None, max_examples=30)
+def test_boxes_are_filtered_then_ordered_then_thinned(seed, count):
+    random = np.random.default_rng(seed)
+    corner = random.uniform(0, [150, 100], (count, 2))
+    boxes = as_boxes(np.concatenate([corner, corner + random.uniform(20, 60, (count, 2))], axis=1))
+    result = _apply(boxes, 200, 150, rank_name="agreement")
+    kept, rank = kept_by_hand(boxes, 200, 150)
+    assert np.array_equal(result.boxes, kept)
+    assert np.array_equal(result.rank, rank)
+
+
+def test_of_boxes_that_overlap_the_one_that_others_agree_on_is_kept():
+    # In OpenCV's order the first of them would go on, and take the others with it.
+    first, agreed, others = [40, 40, 100, 100], [40, 40, 110, 110], [[44, 40, 110, 110], [40, 44, 110, 110]]
+    boxes = [first, agreed, *others]
+    assert _apply(boxes, 200, 150).boxes.tolist() == [first]
+    result = _apply(boxes, 200, 150, rank_name="agreement")
+    assert result.boxes.tolist() == [agreed]
+    assert result.rank.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kept"), [(0.495, 1), (math.nextafter(0.5, 0), 1), (0.5, 2), (math.nextafter(0.5, 1), 2)]
+)
+def test_a_pair_that_overlaps_as_much_as_allowed_is_kept(threshold, kept):
+    # 50 of 100 square pixels are shared: exactly one half.
+    assert len(nms(as_boxes([[0, 0, 10, 10], [0, 0, 10, 5]]), threshold)) == kept

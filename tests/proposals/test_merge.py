@@ -110,7 +110,6 @@ def test_imported_and_mined_boxes_stay_apart_and_imported_ones_say_so(inputs, tm
 
 
 def test_an_image_in_both_is_refused(inputs, tmp_path):
-    assert "3 images have the same path" not in _merge(inputs, tmp_path / "c")
     message = _merge([inputs[0], inputs[0]], tmp_path / "d")
     assert "4 images have the same path" in message
     assert "cat.jpg" in message
@@ -124,6 +123,28 @@ def test_what_is_there_or_damaged_is_refused(inputs, tmp_path):
     assert "See: aligndet verify" in _merge([inputs[0], copy], tmp_path / "c")
     with pytest.raises(AlignDetError):
         open_dataset(tmp_path / "c")
+
+
+def test_a_shard_whose_record_is_not_the_committed_one_is_refused(inputs, tmp_path):
+    copy = shutil.copytree(inputs[0], tmp_path / "copy")
+    shutil.copy(layout.record_path(copy, "00001"), layout.record_path(copy, "00000"))
+    assert f"shard 00000 of {copy} is damaged" in _merge([inputs[1], copy], tmp_path / "c")
+    assert not (tmp_path / "c" / layout.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_that_differ_the_merge_says_what_holds_for_both(
+    inputs, folders, mine_folder, tmp_path, turned
+):
+    other = mine_folder(folders[1], tmp_path / "other", _SMALL, 5)
+    manifest = read_manifest(other)
+    repacked = manifest.model_copy(update={"versions": {**manifest.versions, "pyarrow": "1.0"}})
+    write_model(other / layout.MANIFEST, repacked)
+    _merge([other, inputs[0]] if turned else [inputs[0], other], tmp_path / "c")
+    merged = read_manifest(tmp_path / "c")
+    shared = {name: version for name, version in manifest.versions.items() if name != "pyarrow"}
+    assert merged.versions == shared
+    assert merged.images_per_shard == 5
 
 
 def test_merging_one_dataset_renews_its_digests(inputs, tmp_path):

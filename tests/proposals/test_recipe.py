@@ -40,7 +40,7 @@ def test_what_is_no_recipe_is_refused(wrong):
 
 
 def test_a_wrong_filter_is_a_users_error():
-    with pytest.raises(AlignDetError):
+    with pytest.raises(AlignDetError, match=r"'ratio' is no filter name"):
         Recipe(filter="ratio")
 
 

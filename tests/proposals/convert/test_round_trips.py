@@ -215,7 +215,9 @@ def test_a_pickle_that_would_run_something_is_refused(path, content, capsys):
 @pytest.mark.parametrize("content", [[1], {"a": 1}, {"boxes": [1], "ids": [], "scores": []}])
 def test_a_pickle_of_another_form_is_refused(path, content):
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(AlignDetError):
+    with pytest.raises(
+        AlignDetError, match=r"holds a list, not detectron2's|neither detectron2's nor mmdet's form"
+    ):
         list(PickleSource(path).images())
     path.write_bytes(b"not a pickle")
     with pytest.raises(AlignDetError, match="no readable proposal pickle"):
