@@ -180,7 +180,7 @@ def files_below(root: Path) -> Iterator[str]:
 def paths_in(root: Path, folder: str) -> list[str]:
     """Below ``root``, the paths of all that lies in its ``folder`` and is no folder itself, in order.
 
-    None where a web server does not show them.
+    Empty where a web server does not show them.
     """
     if is_remote(root):
         try:

@@ -61,7 +61,8 @@ class Report:
 def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Report:
     """Check the dataset in ``root``; with ``deep`` also the content of every tar. Shards are shared by ``workers``.
 
-    Raises AlignDetError when the folder holds no dataset.json, NewerFormatError when that is of a newer format;
+    Raises AlignDetError when the folder holds no dataset.json, NewerFormatError when that is of a newer format,
+    UnansweredError when a file at a URL cannot be read now, or is refused, which says nothing of it;
     everything else is a problem in the report.
     """
     root = as_path(root)
