@@ -10,9 +10,9 @@ from pipeline.heartbeat import SILENCE_SECONDS, age_of, read_heartbeat
 from proposals.dataset import layout
 from proposals.dataset.assemble import read_identity
 from proposals.dataset.bounds import read_parquet
-from proposals.dataset.files import sizes_in
-from proposals.dataset.manifest import CommitRecord, read_record
-from proposals.errors import AlignDetError
+from proposals.dataset.files import NotListedError, sizes_in
+from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, read_record
+from proposals.errors import AlignDetError, DeniedError, UnansweredError
 from proposals.paths import is_remote, is_there
 
 State = Literal["finished", "running", "stopped"]
@@ -26,6 +26,7 @@ class JobStatus:
 
     running: names of shards in flight. failed: shards that this run gave up, with reasons. rate: images per second
     of late, None unless running; eta: seconds left at that rate. stages: core seconds by stage, over all shards.
+    listed: False where a web server does not list folders, so that the counts are those of dataset.json.
     """
 
     state: State
@@ -41,6 +42,7 @@ class JobStatus:
     rate: float | None = None
     eta: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    listed: bool = True
 
     @property
     def slowest_stage(self) -> str | None:
@@ -70,7 +72,8 @@ class StatusReader:
         plan = self._plan()
         planned = read_identity(plan).source.images
         shards = _shard_count(plan, planned)
-        self._read_records()
+        names, manifest = self._record_names(plan)
+        self._read_records(names)
         status = JobStatus(
             state="stopped",
             planned=planned,
@@ -82,7 +85,9 @@ class StatusReader:
             reasons=dict(self._reasons.most_common()),
             stages=dict(self._stages.most_common()),
         )
-        if (self._out / layout.MANIFEST).is_file() and plan.name == layout.PLAN:
+        if manifest is not None:
+            return _as_declared(status, manifest)
+        if is_there(self._out / layout.MANIFEST) and plan.name == layout.PLAN:
             return _replaced(status, state="finished")
         return _with_beat(status, read_heartbeat(self._out))
 
@@ -92,9 +97,22 @@ class StatusReader:
                 return self._out / name
         raise AlignDetError(f"{self._out} holds no mining job. Start one: aligndet mine IMAGES {self._out}")
 
-    def _read_records(self) -> None:
+    def _record_names(self, plan: Path) -> tuple[list[str], Manifest | None]:
+        """The commit records that there are; where nobody lists them, those of the manifest, and the manifest."""
+        try:
+            return [name for name in sizes_in(self._out / layout.SHARDS) if name.endswith(".json")], None
+        except NotListedError as error:
+            if plan.name == layout.PLAN and is_there(self._out / layout.MANIFEST):
+                manifest = read_manifest(self._out)
+                return [f"{shard.name}.json" for shard in manifest.shards], manifest
+            raise AlignDetError(
+                f"{self._out} is not finished, and its server does not list folders, so nobody here can tell how far "
+                "it is. Ask where it is mined: aligndet status FOLDER"
+            ) from error
+
+    def _read_records(self, names: list[str]) -> None:
         folder = self._out / layout.SHARDS
-        fresh = [name for name in sizes_in(folder) if name.endswith(".json") and name not in self._known]
+        fresh = [name for name in names if name not in self._known]
         with ThreadPoolExecutor(_READERS if is_remote(self._out) else 1) as pool:
             found = pool.map(_record_or_none, [folder / name for name in fresh])
             for name, record in zip(fresh, found, strict=True):
@@ -120,8 +138,25 @@ def _shard_count(plan: Path, images: int) -> int:
 def _record_or_none(path: Path) -> CommitRecord | None:
     try:
         return read_record(path)
+    except DeniedError:
+        return None
+    except UnansweredError:
+        raise
     except AlignDetError:
         return None  # damaged, or removed meanwhile: the job mines it again
+
+
+def _as_declared(status: JobStatus, manifest: Manifest) -> JobStatus:
+    totals = manifest.totals
+    return _replaced(
+        status,
+        state="finished",
+        listed=False,
+        shards_done=len(manifest.shards),
+        images=totals.images,
+        proposals=totals.proposals,
+        rejected=totals.rejected,
+    )
 
 
 def _with_beat(status: JobStatus, beat: dict[str, Any] | None) -> JobStatus:

@@ -44,7 +44,7 @@ def _lines(status: "JobStatus", out: str) -> list[str]:
     done = status.images + status.rejected
     share = 100 * done / max(status.planned, 1)
     lines = [
-        f"{out}: {_STATES[status.state]}",
+        f"{out}: {_STATES[status.state]}{'' if status.listed else _UNLISTED}",
         f"  images   {done:,} of {status.planned:,} ({share:.1f} %), {status.proposals:,} boxes",
         f"  shards   {status.shards_done:,} of {status.shards:,} done, {len(status.running):,} in flight, "
         f"{len(status.failed):,} failed",
@@ -65,6 +65,8 @@ _STATES = {
     "running": "running",
     "stopped": "not running, not finished: run the same `aligndet mine` again to resume",
 }
+
+_UNLISTED = ", complete by its dataset.json (its server does not list folders, so nobody looked for more)"
 
 
 def _listed(values: "dict[str, int] | dict[str, str]") -> str:

@@ -68,6 +68,10 @@ def verify(
 def _print(report: "Report") -> None:
     for path in report.unfinished[:_SHOWN]:
         typer.echo(f"note: {path} is of a run that was stopped, or still runs; readers ignore it")
+    if not report.listed:
+        typer.echo(
+            "note: its server does not list folders; files that dataset.json does not name were not looked for"
+        )
     for problem in report.problems[:_SHOWN]:
         typer.echo(f"{problem.file}: {problem.what}")
     if len(report.problems) > _SHOWN:

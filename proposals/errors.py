@@ -39,5 +39,13 @@ class BrokenInstallationError(AlignDetError):
     exit_code = 4
 
 
+class UnansweredError(AlignDetError):
+    """A file could not be read now, or from here, which says nothing of what is in it."""
+
+
+class DeniedError(UnansweredError):
+    """A server answers, and does not give the file: it is not there, or not for us."""
+
+
 class NewerFormatError(AlignDetError):
     """A dataset of a format that came after this installation: not damaged, and not to be touched."""

@@ -5,22 +5,23 @@ import os
 import re
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from proposals.errors import AlignDetError, BadUrlError, MissingExtraError
 from proposals.images import ImageRejected
 from proposals.paths import WEB, filesystem, scheme_of
 
+Read = TypeVar("Read")
 MAX_IMAGE_BYTES = 512 * 2**20
 _PIECE = 2**20
 _PAUSES = (0.5, 2.0)
 _LONGEST_PAUSE = 20.0
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
-_PART, _NO_SUCH_RANGE = 206, 416
+PART, _NO_SUCH_RANGE = 206, 416
 _NO_UTF8 = re.compile(r"\\x([89a-f][0-9a-f])")
 # Of the answers that an S3 client turns into "missing" and "denied", those about this one object: others are about the
 # bucket, the credentials or the clock, and so about every image.
@@ -98,9 +99,14 @@ def _read_remote(url: str, start: int, size: int | None) -> bytes:
         raise ImageRejected("read", "not_allowed", str(error)) from error
     if size == 0:
         return b""  # a range that ends before it begins is the whole object to S3
+    return asked_again(lambda: _read_once(filesystem_, path, url, start, size))
+
+
+def asked_again(read: Callable[[], Read]) -> Read:
+    """What ``read`` returns, tried three times while it raises SourceUnavailableError, with its pause between."""
     for pause in (*_PAUSES, None):
         try:
-            return _read_once(filesystem_, path, url, start, size)
+            return read()
         except SourceUnavailableError as error:
             if pause is None:
                 raise
@@ -165,8 +171,8 @@ def read_part(filesystem_: Any, path: str, url: str, start: int, size: int) -> b
         return bytes(filesystem_.cat_file(path, start=start, end=start + size))
     wanted = {"Range": f"bytes={start}-{start + size - 1}"}
     data = bytearray()
-    with _web_stream(filesystem_, path, headers=wanted) as stream:
-        before = 0 if stream.r.status == _PART else start
+    with web_stream(filesystem_, path, headers=wanted) as stream:
+        before = 0 if stream.r.status == PART else start
         while (left := before + size - len(data)) > 0 and (piece := stream.read(min(_PIECE, left))):
             data += piece
             skipped = min(before, len(data))
@@ -175,7 +181,8 @@ def read_part(filesystem_: Any, path: str, url: str, start: int, size: int) -> b
     return bytes(data)
 
 
-def _web_stream(filesystem_: Any, path: str, **options: Any) -> Any:
+def web_stream(filesystem_: Any, path: str, **options: Any) -> Any:
+    """The body of a web server's answer, to be read once; ``r.status`` is its status. Raises what fsspec does."""
     # A size, or fsspec would ask for it and hide the answer.
     return filesystem_.open(path, "rb", block_size=0, size=1, **options)
 
@@ -183,7 +190,7 @@ def _web_stream(filesystem_: Any, path: str, **options: Any) -> Any:
 def _read_web(filesystem_: Any, path: str) -> bytes:
     # In pieces: a stranger's server may send without end.
     data = bytearray()
-    with _web_stream(filesystem_, path) as stream:
+    with web_stream(filesystem_, path) as stream:
         while piece := stream.read(_PIECE):
             data += piece
             if len(data) > MAX_IMAGE_BYTES:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from proposals.errors import AlignDetError, BadUrlError, MissingExtraError
+from proposals.errors import AlignDetError, BadUrlError, DeniedError, MissingExtraError
 
 # What a URL may begin with. Never file:, nor anything that runs a program or chains filesystems.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
@@ -16,8 +16,6 @@ _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 # What pathlib makes of a URL.
 _SQUEEZED = re.compile(r"^(" + "|".join(sorted(SCHEMES)) + r"):/(?!/)")
 _EXTRAS = {"s3": "s3"}
-# Answers of a web server that say nothing about the file: it timed out, or was asked too much.
-_LATER = (408, 425, 429)
 
 
 def scheme_of(name: str) -> str | None:
@@ -52,25 +50,20 @@ def as_path(name: str | Path) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether ``path`` is a file; raises AlignDetError when its remote cannot be reached."""
+    """Whether ``path`` is a file; raises UnansweredError when its remote cannot be reached."""
     if not is_remote(path):
         return path.is_file()
-    remote: Any = path
+    from proposals.remote_files import info_of  # which needs this module
+
     try:  # not path.is_file(): fsspec answers no when a store does not answer
-        return bool(remote.fs.info(remote.path)["type"] == "file")
-    except FileNotFoundError as error:
-        # What fsspec makes of every failure of a web server, too, the server's own answer inside.
-        status = getattr(error.__cause__, "status", None)
-        answered = isinstance(status, int) and 400 <= status < 500 and status not in _LATER
-        if scheme_of(str(path)) not in WEB or answered:
+        return bool(info_of(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
+    except DeniedError:
+        # Of web servers many answer so for whatever is not there.
+        if scheme_of(str(path)) in WEB:
             return False
-        raise _unreachable(path, error.__cause__ or error) from error
-    except Exception as error:  # every backend has exceptions of its own
-        raise _unreachable(path, error) from error
-
-
-def _unreachable(path: Path, error: BaseException) -> AlignDetError:
-    return AlignDetError(f"{path} cannot be reached: {error}. Are address, name and credentials right?")
+        raise
 
 
 def real_path(path: Path) -> Path:
@@ -83,6 +76,11 @@ def real_path(path: Path) -> Path:
             return real  # behind a link ".." is not what the path says
         return Path(os.path.abspath(path))  # noqa: PTH100 - absolute() leaves ".." in it
     return real
+
+
+def name_of(path: Path) -> str:
+    """What the folder or URL ``path`` is called: a web server is not asked for a folder, which it need not show."""
+    return str(path).rstrip("/").rpartition("/")[2] if is_remote(path) else path.resolve().name
 
 
 class ForkSafePath:

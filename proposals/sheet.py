@@ -11,6 +11,7 @@ from proposals.boxes import scale
 from proposals.dataset import ProposalDataset, Record
 from proposals.errors import AlignDetError
 from proposals.images import Bgr, ImageRejected, decode_bgr, resize_max_side
+from proposals.paths import name_of
 
 TILE_WIDTH, TILE_HEIGHT, CAPTION = 400, 300, 34
 MARGIN, HEADER = 16, 60
@@ -130,7 +131,7 @@ def _draw_header(sheet: Image.Image, dataset: ProposalDataset, top: int, fonts: 
     draw = ImageDraw.Draw(sheet)
     totals, recipe = dataset.manifest.totals, dataset.manifest.recipe
     middle = HEADER // 2
-    name = _printable(dataset.root.resolve().name)
+    name = _printable(name_of(dataset.root))
     draw.text((MARGIN, middle), name, _TEXT, fonts.title, anchor="lm")
     title = draw.textlength(name, fonts.title)
     how = f"{recipe.mode} at {recipe.max_side} px, {recipe.filter}"

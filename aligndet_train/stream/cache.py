@@ -15,8 +15,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO, TypeVar
 
@@ -27,9 +27,10 @@ from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_bounded
 from proposals.dataset.files import fsync
 from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, DeniedError
 from proposals.fetch import is_of_the_object
 from proposals.paths import ForkSafePath, is_remote, is_there
+from proposals.remote_files import pieces_of
 
 Read = TypeVar("Read")
 _OF_THE_CACHE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -172,7 +173,11 @@ class ShardCache:
             except Exception as error:  # every remote filesystem has exceptions of its own
                 final = self._failure(error, source, temporary.parent)
                 # Of what no second try would change nothing is a FetchFailedError alone.
-                if pause is None or type(final) is not FetchFailedError or isinstance(error, PermissionError):
+                if (
+                    pause is None
+                    or type(final) is not FetchFailedError
+                    or isinstance(error, PermissionError | DeniedError)
+                ):
                     raise final from error
             time.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
@@ -180,13 +185,14 @@ class ShardCache:
     def _failure(self, error: Exception, source: Path, folder: Path) -> AlignDetError:
         """What fetching ``source`` into ``folder`` is to raise for ``error``, and whose fault it is."""
         told = f"{source} could not be brought to {folder}: {error}"
+        told += "" if told.endswith(("?", ".")) else "."
         if not folder.is_dir() or (isinstance(error, OSError) and error.errno in _OF_THE_CACHE):
             return UnusableCacheError(
-                f"{told}. Free some space, lower --cache-gb, or choose another --cache folder"
+                f"{told} Free some space, lower --cache-gb, or choose another --cache folder"
             )
         if isinstance(error, FileNotFoundError) and is_of_the_object(error) and self._is_there():
             return DamagedShardError(f"{source}, which {MANIFEST} names, is gone. {_OF_DAMAGE}")
-        return FetchFailedError(f"{told}. When it can be read again the same command goes on")
+        return FetchFailedError(f"{told} When it can be read again the same command goes on")
 
     def _is_there(self) -> bool:
         """Whether the dataset still is: a mount that is gone has lost all of its files."""
@@ -327,12 +333,22 @@ def _sweep(folder: Path) -> None:
 def _copied(source: Path, target: Path, expected: int) -> tuple[int, str]:
     """Copy, and say how many bytes with which sha256; a source that goes on beyond ``expected`` bytes is left there."""
     digest, size = hashlib.sha256(), 0
-    with source.open("rb") as reader, target.open("wb") as writer:
-        while size <= expected and (chunk := reader.read(_CHUNK)):
+    with closing(_chunks(source)) as chunks, target.open("wb") as writer:
+        while size <= expected and (chunk := next(chunks, b"")):
             digest.update(chunk)
             size += len(chunk)
             writer.write(chunk)
     return size, digest.hexdigest()
+
+
+def _chunks(source: Path) -> Generator[bytes]:
+    if is_remote(source):
+        # Asked once: who copies asks again, and begins anew.
+        yield from pieces_of(source, again=False)
+        return
+    with source.open("rb") as reader:
+        while chunk := reader.read(_CHUNK):
+            yield chunk
 
 
 def _place(path: Path, content: bytes) -> None:

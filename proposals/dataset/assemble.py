@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from proposals.dataset import layout
-from proposals.dataset.bounds import check_footer_length, opened, read_parquet, read_row_groups
+from proposals.dataset.bounds import opened, read_parquet, read_row_groups
 from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
@@ -93,7 +93,6 @@ def plan_groups(path: Path) -> Iterator[pa.Table]:
 def read_identity(plan: Path) -> JobIdentity:
     """The identity in the metadata of a plan file; raises AlignDetError when it is damaged."""
     try:
-        check_footer_length(plan)
         with opened(plan) as source:
             metadata = pq.read_schema(source).metadata or {}
         return JobIdentity.model_validate_json(metadata[_IDENTITY_KEY])

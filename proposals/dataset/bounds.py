@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from proposals.dataset.files import as_os_errors, open_plain
+from proposals.dataset.files import open_any
 from proposals.errors import AlignDetError
 from proposals.paths import is_remote
 
@@ -42,7 +42,7 @@ def has_room(size: int, images: int, boxes: int) -> bool:
 def read_bounded(path: Path, limit: int) -> bytes:
     """All of ``path``; raises AlignDetError when it is larger than ``limit`` bytes or cannot be read."""
     try:
-        with _stream(path) as stream:
+        with open_any(path) as stream:
             size = stream.seek(0, 2)
             if size > limit:
                 raise AlignDetError(
@@ -85,7 +85,6 @@ def read_row_groups(path: Path, rows: int, row_bytes: int, group_bytes: int) -> 
 def _plain_columns(path: Path) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
     """``path``, opened, and its columns of numbers and plain texts; raises AlignDetError for what pyarrow raises."""
     try:
-        check_footer_length(path)
         # ParquetFile, not read_table: the latter would bring in the whole pyarrow.dataset machinery per shard.
         with opened(path) as source:
             with pq.ParquetFile(source) as file:
@@ -94,37 +93,29 @@ def _plain_columns(path: Path) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
             with pq.ParquetFile(source, read_dictionary=texts) as file:
                 yield file, names
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise AlignDetError(
-            f"{path} cannot be read: {error}. The dataset is damaged or was moved."
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        raise AlignDetError(f"{path} cannot be read: {why}. The dataset is damaged or was moved.") from error
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Path | BinaryIO]:
-    """What pyarrow reads ``path`` from: the path itself, or a stream of the object at a URL."""
-    if is_remote(path):
-        with _stream(path) as stream:
+    """What pyarrow reads the Parquet file ``path`` from: the path itself, or a stream of the object at a URL.
+
+    Raises AlignDetError when it declares a footer larger than itself or the limit.
+    """
+    with open_any(path) as stream:
+        _check_footer_length(path, stream)
+        if is_remote(path):
+            stream.seek(0)
             yield stream
-    else:
-        yield path
+            return
+    yield path
 
 
-@contextmanager
-def _stream(path: Path) -> Iterator[BinaryIO]:
-    if is_remote(path):
-        with as_os_errors(path), path.open("rb") as stream:
-            yield stream
-        return
-    with open_plain(path) as stream:
-        yield stream
-
-
-def check_footer_length(path: Path) -> None:
-    """Raise AlignDetError when the Parquet file declares a footer larger than itself or the limit."""
-    with _stream(path) as stream:
-        size = stream.seek(0, 2)
-        stream.seek(max(0, size - 8))
-        length = int.from_bytes(stream.read(4), "little")
+def _check_footer_length(path: Path, stream: BinaryIO) -> None:
+    size = stream.seek(0, 2)
+    stream.seek(max(0, size - 8))
+    length = int.from_bytes(stream.read(4), "little")
     if size < 12 or length > min(MAX_FOOTER_BYTES, size - 12):
         raise AlignDetError(f"{path} declares a footer of {length} bytes: the dataset is damaged.")
 

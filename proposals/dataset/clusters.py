@@ -20,7 +20,7 @@ from proposals.dataset.files import file_sha256, fsync, remove_tree, temporary_n
 from proposals.dataset.manifest import FORMAT_VERSION, FileEntry, Manifest, Sha256, write_model
 from proposals.dataset.seal import seal_state
 from proposals.dataset.zarr_reading import Declared, open_arrays, values
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, UnansweredError
 from proposals.paths import is_there
 
 MAX_CLUSTERS = 65536
@@ -116,6 +116,8 @@ def read_clusters(root: Path, manifest: Manifest) -> Clusters | None:
         }
         arrays = open_arrays(root / layout.CLUSTERS, wanted)
         ids, distances = (np.asarray(values(arrays[name])) for name in wanted)
+    except UnansweredError:
+        raise
     except AlignDetError as error:
         raise AlignDetError(f"{error} Run: aligndet cluster {root}") from error
     if len(ids) and not 1 <= int(ids.min()) <= int(ids.max()) <= record.k:

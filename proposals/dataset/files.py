@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from proposals.dataset.layout import TEMPORARY_MARK
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, DeniedError
 from proposals.fetch import read_part
-from proposals.paths import is_remote
+from proposals.paths import WEB, is_remote, scheme_of
+from proposals.remote_files import answered, open_remote, pieces_of
+
+
+class NotListedError(AlignDetError):
+    """A web server that gives files by their names, and does not tell the names."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -112,7 +117,12 @@ def fsync(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The hex sha256 of a file's content."""
+    """The hex sha256 of a file's content; of a remote one it raises as `info_of` does."""
+    if is_remote(path):
+        digest = hashlib.sha256()
+        for piece in pieces_of(path):
+            digest.update(piece)
+        return digest.hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -126,11 +136,25 @@ def open_plain(path: Path) -> BinaryIO:
     raise OSError(errno.EINVAL, "it is no plain file", str(path))
 
 
-def read_range(path: Path, offset: int, size: int) -> bytes:
-    """Up to ``size`` bytes of a file from ``offset`` on, fewer at its end; raises OSError when it cannot be read."""
+@contextmanager
+def open_any(path: Path) -> Iterator[BinaryIO]:
+    """A local plain file or a remote one, to read at any place; raises as `read_range` does."""
     if is_remote(path):
-        with as_os_errors(path) as (store, name):
-            return read_part(store, name, str(path), offset, size)
+        with open_remote(path) as stream:
+            yield stream
+        return
+    with open_plain(path) as stream:
+        yield stream
+
+
+def read_range(path: Path, offset: int, size: int) -> bytes:
+    """Up to ``size`` bytes of a file from ``offset`` on, fewer at its end.
+
+    Raises OSError when it cannot be read, UnansweredError where that is because its remote does not answer.
+    """
+    if is_remote(path):
+        remote: Any = path
+        return answered(path, lambda: read_part(remote.fs, remote.path, str(path), offset, size))
     # A descriptor per read: nothing to share, so nothing to get wrong in threads, forks and pickles.
     with open_plain(path) as stream:
         data = os.pread(stream.fileno(), size, offset)
@@ -140,11 +164,31 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """The paths below a remote ``root`` of all its objects, in order, but for markers of folders."""
-    with as_os_errors(root) as (store, name):
-        found = store.find(name, detail=True)
+    """The paths below a remote ``root`` of all its objects, in order, but for markers of folders.
+
+    Raises NotListedError where a web server does not show what is in ``root``, else as `info_of` does.
+    """
+    remote: Any = root
+    if scheme_of(str(root)) in WEB and not _shown(remote):
+        raise _not_listed(root)
+    name = remote.path
+    found = answered(root, lambda: dict(remote.fs.find(name, detail=True)))
     paths = sorted(path for path, info in found.items() if not _is_marker(info))
     yield from (path.removeprefix(name).lstrip("/") for path in paths)
+
+
+def paths_in(root: Path, folder: str) -> list[str]:
+    """Below ``root``, the paths of all that lies in its ``folder`` and is no folder itself, in order.
+
+    Empty where a web server does not show them.
+    """
+    if is_remote(root):
+        try:
+            return [f"{folder}/{path}" for path in files_below(root / folder)]
+        except NotListedError:
+            return []
+    found = (path for path in (root / folder).rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -168,13 +212,14 @@ def make_folder(path: Path) -> None:
 
 
 def sizes_in(folder: Path) -> dict[str, int]:
-    """The size in bytes of every file directly in ``folder``, by name; empty when there is no such folder."""
+    """The size in bytes of every file directly in ``folder``, by name; empty when there is no such folder.
+
+    Raises NotListedError where a web server shows neither ``folder`` nor what it is in.
+    """
     if is_remote(folder):
-        with as_os_errors(folder) as (store, name):
-            try:
-                found = store.ls(name, detail=True)
-            except FileNotFoundError:
-                return {}
+        found = _shown(folder)
+        if not found and scheme_of(str(folder)) in WEB and not _shown(folder.parent):
+            raise _not_listed(folder.parent)
         return {info["name"].rsplit("/", 1)[-1]: info["size"] for info in found if info["type"] == "file"}
     if not folder.is_dir():
         return {}
@@ -185,6 +230,24 @@ def sizes_in(folder: Path) -> dict[str, int]:
                 if entry.is_file():
                     sizes[entry.name] = entry.stat().st_size
     return sizes
+
+
+def _shown(folder: Any) -> list[dict[str, Any]]:
+    """What is directly in a remote ``folder``; nothing where it is not there, or a web server does not show it."""
+    try:
+        return answered(folder, lambda: list(folder.fs.ls(folder.path, detail=True)))
+    except FileNotFoundError:
+        return []
+    except DeniedError:
+        if scheme_of(str(folder)) in WEB:
+            return []
+        raise
+
+
+def _not_listed(folder: Path) -> NotListedError:
+    return NotListedError(
+        f"the server of {folder} does not list what is in a folder. Look where its files are."
+    )
 
 
 def remove_tree(path: Path) -> None:

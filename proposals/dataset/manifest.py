@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from proposals.dataset import bounds, layout
-from proposals.dataset.files import file_sha256, write_atomically
+from proposals.dataset.files import NotListedError, file_sha256, sizes_in, write_atomically
 from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError, NewerFormatError
 from proposals.filter_spec import STATUSES, Status
@@ -376,9 +376,16 @@ def _why_no_manifest(root: Path) -> str:
         return (
             f"{root} is not a proposal dataset: it holds no {layout.MANIFEST}. {_how_to_one(as_path(root))}"
         )
-    done = sum(1 for _ in (root / layout.SHARDS).glob("*.json"))
     return (
-        f"{root} is in progress, not a dataset: {done} shards are done and {layout.MANIFEST} is not written yet. "
+        f"{root} is in progress, not a dataset: {_done_in(root)}{layout.MANIFEST} is not written yet. "
         f"Run the same `aligndet mine IMAGES {root}` again to resume. If it was a dataset before, "
         f"`aligndet verify {root} --repair` writes {layout.MANIFEST} again."
     )
+
+
+def _done_in(root: Path) -> str:
+    try:
+        done = sum(name.endswith(".json") for name in sizes_in(as_path(root) / layout.SHARDS))
+    except NotListedError:
+        return ""
+    return f"{done} shards are done and "

@@ -17,7 +17,7 @@ from proposals.dataset.manifest import Manifest, read_manifest
 from proposals.dataset.reader import ProposalDataset
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, is_sound
 from proposals.dataset.zarr_reading import Declared, open_arrays, values
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, UnansweredError
 from proposals.paths import as_path
 
 Storage = Literal["auto", "zarr", "parquet"]
@@ -154,6 +154,8 @@ class _Zarr:
         }
         try:
             arrays = open_arrays(root / layout.CONSOLIDATED, wanted)
+        except UnansweredError:
+            raise
         except AlignDetError as error:
             raise AlignDetError(f"{error} Run: aligndet consolidate {root}") from error
         self._boxes, self._rank, self._keys = (arrays[name] for name in ("boxes", "rank", "keys"))

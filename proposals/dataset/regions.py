@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from proposals.dataset import layout
 from proposals.dataset.bounds import MAX_RECORD_BYTES, read_bounded
-from proposals.dataset.files import fsync, remove_leftovers, temporary_name, write_atomically
+from proposals.dataset.files import fsync, paths_in, remove_leftovers, temporary_name, write_atomically
 from proposals.dataset.manifest import Manifest, ShardEntry
 from proposals.dataset.zarr_reading import open_arrays, values
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, UnansweredError
+from proposals.paths import is_there
 
 Features = npt.NDArray[np.float16]
 _CHUNK = 4096
@@ -34,7 +35,7 @@ class RegionStore:
     def identity(self) -> dict[str, Any] | None:
         """What made the features; None when there are none. Raises AlignDetError when that cannot be read."""
         path = self.path / "zarr.json"
-        if not path.is_file():
+        if not is_there(path):
             return None
         try:
             return dict(json.loads(read_bounded(path, MAX_RECORD_BYTES))["attributes"])
@@ -108,6 +109,8 @@ class RegionStore:
             return "is missing or of other boxes"
         try:
             found = self._values(shard)
+        except UnansweredError:
+            raise
         except AlignDetError as error:
             return f"cannot be read: {error}"
         if _sha256(found) != self._attributes(shard.name).get("sha256"):
@@ -121,9 +124,8 @@ class RegionStore:
         for shard in manifest.shards:
             known |= {f"{group}/{shard.name}/zarr.json"}
             known |= {f"{group}/{shard.name}/c/{row}/0" for row in range(-(-shard.proposals // _CHUNK))}
-        found = sorted(path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir())
-        paths = (path.relative_to(self.root).as_posix() for path in found)
-        return [path for path in paths if path not in known and layout.TEMPORARY_MARK not in path]
+        found = paths_in(self.root, group)
+        return [path for path in found if path not in known and layout.TEMPORARY_MARK not in path]
 
     def batches(self, manifest: Manifest, rows: int) -> Iterator[Features]:
         """All features in dataset order, at least ``rows`` at a time, but for a dataset that has fewer."""
@@ -147,6 +149,8 @@ class RegionStore:
         try:
             content = read_bounded(self.path / name / "zarr.json", MAX_RECORD_BYTES)
             return dict(json.loads(content)["attributes"])
+        except UnansweredError:
+            raise
         except (AlignDetError, ValueError, KeyError, TypeError, RecursionError):
             return {}
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from proposals.dataset import layout
 from proposals.dataset.assemble import checked_plan, read_identity, rejected_rows
-from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_parquet
+from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_bounded, read_parquet
 from proposals.dataset.checks.arrays import array_faults
 from proposals.dataset.checks.features import feature_faults
 from proposals.dataset.checks.folder import file_faults, strangers
@@ -27,13 +27,17 @@ from proposals.dataset.checks.shard import Problem, check_shard, seal_faults
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import Manifest, read_manifest, read_record
 from proposals.dataset.processes import ProcessDiedError, map_apart
-from proposals.errors import AlignDetError, NewerFormatError
+from proposals.errors import AlignDetError, NewerFormatError, UnansweredError
 from proposals.paths import as_path, is_there
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify_dataset` found. unfinished: files that readers ignore, of a run that was stopped or still runs."""
+    """What `verify_dataset` found.
+
+    unfinished: files that readers ignore, of a run that was stopped or still runs. listed: False where a web
+    server does not list its files, so that only those which dataset.json names were looked at.
+    """
 
     dataset: Path
     deep: bool
@@ -42,6 +46,7 @@ class Report:
     proposals: int
     problems: tuple[Problem, ...]
     unfinished: tuple[str, ...] = ()
+    listed: bool = True
 
     @property
     def damaged_shards(self) -> tuple[str, ...]:
@@ -57,13 +62,14 @@ class Report:
 def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Report:
     """Check the dataset in ``root``; with ``deep`` also the content of every tar. Shards are shared by ``workers``.
 
-    Raises AlignDetError when the folder holds no dataset.json, NewerFormatError when that is of a newer format;
+    Raises AlignDetError when the folder holds no dataset.json, NewerFormatError when that is of a newer format,
+    UnansweredError when a file at a URL cannot be read now, or is refused, which says nothing of it;
     everything else is a problem in the report.
     """
     root = as_path(root)
     try:
         manifest = read_manifest(root)
-    except NewerFormatError:
+    except (NewerFormatError, UnansweredError):
         raise
     except AlignDetError as error:
         if not is_there(root / layout.MANIFEST):
@@ -83,12 +89,12 @@ def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Repor
     if deep and manifest.consolidated and not problems:
         problems += [Problem(layout.CONSOLIDATED, what) for what in array_faults(root, manifest)]
     sizes = len(manifest.shards), manifest.totals.images, manifest.totals.proposals
-    return Report(root, deep, *sizes, tuple(problems), found.unfinished)
+    return Report(root, deep, *sizes, tuple(problems), found.unfinished, found.listed)
 
 
 def _recipe_problems(root: Path, manifest: Manifest) -> list[Problem]:
     # Of the recipe as it is written: our model would add the fields that it has got since.
-    recipe = json.loads((root / layout.MANIFEST).read_bytes())["recipe"]
+    recipe = json.loads(read_bounded(root / layout.MANIFEST, MAX_MANIFEST_BYTES))["recipe"]
     canonical = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
     if hashlib.sha256(canonical.encode()).hexdigest() == manifest.recipe_fingerprint:
         return []
@@ -157,6 +163,8 @@ def _plan(root: Path, manifest: Manifest) -> tuple[pa.Table | None, list[Problem
             return None, [Problem(layout.PLAN, "its metadata is of another job than dataset.json")]
         shards = plan.column("shard").to_numpy()
         unique = pc.count_distinct(plan.column("key")).as_py() == plan.num_rows
+    except UnansweredError:
+        raise
     except (AlignDetError, ValueError) as error:
         return None, [Problem(layout.PLAN, str(error))]
     if not unique:
@@ -185,10 +193,14 @@ def _rejected_problems(root: Path, manifest: Manifest) -> list[Problem]:
         return [Problem(layout.REJECTED, what) for what in faults]
     try:
         found = read_parquet(root / layout.REJECTED, manifest.totals.rejected)
+    except UnansweredError:
+        raise
     except AlignDetError as error:
         return [Problem(layout.REJECTED, str(error))]
     try:
         records = [read_record(layout.record_path(root, shard.name)) for shard in manifest.shards]
+    except UnansweredError:
+        raise
     except AlignDetError:
         return []  # the record is named with its shard
     if found.equals(rejected_rows(records)):

@@ -1,5 +1,7 @@
 """Zarr arrays that a stranger may have written: only as the format has them, and no chunk larger than it says."""
 
+import asyncio
+import io
 import stat
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -7,8 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from proposals.errors import AlignDetError
-from proposals.paths import is_remote, walk_folders
+from proposals.dataset.files import read_range
+from proposals.errors import AlignDetError, UnansweredError
+from proposals.paths import WEB, as_path, is_remote, scheme_of, walk_folders
+from proposals.remote_files import open_remote, pieces_of
 
 # 2^20 keys of 65 bytes, or 4096 features of 16 384 float16.
 _LARGEST_CHUNK = 2**27
@@ -46,6 +50,8 @@ def values(array: Any, *where: slice) -> Any:
     """What ``array``, from `open_arrays`, holds there; raises AlignDetError when its chunks are damaged."""
     try:
         return array[where or slice(None)]
+    except UnansweredError:
+        raise
     except Exception as error:  # of storage, of the codecs, of zarr
         why = str(error) or type(error).__name__
         raise AlignDetError(f"a chunk of {array.store_path} cannot be read: {why}.") from error
@@ -80,7 +86,40 @@ def _store(folder: Path) -> Any:
 
     remote: Any = folder
     options = dict(remote.storage_options)
-    return FsspecStore.from_url(str(remote), storage_options=options, read_only=True)
+    kind = _web_store() if scheme_of(str(folder)) in WEB else FsspecStore
+    return kind.from_url(str(remote), storage_options=options, read_only=True)
+
+
+@cache
+def _web_store() -> Any:
+    """A store that reads as the rest of a dataset is read: zarr's own takes a whole file for the part it asked for."""
+    from zarr.storage import FsspecStore
+
+    class WebStore(FsspecStore):
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            path = as_path(f"{self.path.rstrip('/')}/{key}")
+            try:
+                data = await asyncio.to_thread(_part, path, byte_range)
+            except FileNotFoundError:
+                return None
+            return prototype.buffer.from_bytes(data)
+
+        async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+            return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    return WebStore
+
+
+def _part(path: Path, wanted: Any) -> bytes:
+    """The part of the remote ``path`` that one of zarr's byte ranges means; all of it: None."""
+    if wanted is None:
+        return b"".join(pieces_of(path))
+    if hasattr(wanted, "end"):
+        return read_range(path, wanted.start, wanted.end - wanted.start)
+    with open_remote(path) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(wanted.offset if hasattr(wanted, "offset") else max(0, size - wanted.suffix))
+        return stream.read()
 
 
 def _require_plain_files(folder: Path) -> None:

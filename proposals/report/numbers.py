@@ -12,7 +12,8 @@ from proposals.boxes import Boxes
 from proposals.dataset import ProposalDataset, layout
 from proposals.dataset.assemble import read_rejected
 from proposals.dataset.manifest import CommitRecord, read_record
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, DeniedError, UnansweredError
+from proposals.paths import name_of
 from proposals.rows import Rows, iterate_rows
 
 SAMPLE_IMAGES = 20_000
@@ -87,7 +88,7 @@ def collect(dataset: ProposalDataset) -> Statistics:
     manifest, sample = dataset.manifest, _read_sample(dataset)
     totals = manifest.totals
     return Statistics(
-        name=dataset.root.resolve().name,
+        name=name_of(dataset.root),
         format_version=manifest.format_version,
         images=totals.images,
         proposals=totals.proposals,
@@ -214,6 +215,10 @@ def _record(root: Path, name: str) -> CommitRecord | None:
     # Only the cost is read from it, and a dataset stays a dataset without its commit records.
     try:
         return read_record(layout.record_path(root, name))
+    except DeniedError:
+        return None
+    except UnansweredError:
+        raise  # nor would the server answer for the next
     except AlignDetError:
         return None
 

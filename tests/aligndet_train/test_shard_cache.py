@@ -35,6 +35,7 @@ from proposals.paths import as_path
 from proposals.recipe import Recipe
 from tests.aligndet_train.test_training import command, finish, losses
 from tests.damage import flip_a_bit
+from tests.web_server import serving
 
 GENEROUS = 10**9
 
@@ -325,6 +326,41 @@ def test_images_left_where_they_are_are_streamed_too(photos, mine_folder, mined_
     assert_same_samples(dataset, open_dataset(mined_dataset))
     first, second = (ProposalStream(each)[(0, 3)] for each in (dataset, open_dataset(mined_dataset)))
     assert np.array_equal(first.image.numpy(), second.image.numpy())
+
+
+@pytest.mark.parametrize("how", [{"parts": False}, {"parts": False, "sized": False}, {"index": 403}])
+def test_samples_come_from_a_web_server_whatever_it_can_do(mined_dataset, tmp_path, monkeypatch, how):
+    monkeypatch.setattr("proposals.remote_files._PIECE", 1000)
+    with serving(mined_dataset, **how) as url:
+        assert_same_samples(cached(as_path(url), tmp_path), open_dataset(mined_dataset))
+
+
+@pytest.mark.parametrize("wrong", [503, "cut"])
+def test_a_web_server_that_hiccups_is_asked_again_and_is_no_damage(
+    mined_dataset, tmp_path, monkeypatch, wrong
+):
+    monkeypatch.setattr(cache, "_PAUSES", (0.01, 0.01))
+    with serving(mined_dataset, wrong={".tar": wrong}, times=2) as url:
+        assert_same_samples(cached(as_path(url), tmp_path / "twice"), open_dataset(mined_dataset))
+    with serving(mined_dataset, wrong={".tar": wrong}) as url:
+        dataset = cached(as_path(url), tmp_path / "always")
+        with pytest.raises(FetchFailedError, match="could not be brought"):
+            dataset.image_bytes(0)
+
+
+def test_a_web_server_that_refuses_a_shard_is_not_asked_again(mined_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_PAUSES", (3600.0,))
+    with serving(mined_dataset, wrong={".tar": 403}) as url:
+        dataset = cached(as_path(url), tmp_path)
+        with pytest.raises(FetchFailedError, match="its server answers 403"):
+            dataset.image_bytes(0)
+
+
+def test_a_shard_that_a_web_server_has_not_is_gone(mined_dataset, tmp_path):
+    with serving(mined_dataset, wrong={".tar": 404}) as url:
+        dataset = cached(as_path(url), tmp_path)
+        with pytest.raises(DamagedShardError, match="is gone"):
+            dataset.image_bytes(0)
 
 
 SERVER = """

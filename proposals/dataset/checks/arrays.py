@@ -8,7 +8,7 @@ import numpy as np
 from proposals.dataset.manifest import Manifest
 from proposals.dataset.proposals_reader import ProposalReader
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, read_shard
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, UnansweredError
 
 
 def array_faults(root: Path, manifest: Manifest) -> Iterator[str]:
@@ -28,5 +28,7 @@ def array_faults(root: Path, manifest: Manifest) -> Iterator[str]:
                 if not all(np.array_equal(one, two) for one, two in pairs):
                     yield f"does not hold what the table of shard {entry.name} holds"
             first += entry.images
+    except UnansweredError:
+        raise
     except (AlignDetError, OSError, ValueError, KeyError, RuntimeError) as error:
         yield f"cannot be compared with the tables: {error}"

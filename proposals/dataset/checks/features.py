@@ -5,9 +5,11 @@ from pathlib import Path
 
 from proposals.dataset import layout
 from proposals.dataset.clusters import cluster_faults, read_cluster_record
+from proposals.dataset.files import paths_in
 from proposals.dataset.manifest import Manifest
 from proposals.dataset.regions import RegionStore
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, UnansweredError
+from proposals.paths import WEB, is_there, scheme_of
 
 
 def feature_faults(root: Path, manifest: Manifest, *, deep: bool) -> Iterator[tuple[str, str]]:
@@ -17,22 +19,26 @@ def feature_faults(root: Path, manifest: Manifest, *, deep: bool) -> Iterator[tu
     """
     yield from _cluster_problems(root, manifest)
     store = RegionStore(root)
-    if not store.path.is_dir():
+    if not _is_group(store.path):
         return
     try:
         store.identity()
+    except UnansweredError:
+        raise
     except AlignDetError as error:
         yield layout.REGIONS, str(error)
     yield from ((path, "is unexpected: features have no such file") for path in store.strangers(manifest))
     for shard in manifest.shards:
         folder = store.path / shard.name
-        if deep and folder.is_dir() and (fault := store.fault(shard)) is not None:
+        if deep and _is_group(folder) and (fault := store.fault(shard)) is not None:
             yield f"{layout.REGIONS}/{shard.name}", fault
 
 
 def _cluster_problems(root: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     try:
         record = read_cluster_record(root)
+    except UnansweredError:
+        raise
     except AlignDetError as error:
         yield layout.CLUSTERS_RECORD, str(error)
         return
@@ -42,7 +48,11 @@ def _cluster_problems(root: Path, manifest: Manifest) -> Iterator[tuple[str, str
         (layout.CLUSTERS_RECORD, what) for what in cluster_faults(root, record, manifest, content=True)
     )
     listed = {entry.path for entry in record.files}
-    found = (root / layout.CLUSTERS).rglob("*")
-    for path in sorted(path.relative_to(root).as_posix() for path in found if not path.is_dir()):
+    for path in paths_in(root, layout.CLUSTERS):
         if path not in listed:
             yield path, f"is unexpected: {layout.CLUSTERS_RECORD} does not name it"
+
+
+def _is_group(path: Path) -> bool:
+    # A web server need not show folders, but files.
+    return is_there(path / "zarr.json") if scheme_of(str(path)) in WEB else path.is_dir()

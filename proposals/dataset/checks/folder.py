@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proposals.dataset import layout
-from proposals.dataset.files import file_sha256, files_below
+from proposals.dataset.files import NotListedError, file_sha256, files_below
 from proposals.dataset.manifest import FileEntry, Manifest
 from proposals.paths import is_remote, is_there, walk_folders
+from proposals.remote_files import info_of
 
 # What a hub's repository has besides the dataset: its card, and what git and the hub's client keep of their own.
 _REPOSITORY_FILES = {"README.md", "croissant.json", ".gitattributes"}
@@ -20,11 +21,12 @@ class Strangers:
     """Files that dataset.json does not name, as paths below the folder.
 
     unexpected: nobody knows why they are there. unfinished: left or still being written by `mine` or
-    `consolidate`; readers ignore them.
+    `consolidate`; readers ignore them. listed: False where a web server does not show which files there are.
     """
 
     unexpected: tuple[str, ...]
     unfinished: tuple[str, ...]
+    listed: bool = True
 
 
 def expected_paths(manifest: Manifest) -> set[str]:
@@ -41,7 +43,13 @@ def strangers(root: Path, manifest: Manifest) -> Strangers:
     appending = is_there(root / layout.APPEND)
     unexpected: list[str] = []
     unfinished: list[str] = []
-    for path, mode in sorted(_walk(root)):
+    try:
+        found = sorted(_walk(root))
+    except NotListedError:
+        found = []
+    if is_remote(root) and layout.MANIFEST not in dict(found):
+        return Strangers((), (), listed=False)  # nothing, or a page about something else
+    for path, mode in found:
         if stat.S_ISREG(mode) and (path in expected or _is_checked_elsewhere(root, path)):
             continue
         known = layout.TEMPORARY_MARK in path or path == layout.APPEND
@@ -56,16 +64,24 @@ def file_faults(root: Path, entry: FileEntry, *, content: bool) -> Iterator[str]
     """What is wrong with one declared file: missing, no plain file, another size; with ``content`` its sha256."""
     path = root / entry.path
     try:
-        status = path.stat() if is_remote(path) else path.lstat()
+        mode, size = _mode_and_size(path)
     except OSError:
         yield "is missing"
         return
-    if not stat.S_ISREG(status.st_mode):
-        yield f"is a {_kind(status.st_mode)}, not a file"
-    elif status.st_size != entry.bytes:
-        yield f"has {status.st_size} bytes, dataset.json says {entry.bytes}"
+    if not stat.S_ISREG(mode):
+        yield f"is a {_kind(mode)}, not a file"
+    elif size not in (None, entry.bytes):
+        yield f"has {size} bytes, dataset.json says {entry.bytes}"
     elif content and (found := file_sha256(path)) != entry.sha256:
         yield f"has sha256 {found[:16]}..., dataset.json says {entry.sha256[:16]}..."
+
+
+def _mode_and_size(path: Path) -> tuple[int, int | None]:
+    if not is_remote(path):
+        status = path.lstat()
+        return status.st_mode, status.st_size
+    info = info_of(path)
+    return (stat.S_IFREG if info["type"] == "file" else stat.S_IFDIR), info["size"]
 
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from proposals.dataset import layout
 from proposals.dataset.bounds import MAX_RECORD_BYTES
-from proposals.dataset.files import read_range
+from proposals.dataset.files import open_any, read_range
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
 from proposals.fetch import MAX_IMAGE_BYTES
 from proposals.png_checksums import has_sound_checksums
@@ -28,7 +28,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 def tar_faults(path: Path, table: pa.Table) -> Iterator[str]:
     """How the tar differs from the table of its shard (from `read_shard`); reads every byte of it once."""
     try:
-        with path.open("rb") as stream:
+        with open_any(path) as stream:
             headers = TarHeaders(stream)
             members = list(headers)
             yield from _name_faults(members)

@@ -16,7 +16,7 @@ from proposals.dataset.files import file_sha256
 from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, ShardEntry, read_record
 from proposals.dataset.seal import seal_state
 from proposals.dataset.tables import read_shard
-from proposals.errors import AlignDetError, MissingExtraError
+from proposals.errors import AlignDetError, MissingExtraError, UnansweredError
 from proposals.paths import is_there
 
 
@@ -48,8 +48,8 @@ def check_shard(
         faulty = list(_content_faults(root, entry, table, manifest, deep=deep))
         if record is not None and planned is not None:
             faulty += [(record_file, what) for what in plan_faults(table, planned, record)]
-    except MissingExtraError:
-        raise  # of this machine: it says nothing of the dataset
+    except (MissingExtraError, UnansweredError):
+        raise  # of this machine, or of the way there: it says nothing of the dataset
     except (AlignDetError, ValueError) as error:
         faulty = [(f"{layout.SHARDS}/{name}.parquet", str(error))]
     return problems + [Problem(file, what, name) for file, what in faulty]
@@ -72,6 +72,8 @@ def _record(
     try:
         faults = list(seal_faults(path, MAX_RECORD_BYTES))
         record = None if faults else read_record(path)
+    except UnansweredError:
+        raise
     except AlignDetError as error:
         return None, [Problem(file, str(error), entry.name)]
     if record is not None:
