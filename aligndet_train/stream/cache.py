@@ -27,6 +27,7 @@ from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_bounded
 from proposals.dataset.files import fsync
 from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
+from proposals.dataset.reader import refuse_pointing_here
 from proposals.errors import AlignDetError, DeniedError
 from proposals.fetch import is_of_the_object
 from proposals.paths import ForkSafePath, is_remote, is_there
@@ -240,6 +241,8 @@ class CachedDataset(ProposalDataset):
     def __init__(self, source: Path, spec: CacheSpec) -> None:
         self._cache_of_shards = ShardCache(source, spec)
         super().__init__(self._cache_of_shards.mirror)
+        # Of the mirror, which is on this machine, that was not asked.
+        refuse_pointing_here(source, self.manifest)
         self._entries = [shard for shard in self.manifest.shards if shard.images]
         largest = max((_size(entry) for entry in self._entries), default=0)
         if largest > spec.limit:

@@ -34,6 +34,11 @@ _BOX_BYTES = 64
 _TABLE_BYTES = 2**20
 
 
+# Git LFS keeps its own below.
+MAX_POINTER_BYTES = 1024
+POINTER_HINT = "it is a pointer of Git LFS, not the file itself: run `git lfs pull` where it was cloned"
+
+
 def has_room(size: int, images: int, boxes: int) -> bool:
     """Whether a Parquet table of ``size`` bytes without a tar may declare so many images and boxes."""
     return images * MIN_ROW_BYTES <= size and boxes <= size * MAX_BOXES_PER_BYTE
@@ -114,10 +119,18 @@ def opened(path: Path) -> Iterator[Path | BinaryIO]:
 
 def _check_footer_length(path: Path, stream: BinaryIO) -> None:
     size = stream.seek(0, 2)
+    stream.seek(0)
+    if size <= MAX_POINTER_BYTES and is_pointer(stream.read(MAX_POINTER_BYTES)):
+        raise AlignDetError(f"{path} is no table: {POINTER_HINT}.")
     stream.seek(max(0, size - 8))
     length = int.from_bytes(stream.read(4), "little")
     if size < 12 or length > min(MAX_FOOTER_BYTES, size - 12):
         raise AlignDetError(f"{path} declares a footer of {length} bytes: the dataset is damaged.")
+
+
+def is_pointer(content: bytes) -> bool:
+    """Whether a file of this ``content`` is what Git LFS leaves in the place of one that it has not fetched."""
+    return content.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def _texts(file: pq.ParquetFile) -> list[str]:

@@ -84,7 +84,7 @@ class ProposalDataset(Sequence[Record]):
         root = as_path(root)
         self._root = ForkSafePath(root)
         self.manifest: Manifest = read_manifest(root)
-        _refuse_pointing_here(root, self.manifest)
+        refuse_pointing_here(root, self.manifest)
         self._shards = [shard for shard in self.manifest.shards if shard.images]
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
         self._first_boxes = np.cumsum([0, *(shard.proposals for shard in self._shards)])
@@ -185,7 +185,8 @@ class ProposalDataset(Sequence[Record]):
         return table
 
 
-def _refuse_pointing_here(root: Path, manifest: Manifest) -> None:
+def refuse_pointing_here(root: Path, manifest: Manifest) -> None:
+    """Raise AlignDetError when the dataset at the URL ``root`` says that its images are files of this machine."""
     # Nobody can mine into a web server: what lies there is a stranger's, and has no business with this machine's files.
     if (
         scheme_of(str(root)) in WEB

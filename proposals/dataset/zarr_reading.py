@@ -113,7 +113,12 @@ def _web_store() -> Any:
 def _part(path: Path, wanted: Any) -> bytes:
     """The part of the remote ``path`` that one of zarr's byte ranges means; all of it: None."""
     if wanted is None:
-        return b"".join(pieces_of(path))
+        data = bytearray()
+        for piece in pieces_of(path):
+            data += piece
+            if len(data) > _LARGEST_CHUNK:
+                raise AlignDetError(f"{path} is larger than the {_LARGEST_CHUNK} bytes allowed.")
+        return bytes(data)
     if hasattr(wanted, "end"):
         return read_range(path, wanted.start, wanted.end - wanted.start)
     with open_remote(path) as stream:

@@ -33,7 +33,8 @@ from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
 from proposals.paths import as_path
 from proposals.recipe import Recipe
-from tests.aligndet_train.test_training import command, finish, losses
+from tests.aligndet_train.forked import Command, finish
+from tests.aligndet_train.test_training import command, losses
 from tests.damage import flip_a_bit
 from tests.web_server import serving
 
@@ -356,6 +357,16 @@ def test_a_web_server_that_refuses_a_shard_is_not_asked_again(mined_dataset, tmp
             dataset.image_bytes(0)
 
 
+def test_a_dataset_on_a_web_server_names_no_files_of_this_machine_for_a_cache_either(
+    photos, mine_folder, tmp_path
+):
+    with (
+        serving(mine_folder(photos, tmp_path / "out", embed=False)) as url,
+        pytest.raises(AlignDetError, match="may not name local files"),
+    ):
+        cached(as_path(url), tmp_path / "cache")
+
+
 def test_a_shard_that_a_web_server_has_not_is_gone(mined_dataset, tmp_path):
     with serving(mined_dataset, wrong={".tar": 404}) as url:
         dataset = cached(as_path(url), tmp_path)
@@ -401,7 +412,7 @@ def test_a_run_streams_from_an_object_store_with_the_losses_of_a_local_one(bucke
         arguments = command(data, tmp_path / work, "--cache", str(tmp_path / "cache"), "--cache-gb", "0.001")
         arguments[arguments.index("--iterations") + 1] = "6"
         arguments[arguments.index("--workers") + 1] = "2"
-        finish(arguments)
+        finish(Command(arguments))
         figures.append(losses(tmp_path / work))
     assert figures[0] == figures[1]
     assert len(figures[0]) == 6
@@ -412,9 +423,10 @@ def test_a_run_says_how_many_images_it_skipped(source, tmp_path):
     flip_a_bit(source / "shards" / "00001.tar")
     arguments = command(source, tmp_path / "work", "--damaged", "skip", "--cache", str(tmp_path / "cache"))
     arguments[arguments.index("--iterations") + 1] = "8"
-    output = " ".join(finish(arguments).split())
+    output = " ".join(finish(Command(arguments)).split())
     assert "skipped so far: 6 images, replaced by others of the dataset" in output
     assert "00001.tar has not the bytes" in output
-    output = finish([word if word != "skip" else "raise" for word in arguments] + ["--no-resume"], expect=1)
+    strict = [word if word != "skip" else "raise" for word in arguments] + ["--no-resume"]
+    output = finish(Command(strict), expect=1)
     assert "--damaged skip" in " ".join(output.split())
     assert "Traceback" not in output

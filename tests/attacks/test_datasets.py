@@ -110,8 +110,8 @@ def test_a_dataset_on_a_web_server_may_not_name_files_of_this_machine(referring,
 
     manifest = reader.read_manifest(referring)
     with pytest.raises(AlignDetError, match="may not name local files"):
-        reader._refuse_pointing_here("https://stranger.example/dataset", manifest)
-    reader._refuse_pointing_here("s3://mine/dataset", manifest)
+        reader.refuse_pointing_here("https://stranger.example/dataset", manifest)
+    reader.refuse_pointing_here("s3://mine/dataset", manifest)
 
 
 def _rewritten(root, change, **options):

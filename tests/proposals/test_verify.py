@@ -16,11 +16,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from proposals.cli import build_app
-from proposals.dataset import layout
+from proposals.dataset import ProposalReader, layout
 from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import file_sha256
 from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
+from proposals.errors import AlignDetError
 
 _SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bit_flips.py"
 
@@ -77,6 +78,17 @@ def _member(name, data=b"hello", kind=tarfile.REGTYPE, target=""):
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size = kind, target, len(data) if kind == tarfile.REGTYPE else 0
     return info, data
+
+
+def test_what_git_lfs_has_not_fetched_is_called_so(copy):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 874538362\n".format("0" * 64)
+    for name in ("00000.tar", "00001.parquet"):
+        (copy / "shards" / name).write_text(pointer)
+    code, output = _verify(copy)
+    assert code == 1
+    assert " ".join(output.split()).count("pointer of Git LFS") == 2
+    with pytest.raises(AlignDetError, match="run `git lfs pull`"):
+        ProposalReader(copy)[len(ProposalReader(copy)) // 2]
 
 
 def test_a_clean_dataset_is_clean(mined_dataset):

@@ -195,3 +195,11 @@ def test_a_file_without_size_and_end_is_left(tmp_path, monkeypatch):
         pytest.raises(UnansweredError, match="this server cannot serve parts of files"),
     ):
         read_bounded(as_path(f"{url}/dataset.json"), 2**20)
+
+
+def test_a_file_that_goes_on_behind_its_size_is_hashed_no_further(tmp_path, monkeypatch):
+    monkeypatch.setattr("proposals.remote_files._PIECE", 1000)
+    (tmp_path / "local").write_bytes(bytes(2000))
+    with serving(tmp_path, Endless) as url:
+        found = file_sha256(as_path(f"{url}/shards/00000.tar"), 2000)
+    assert found != file_sha256(tmp_path / "local")

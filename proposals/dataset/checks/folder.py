@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proposals.dataset import layout
-from proposals.dataset.files import NotListedError, file_sha256, files_below
+from proposals.dataset.bounds import MAX_POINTER_BYTES, POINTER_HINT, is_pointer
+from proposals.dataset.files import NotListedError, file_sha256, files_below, read_range
 from proposals.dataset.manifest import FileEntry, Manifest
 from proposals.paths import is_remote, is_there, walk_folders
 from proposals.remote_files import info_of
@@ -71,9 +72,14 @@ def file_faults(root: Path, entry: FileEntry, *, content: bool) -> Iterator[str]
     if not stat.S_ISREG(mode):
         yield f"is a {_kind(mode)}, not a file"
     elif size not in (None, entry.bytes):
-        yield f"has {size} bytes, dataset.json says {entry.bytes}"
-    elif content and (found := file_sha256(path)) != entry.sha256:
+        yield f"has {size} bytes, dataset.json says {entry.bytes}{_of_a_pointer(path, size)}"
+    elif content and (found := file_sha256(path, entry.bytes)) != entry.sha256:
         yield f"has sha256 {found[:16]}..., dataset.json says {entry.sha256[:16]}..."
+
+
+def _of_a_pointer(path: Path, size: int | None) -> str:
+    small = size is not None and size <= MAX_POINTER_BYTES
+    return f" ({POINTER_HINT})" if small and is_pointer(read_range(path, 0, MAX_POINTER_BYTES)) else ""
 
 
 def _mode_and_size(path: Path) -> tuple[int, int | None]:
