@@ -51,6 +51,49 @@ def test_only_neck_and_heads_learn_and_the_loss_falls(pretrainer, samples):
     assert sum(values[-5:]) < 0.97 * sum(values[:5])
 
 
+def test_a_backbones_statistics_stay_even_where_its_config_would_train_them(samples):
+    run = load_run_config(TINY["fcos"], {}, {"model.backbone.norm_eval": False})
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    assert not any(module.training for module in model.student.backbone.modules())
+    assert model.student.neck.training
+    assert model.student.bbox_head.training
+    before = copy.deepcopy(dict(model.student.backbone.named_buffers()))
+    losses_of(model, samples(0))
+    after = dict(model.student.backbone.named_buffers())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "scaled"),
+    [
+        ("contrastive_weight", {"loss_contrastive"}),
+        ("regression_weight", {"loss_bbox", "loss_centerness", "loss_rpn_bbox", "loss_rpn_cls"}),
+    ],
+)
+def test_a_losss_weight_multiplies_it_and_no_other(pretrainer, samples, setting, scaled):
+    batch, figures = samples(0, 1), []
+    for weight in (1.0, 3.0):
+        pretrainer.config = dataclasses.replace(pretrainer.config, **{setting: weight})
+        torch.manual_seed(0)
+        figures.append(pretrainer.parse_losses(losses_of(pretrainer, batch))[1])
+    plain, weighted = figures
+    assert sum(plain[name] > 0 for name in scaled & set(plain)) == len(scaled & set(plain)) > 0
+    for name in set(plain) - {"loss"}:
+        factor = 3 if name in scaled else 1
+        assert weighted[name].item() == pytest.approx(factor * plain[name].item(), rel=1e-5), name
+
+
+def test_a_roi_head_embeds_every_proposal_and_no_background(samples):
+    run = load_run_config(TINY["faster_rcnn"], {}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    inputs, targets = model.data_preprocessor(samples(0, 1), True)["views"][0]
+    model.student.loss(inputs, targets)
+    (reading,) = model.adapter.read(model.student)
+    proposals = torch.cat([target.gt_instances.labels for target in targets])
+    # Equal, as the proposals are boxes themselves: an untrained RPN finds few of them.
+    assert set(reading.ids.tolist()) == set(proposals.tolist())
+
+
 def test_images_without_boxes_are_legal(pretrainer, samples):
     empty = [dataclasses.replace(s, boxes=s.boxes[:0]) for s in samples(0, 1)]
     _, usual = pretrainer.parse_losses(losses_of(pretrainer, samples(0, 1)))
@@ -244,6 +287,31 @@ def test_images_are_contrasted_in_the_groups_that_are_asked_for(pretrainer, samp
         if all(foreground.all() for foreground in rows):  # background is dealt out otherwise
             assert losses["retrieval"] == pytest.approx((found / ids_with_groups).item())
         assert losses["retrieval"] <= (found / ids_with_groups).item() + 1e-6
+
+
+def test_a_groups_negatives_are_its_images_boxes_and_its_share_of_the_background(samples):
+    run = load_run_config(TINY["fcos"], {"contrast_images": 1}, {})
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    seen, original = [], model._sample
+    model._sample = lambda *views: seen.extend(original(*views)) or seen[-2:]
+    batch = samples(0, 1, 2)
+    loss = losses_of(model, batch)["loss_contrastive"]
+    assert all((view.ids == BACKGROUND).sum() > 3 for view in seen)
+    total = ids_with_queries = 0
+    first = 0
+    for image, sample in enumerate(batch):
+        mine = [
+            ((view.ids >= first) & (view.ids < first + len(sample.boxes)))
+            | ((view.ids == BACKGROUND) & (torch.arange(len(view.ids)) % len(batch) == image))
+            for view in seen
+        ]
+        first += len(sample.boxes)
+        query, key = (view.take(rows.nonzero()[:, 0]) for view, rows in zip(seen, mine, strict=True))
+        labels = [torch.where(view.ids == BACKGROUND, -1, view.ids) for view in (query, key)]
+        count = len(set(labels[0].tolist()) - {-1})
+        total = total + count * literal_loss(query.embeddings, key.embeddings, *labels, 0.5)
+        ids_with_queries += count
+    assert loss.item() == pytest.approx((total / ids_with_queries).item(), abs=1e-5)
 
 
 def test_without_the_head_names_and_shapes_are_the_stock_ones(run):

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 
 from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.detectors import BACKGROUND
@@ -61,7 +62,7 @@ def test_names_and_shapes_are_the_stock_ones(family):
     assert all(name.startswith(embedding) for name in replaced)
 
 
-def test_loss_is_the_literal_loop_over_every_stage(model, samples):
+def test_loss_is_the_literal_loop_over_every_stage(family, model, samples):
     sampled, original = [], model._sample
     model._sample = lambda *views: sampled.extend(original(*views)) or sampled[-2:]
     try:
@@ -69,15 +70,16 @@ def test_loss_is_the_literal_loop_over_every_stage(model, samples):
     finally:
         del model._sample
     stages = list(zip(sampled[::2], sampled[1::2], strict=True))
-    assert len(stages) == len(model.adapter.taps(model.student))
+    weights = (family[0].stock_model.get("roi_head") or {}).get("stage_loss_weights", [1])
+    assert len(stages) == len(weights)
     expected = 0
-    for query, key in stages:
+    for (query, key), weight in zip(stages, weights, strict=True):
         assert (query.ids != BACKGROUND).any()
         labels = [torch.where(r.ids == BACKGROUND, -1, r.ids) for r in (query, key)]
         stage = literal_loss(
             query.embeddings.double(), key.embeddings.double(), *labels, model.config.temperature
         )
-        expected = expected + query.weight * stage
+        expected = expected + weight * stage
     assert losses["loss_contrastive"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert_all_learn(model, losses)
 
@@ -98,6 +100,42 @@ def fits(check, places, ids):
         return check(places, ids).all()
     except AssertionError:
         return False
+
+
+def test_what_embeddings_say_decides_neither_ids_nor_box_losses(model, samples, monkeypatch):
+    views = views_of(model, samples(0, 3))
+    # Some heads keep averages over steps (DDOD): each run starts from the same.
+    plain, other = copy.deepcopy(model), copy.deepcopy(model)
+    torch.manual_seed(1)
+    for name, parameter in other.student.named_parameters():
+        if name.startswith(model.adapter.embedding_layers):
+            torch.nn.init.normal_(parameter)
+    # TOOD would rank by score after its first epochs.
+    monkeypatch.setitem(MessageHub.get_current_instance().runtime_info, "epoch", 1000)
+    read = [boxes_and_losses(one, *views[0]) for one in (plain, other)]
+    (stages, losses), (other_stages, other_losses) = read
+    assert losses == pytest.approx(other_losses, rel=1e-5)
+    for one, two in zip(stages, other_stages, strict=True):
+        assert not torch.allclose(one.embeddings, two.embeddings)
+        assert torch.equal(one.ids, two.ids)
+
+
+def boxes_and_losses(model, inputs, targets):
+    """The student's readings, and the sums of the stock losses that stay."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        losses = model.student.loss(inputs, model.adapter.targets(copy.deepcopy(targets)))
+    kept = {name: float(sum(as_list(v))) for name, v in losses.items() if model.adapter.keeps(name)}
+    return model.adapter.read(model.student), kept
+
+
+def test_a_box_of_fsaf_is_learned_on_one_level_alone(samples):
+    run = tiny_run("fsaf")
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    ((places, ids, _),) = read_places(model, *views_of(model, samples(0, 3))[0])
+    levels = {number: set(places[ids == number, 1].tolist()) for number in set(ids.tolist()) - {BACKGROUND}}
+    assert all(len(found) == 1 for found in levels.values())
+    assert len(set.union(*levels.values())) > 1
 
 
 @pytest.mark.parametrize("first_id", [pytest.param(256, marks=pytest.mark.slow), 5000])

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aligndet_train.config import load_run_config
 from aligndet_train.distributed import gpu_of_process
+from aligndet_train.rank_counts import normalised_by_all_ranks, roi_box_losses
 from aligndet_train.resumable import require_one_dataset, require_one_start
 from aligndet_train.stream import ProposalStream, StepSampler, StreamState
 from proposals.dataset import open_dataset
@@ -22,6 +24,7 @@ from proposals.dataset.consolidated import consolidate
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
 from tests.aligndet_train.conftest import TINY
+from tests.aligndet_train.detectors_zoo import tiny_run
 from tests.aligndet_train.forked import Command, finish, finish_all, wait_for
 from tests.aligndet_train.ranks import free_port, in_two_ranks, said_by_ranks
 
@@ -148,6 +151,44 @@ def test_ranks_do_not_wait_for_each_other_over_a_picture(detector, mined_dataset
         "step_000003.jpg",
         "step_000006.jpg",
     ]
+
+
+# Sums over its boxes that each rank has, and how many boxes.
+BOX_LOSSES = [([6.0, 30.0], [3, 9]), ([0.0, 30.0], [0, 9]), ([0.0, 0.0], [0, 0])]
+
+
+def divide_box_losses(rank: int, cases: list[tuple[list[float], list[int]]]) -> None:
+    for sums, counts in cases:
+        stock = {
+            "loss_bbox": torch.tensor(sums[rank] / max(counts[rank], 1)),
+            "loss_rpn_cls": torch.tensor(5.0),
+        }
+        losses = normalised_by_all_ranks(stock, {"loss_bbox": 0}, [counts[rank]], torch.device("cpu"))
+        # DDP takes the mean over ranks: it must be the whole batch's.
+        torch.distributed.all_reduce(total := losses["loss_bbox"].clone())
+        assert total.item() / 2 == pytest.approx(sum(sums) / max(sum(counts), 1))
+        assert losses["loss_rpn_cls"] == 5
+
+
+def test_box_losses_of_roi_heads_are_divided_by_all_ranks_boxes(tmp_path):
+    assert said_by_ranks(divide_box_losses, [BOX_LOSSES] * 2, tmp_path) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("mask_rcnn", {"loss_bbox": 0}),
+        ("cascade_rcnn", {"s0.loss_bbox": 0, "s1.loss_bbox": 1, "s2.loss_bbox": 2}),
+        ("sabl_faster_rcnn", {}),
+        ("retinanet", {}),
+    ],
+)
+def test_losses_divided_by_a_roi_heads_boxes_are_known_by_name_and_stage(family, expected, samples):
+    run = tiny_run(family)
+    model = build_pretrainer(run.stock_model, run.pretrain).train()
+    assert roi_box_losses(model.student) == expected
+    inputs, targets = model.data_preprocessor(samples(0), True)["views"][0]
+    assert set(expected) <= set(model.student.loss(inputs, targets))
 
 
 def go_on(rank: int, start: int) -> None:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from aligndet_train.distributed import wrapped
-from aligndet_train.hooks import BoundedHistoryHook, ClockHook
+from aligndet_train.hooks import BoundedHistoryHook, ClockHook, StepHook
+from aligndet_train.image_domain.hooks import FIXED_RATE, ScheduleHook
 from aligndet_train.loop import memory_blamed
 from proposals.errors import AlignDetError
 
@@ -39,6 +40,29 @@ def test_figures_are_kept_for_as_long_as_the_log_looks_back():
     history, _ = hub.get_scalar("train/loss").data
     assert history.tolist() == [25, 26, 27, 28, 29]
     assert len(wrapper.message_hub.get_scalar("train/grad_norm").data[0]) == 5
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        pytest.param(lambda seed: StepHook(seed, [1.0] * 2, [1.0] * 2), id="box_domain"),
+        pytest.param(lambda seed: ScheduleHook(seed, [1.0] * 2), id="image_domain"),
+    ],
+)
+def test_what_a_step_draws_hangs_on_seed_step_and_rank_alone(hook, monkeypatch):
+    group = {"params": [nn.Parameter(torch.zeros(1))], "initial_lr": 1.0, FIXED_RATE: False}
+    wrapper = SimpleNamespace(optimizer=torch.optim.SGD([group], lr=1.0))
+
+    def draw(seed, step, rank):
+        for module in ("aligndet_train.hooks", "aligndet_train.image_domain.hooks"):
+            monkeypatch.setattr(f"{module}.get_rank", lambda: rank)
+        hook(seed).before_train_iter(SimpleNamespace(iter=step, optim_wrapper=wrapper), 0)
+        return torch.rand(1).item()
+
+    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    drawn = [draw(*place) for place in places]
+    assert len(set(drawn)) == len(places)
+    assert [draw(*place) for place in places] == drawn
 
 
 class Killed(Dataset):

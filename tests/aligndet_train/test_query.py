@@ -128,6 +128,28 @@ def test_loss_is_the_literal_loop_over_what_the_stock_detector_matches(built, ba
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_distinct_queries_of_ddq_are_each_images_own(batch):
+    options = {"model.dqs_cfg.iou_threshold": 0.4}
+    run = load_run_config(CONFIGS / "tiny_ddq.py", {"classes": CLASSES}, options)
+    built = run, quiet(build_pretrainer(run.stock_model, run.pretrain)).train()
+    # Untrained, the decoder leaves its queries' boxes as they were chosen, distinct: these grow into each other.
+    with torch.no_grad():
+        built[1].student.bbox_head.reg_branches[0][-1].bias.copy_(torch.tensor([0.0, 0.0, 3.0, 3.0]))
+    inputs, targets = built[1].data_preprocessor(batch, True)["views"][0]
+    student = built[1].student
+    with torch.no_grad():
+        torch.manual_seed(0)
+        student.loss(inputs, built[1].adapter.targets(copy.deepcopy(targets)))
+        (found,) = built[1].adapter.read(student)
+        detector, projector = stock_detector(built)
+        detector.backbone.eval()
+        torch.manual_seed(0)
+        embeddings, ids, logits = stock_reading(detector, projector, inputs, targets)
+    assert max(len(rows) for rows in logits[2:]) < 20
+    assert torch.allclose(found.embeddings, embeddings, atol=1e-5)
+    assert torch.equal(found.ids, torch.where(ids < 0, BACKGROUND, ids))
+
+
 @pytest.mark.parametrize("first_id", [256, 5000])
 def test_any_id_is_a_proposal(model, batch, first_id):
     plain = losses_of(model, batch)

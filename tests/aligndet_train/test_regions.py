@@ -1,5 +1,6 @@
 """Region features: RoIAlign against its definition, whatever the image's size; the same in every process."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from PIL import Image
 from torch.backends import cudnn
 from torch.nn.functional import grid_sample
 
@@ -22,14 +24,31 @@ def encoder():
     return RegionEncoder(region_settings(TINY, {}, 96, 192))
 
 
+def literal_input(preprocessor, bgr, size):
+    """[1, 3, h, w] float32: RGB where the config says so, resized by Pillow, normalised, zeros up to 32 px."""
+    channels = bgr[:, :, ::-1] if preprocessor["bgr_to_rgb"] else bgr
+    # Pillow's float images: its bilinear filter widens where an image shrinks, and rounds nothing.
+    resized = [
+        np.asarray(
+            Image.fromarray(np.float32(channels[:, :, i])).resize(size[::-1], Image.Resampling.BILINEAR)
+        )
+        for i in range(3)
+    ]
+    normal = (np.stack(resized, axis=2) - preprocessor["mean"]) / preprocessor["std"]
+    canvas = np.zeros((-(-size[0] // 32) * 32, -(-size[1] // 32) * 32, 3), np.float32)
+    canvas[: size[0], : size[1]] = normal
+    return torch.from_numpy(canvas).permute(2, 0, 1)[None]
+
+
 def literal(encoder, bgr, box):
     """The mean of 14 x 14 bilinear samples of the last map, spread evenly over the box."""
     height, width = bgr.shape[:2]
     factor = min(96 / min(height, width), 192 / max(height, width))
     size = round(height * factor), round(width * factor)
     with torch.no_grad():
-        image = torch.from_numpy(bgr).permute(2, 0, 1)
-        features = encoder._backbone(encoder._input(image, size))[-1].double()
+        features = encoder._backbone(literal_input(encoder.settings.data_preprocessor, bgr, size))[
+            -1
+        ].double()
     stride = 32
     x1, y1, x2, y2 = box * np.array([size[1] / width, size[0] / height] * 2) / stride
     steps = (np.arange(14) + 0.5) / 14
@@ -43,8 +62,11 @@ def literal(encoder, bgr, box):
     return sampled.mean(dim=(2, 3))[0].numpy()
 
 
+@pytest.mark.parametrize("swapped", [True, False])
 @pytest.mark.parametrize("shape", [(150, 200), (75, 40), (400, 90)])
-def test_features_are_the_mean_of_bilinear_samples(encoder, shape):
+def test_features_are_the_mean_of_bilinear_samples(encoder, shape, swapped):
+    preprocessor = {"mean": [120.0, 110.0, 90.0], "std": [50.0, 60.0, 80.0], "bgr_to_rgb": swapped}
+    encoder = RegionEncoder(dataclasses.replace(encoder.settings, data_preprocessor=preprocessor))
     rng = np.random.default_rng(0)
     bgr = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     height, width = shape
@@ -63,6 +85,20 @@ def test_another_encoder_gives_the_same_bytes_and_identity(encoder):
     assert np.array_equal(other.encode(bgr, boxes), encoder.encode(bgr, boxes))
     wider = RegionEncoder(region_settings(TINY, {"model.backbone.base_channels": 16}, 96, 192))
     assert wider.identity() != encoder.identity()
+
+
+@pytest.mark.parametrize("side", ["short_side", "long_side"])
+def test_features_of_another_size_have_another_identity(encoder, side):
+    other = RegionEncoder(dataclasses.replace(encoder.settings, **{side: 128}))
+    assert other.identity() != encoder.identity()
+
+
+def test_the_same_numbers_in_another_layer_have_another_identity(encoder):
+    other = RegionEncoder(encoder.settings)
+    assert other.identity() == encoder.identity()
+    other._backbone.layer9 = other._backbone.layer4
+    del other._backbone.layer4
+    assert other.identity() != encoder.identity()
 
 
 def test_convolutions_are_exact_on_any_gpu_and_other_code_keeps_its_settings(encoder):

@@ -87,6 +87,15 @@ def test_of_very_many_boxes_enough_are_looked_at(limit, monkeypatch):
     assert proposals(query) == set(range(300))
 
 
+def test_of_very_many_positives_background_still_has_its_share(monkeypatch):
+    monkeypatch.setattr(sampling, "_CANDIDATES", 200)
+    monkeypatch.setattr(sampling, "_SPARE", 60)
+    ids = [*range(10_000), *[BACKGROUND] * 60]
+    for _, rows, kept in sample(ids, ids, 20, share=0.5):
+        assert (kept == BACKGROUND).sum() == 10
+        assert len(set(rows.tolist())) == 20
+
+
 def test_which_box_of_a_proposal_is_drawn_is_left_to_chance():
     ids = torch.arange(20).repeat(50).tolist()
     drawn = {row for _ in range(20) for row in sample(ids, ids, 20)[0][1].tolist()}

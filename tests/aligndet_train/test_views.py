@@ -1,11 +1,13 @@
 """Views: boxes move with the image, and what is random depends on the sample alone."""
 
 import dataclasses
+import math
 
 import mmcv
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms.v2.functional import adjust_sharpness
 
 from aligndet_train.preprocess import InputSpec, TwoViewPreprocessor
@@ -64,6 +66,12 @@ def test_vanishing_boxes_are_dropped_and_the_others_keep_their_rows():
     assert moved.tolist() == [[0.0, 0.0, 9.0, 9.0]]
 
 
+def test_a_box_must_be_wider_and_higher_than_a_pixel():
+    view = View(height=50, width=50, flip=False, color_op="identity", magnitude=0.0)
+    boxes = torch.tensor([[4.0, 4.0, 5.0, 40.0], [4.0, 4.0, 40.0, 5.0], [4.0, 4.0, 5.5, 5.5]])
+    assert apply_view(torch.zeros(3, 50, 50, dtype=torch.uint8), boxes, view)[2].tolist() == [2]
+
+
 @pytest.mark.parametrize("op", COLOR_OPS)
 def test_every_colour_operation_changes_colours_only(op):
     image = sample(3).image
@@ -73,6 +81,40 @@ def test_every_colour_operation_changes_colours_only(op):
     assert changed.shape == image.shape
     # Random noise already spans 0..255, so stretching its contrast has nothing to do.
     assert torch.equal(changed, image) == (op in {"identity", "autocontrast"})
+
+
+LITERAL_COLOURS = {
+    "autocontrast": lambda rgb, _: ImageOps.autocontrast(rgb),
+    "equalize": lambda rgb, _: ImageOps.equalize(rgb),
+    "solarize": ImageOps.solarize,
+    "color": lambda rgb, amount: ImageEnhance.Color(rgb).enhance(amount),
+    "contrast": lambda rgb, amount: ImageEnhance.Contrast(rgb).enhance(amount),
+    "brightness": lambda rgb, amount: ImageEnhance.Brightness(rgb).enhance(amount),
+    "sharpness": lambda rgb, amount: ImageEnhance.Sharpness(rgb).enhance(amount),
+    "posterize": ImageOps.posterize,
+}
+
+
+@pytest.mark.parametrize(
+    ("op", "amount"),
+    [
+        *((op, amount) for op in ("color", "contrast", "brightness", "sharpness") for amount in (0.3, 1.7)),
+        *(("solarize", threshold) for threshold in (70.0, 180.0)),
+        *(("posterize", bits) for bits in (4, 5, 6, 7)),
+        ("autocontrast", 0.4),
+        ("equalize", 0.4),
+    ],
+)
+def test_colour_operations_are_pillows_on_the_rgb_image(op, amount):
+    rng = np.random.default_rng(6)
+    # Reddish and pale: channels in another order have other greys, and there is contrast to stretch.
+    rgb = np.stack([rng.integers(low, low + 100, (60, 80)) for low in (120, 60, 20)], axis=2).astype(np.uint8)
+    bgr = torch.from_numpy(rgb[:, :, ::-1].copy()).permute(2, 0, 1)
+    view = View(60, 80, flip=False, color_op=op, magnitude=float(amount))
+    changed = apply_view(bgr, torch.zeros(0, 4), view)[0].permute(1, 2, 0).numpy()[:, :, ::-1]
+    expected = np.asarray(LITERAL_COLOURS[op](Image.fromarray(rgb), amount))
+    # Pillow rounds means and products to whole levels.
+    assert np.abs(changed.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("factor", [0.1, 1.0, 1.9])
@@ -109,6 +151,37 @@ def test_drawn_sizes_follow_the_recipe():
     assert 100 < sum(v.flip for v in drawn) < 200
     wide = draw_view(view_rng(0, 0, 0, 0), 100, 1000, ViewConfig())
     assert (wide.height, wide.width) == (133, 1333)
+
+
+@pytest.mark.parametrize(("height", "width"), [(427, 640), (640, 427), (75, 1000), (1000, 75)])
+def test_sizes_are_rounded_as_mmdet_rounds_them_for_fine_tuning(height, width):
+    for short in ViewConfig().short_sides:
+        drawn = draw_view(view_rng(0, 0, 0, 0), height, width, ViewConfig(short_sides=(short,)))
+        assert (drawn.width, drawn.height) == mmcv.rescale_size((width, height), (1333, short))
+
+
+@pytest.mark.parametrize(
+    ("op", "config", "low", "high"),
+    [
+        ("solarize", {}, 0, 255),
+        *((op, {}, 0.1, 1.9) for op in ("color", "contrast", "brightness", "sharpness")),
+        ("color", {"enhance_range": (0.5, 0.7)}, 0.5, 0.7),
+    ],
+)
+def test_magnitudes_are_uniform_in_their_range(op, config, low, high):
+    config = ViewConfig(color_ops=(op,), **config)
+    drawn = [draw_view(view_rng(0, 0, i, 0), 48, 64, config).magnitude for i in range(400)]
+    assert low <= min(drawn)
+    assert max(drawn) <= high
+    parts, _ = np.histogram(drawn, bins=10, range=(low, high))
+    assert parts.min() > 15
+
+
+@pytest.mark.parametrize("config", [{}, {"posterize_bits": (1, 5)}])
+def test_posterize_keeps_any_number_of_bits_of_its_range(config):
+    config = ViewConfig(color_ops=("posterize",), **config)
+    drawn = {draw_view(view_rng(0, 0, i, 0), 48, 64, config).magnitude for i in range(100)}
+    assert drawn == set(range(*config.posterize_bits))
 
 
 def test_a_sample_looks_the_same_in_any_batch():
@@ -172,9 +245,7 @@ def test_a_coarser_canvas_adds_padding_and_changes_nothing_else():
             assert torch.equal(target.gt_instances.bboxes, other.gt_instances.bboxes)
             assert target.pad_shape == other.pad_shape
             # As mmdet has it: each image's own size, rounded up to the divisor.
-            assert all(
-                0 <= pad - side < 32 for pad, side in zip(target.pad_shape, target.img_shape, strict=True)
-            )
+            assert target.pad_shape == tuple(math.ceil(side / 32) * 32 for side in target.img_shape)
 
 
 @pytest.mark.gpu

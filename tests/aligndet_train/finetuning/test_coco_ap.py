@@ -37,14 +37,16 @@ def truth_and_found(seed: int) -> tuple[dict, list[dict]]:
     return truth, found
 
 
-def measured(path: Path, found: list[dict], prefix: str | None = None) -> dict[str, float]:
-    return metric_and_figures(path, found, prefix)[1]
+def measured(
+    path: Path, found: list[dict], prefix: str | None = None, most: tuple[int, ...] = (1, 10, 100)
+) -> dict[str, float]:
+    return metric_and_figures(path, found, prefix, most)[1]
 
 
 def metric_and_figures(
-    path: Path, found: list[dict], prefix: str | None = None
+    path: Path, found: list[dict], prefix: str | None = None, most: tuple[int, ...] = (1, 10, 100)
 ) -> tuple[CocoAp, dict[str, float]]:
-    metric = CocoAp(ann_file=str(path), metric="bbox", proposal_nums=(1, 10, 100), outfile_prefix=prefix)
+    metric = CocoAp(ann_file=str(path), metric="bbox", proposal_nums=most, outfile_prefix=prefix)
     metric.dataset_meta = {"classes": tuple(f"class {c}" for c in range(CLASSES))}
     for image in found:
         prediction = {name: torch.tensor(image[name]) for name in ("bboxes", "scores", "labels")}
@@ -54,10 +56,11 @@ def metric_and_figures(
     return metric, metric.evaluate(size=IMAGES)
 
 
-def test_figures_are_pycocotools_own_and_not_rounded(tmp_path):
+@pytest.mark.parametrize("most", [(1, 10, 100), (1, 2, 3)])
+def test_figures_are_pycocotools_own_and_not_rounded(tmp_path, most):
     truth, found = truth_and_found(0)
     (tmp_path / "t.json").write_text(json.dumps(truth))
-    figures = measured(tmp_path / "t.json", found)
+    figures = measured(tmp_path / "t.json", found, most=most)
     rows = [
         {"image_id": image["img_id"], "category_id": int(label) + 1, "score": float(score),
          "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
@@ -66,14 +69,17 @@ def test_figures_are_pycocotools_own_and_not_rounded(tmp_path):
     ]  # fmt: skip
     api = COCO(str(tmp_path / "t.json"))
     evaluation = COCOeval(api, api.loadRes(rows), "bbox")
+    evaluation.params.maxDets = list(most)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     names = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
     expected = {f"coco/bbox_{name}": value for name, value in zip(names, evaluation.stats[:6], strict=True)}
     assert figures == pytest.approx(expected, abs=1e-12)
-    assert 0.1 < figures["coco/bbox_mAP"] < 0.9
-    assert abs(1000 * figures["coco/bbox_mAP"] - round(1000 * figures["coco/bbox_mAP"])) > 1e-3
+    # pycocotools gives its first figure at 100 boxes an image alone.
+    shown = figures["coco/bbox_mAP" if most[-1] == 100 else "coco/bbox_mAP_50"]
+    assert 0.1 < shown < 0.9
+    assert abs(1000 * shown - round(1000 * shown)) > 1e-3
 
 
 def test_the_boxes_stay_where_a_place_is_named(tmp_path):
