@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline import regions_cli
-from pipeline.status_cli import status
-from pipeline.verify_cli import verify
+from pipeline import cli_regions
+from pipeline.cli_status import status
+from pipeline.cli_verify import verify
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=help_epilog("mine"))(mine)
     app.command()(verify)
     app.command()(status)
-    regions_cli.register(app)
+    cli_regions.register(app)
 
 
 _Source = Annotated[

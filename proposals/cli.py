@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from proposals import dataset_cli
+from proposals import cli_dataset
 from proposals.cli_convert import convert
 from proposals.cli_doctor import doctor
 from proposals.cli_quality import recall, report, stats
@@ -71,7 +71,7 @@ def register(app: typer.Typer) -> None:
     app.command()(convert)
     app.command()(warmup)
     app.command()(doctor)
-    dataset_cli.register(app)
+    cli_dataset.register(app)
 
 
 def show(
