@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from proposals.errors import UnansweredError
+
 if TYPE_CHECKING:
     from pipeline.status import JobStatus
 
@@ -32,10 +34,18 @@ def status(
     from proposals.paths import as_path
 
     reader = StatusReader(as_path(out))
+    running = False
     while True:
-        found = reader.read()
-        typer.echo(json.dumps(found.as_json()) if as_json else "\n".join(_lines(found, out)))
-        if not watch or found.state != "running":
+        try:
+            found = reader.read()
+        except UnansweredError as error:
+            if not running:
+                raise
+            typer.echo(f"warning: {error}", err=True)
+        else:
+            typer.echo(json.dumps(found.as_json()) if as_json else "\n".join(_lines(found, out)))
+            running = found.state == "running"
+        if not watch or not running:
             return
         time.sleep(_WATCH_SECONDS)
 

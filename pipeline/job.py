@@ -139,9 +139,9 @@ def proven(out: Path, job: str, task: ShardTask) -> CommitRecord | None:
     """The commit record of ``task`` if it is of this ``job`` and its files have the content it declares."""
     try:
         record = read_record(layout.record_path(out, task.name))
+        faults = [fault for entry in record.shard.files for fault in file_faults(out, entry, content=True)]
     except AlignDetError:
         return None
-    faults = [fault for entry in record.shard.files for fault in file_faults(out, entry, content=True)]
     return record if record.job == job and not faults else None
 
 

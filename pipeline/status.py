@@ -13,7 +13,7 @@ from proposals.dataset.bounds import read_parquet
 from proposals.dataset.files import NotListedError, sizes_in
 from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, read_record
 from proposals.errors import AlignDetError, DeniedError, UnansweredError
-from proposals.paths import is_remote, is_there
+from proposals.paths import WEB, is_remote, is_there, scheme_of
 
 State = Literal["finished", "running", "stopped"]
 _READERS = 32  # of an object store, at once
@@ -100,15 +100,24 @@ class StatusReader:
     def _record_names(self, plan: Path) -> tuple[list[str], Manifest | None]:
         """The commit records that there are; where nobody lists them, those of the manifest, and the manifest."""
         try:
-            return [name for name in sizes_in(self._out / layout.SHARDS) if name.endswith(".json")], None
+            names = [name for name in sizes_in(self._out / layout.SHARDS) if name.endswith(".json")]
         except NotListedError as error:
-            if plan.name == layout.PLAN and is_there(self._out / layout.MANIFEST):
-                manifest = read_manifest(self._out)
-                return [f"{shard.name}.json" for shard in manifest.shards], manifest
-            raise AlignDetError(
-                f"{self._out} is not finished, and its server does not list folders, so nobody here can tell how far "
-                "it is. Ask where it is mined: aligndet status FOLDER"
-            ) from error
+            if (manifest := self._declared(plan)) is None:
+                raise AlignDetError(
+                    f"{self._out} is not finished, and its server does not list folders, so nobody here can tell how "
+                    "far it is. Ask where it is mined: aligndet status FOLDER"
+                ) from error
+            return _records_of(manifest), manifest
+        # Of a folder, a web server may show some page that is no list of what is in it.
+        web = scheme_of(str(self._out)) in WEB
+        manifest = self._declared(plan) if web else None
+        if manifest is not None and not set(_records_of(manifest)) <= set(names):
+            return _records_of(manifest), manifest
+        return names, None
+
+    def _declared(self, plan: Path) -> Manifest | None:
+        finished = plan.name == layout.PLAN and is_there(self._out / layout.MANIFEST)
+        return read_manifest(self._out) if finished else None
 
     def _read_records(self, names: list[str]) -> None:
         folder = self._out / layout.SHARDS
@@ -144,6 +153,10 @@ def _record_or_none(path: Path) -> CommitRecord | None:
         raise
     except AlignDetError:
         return None  # damaged, or removed meanwhile: the job mines it again
+
+
+def _records_of(manifest: Manifest) -> list[str]:
+    return [f"{shard.name}.json" for shard in manifest.shards]
 
 
 def _as_declared(status: JobStatus, manifest: Manifest) -> JobStatus:

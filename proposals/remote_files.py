@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from proposals.errors import AlignDetError, DeniedError, UnansweredError
 from proposals.fetch import PART, Read, SourceUnavailableError, asked_again, read_part, verdict, web_stream
@@ -18,7 +18,7 @@ from proposals.paths import WEB, scheme_of
 
 _PIECE = 4 * 2**20
 _CHUNK = 2**20
-# Of a copy as large as this the rest is on disk; and no larger is one of a file whose size nobody tells.
+# Of a copy as large as this the rest is on disk, and none is larger than the next.
 _HELD = 64 * 2**20
 _LARGEST_COPY = 2 * 2**30
 
@@ -54,22 +54,41 @@ def pieces_of(path: Path, *, again: bool = True) -> Iterator[bytes]:
 
 
 @contextmanager
-def open_remote(path: Path) -> Iterator[BinaryIO]:
+def open_remote(path: Path, most: int | None = None) -> Iterator[BinaryIO]:
     """The remote ``path``, to be read at any place. It and reading raise as `info_of` does.
 
-    What its server gives as a whole only, and in more than one piece, is copied first.
+    What its server gives as a whole only, and in more than one piece, is copied first, unless it is larger than the
+    ``most`` bytes that are of any use.
     """
     with closing(_Pieces(path, info_of(path)["size"])) as pieces:
-        if pieces.size is None or (pieces.size > _PIECE and not answered(path, pieces.has_parts)):
+        if _is_copied(pieces, most):
             with tempfile.SpooledTemporaryFile(_HELD) as copy:
-                for piece in _in_order(pieces, answered):
-                    copy.write(piece)
-                    _require_bounded(pieces, copy.tell())
-                copy.seek(0)
+                _copy(pieces, copy)
                 yield cast(BinaryIO, copy)
         else:
             with io.BufferedReader(_Seekable(pieces)) as file:
                 yield file
+
+
+def _is_copied(pieces: "_Pieces", most: int | None) -> bool:
+    if pieces.size is None:
+        return True
+    useful = most is None or pieces.size <= most
+    return useful and pieces.size > _PIECE and not answered(pieces.path, pieces.has_parts)
+
+
+def _copy(pieces: "_Pieces", copy: IO[bytes]) -> None:
+    _require_bounded(pieces, pieces.size or 0)
+    for piece in _in_order(pieces, answered):
+        try:
+            copy.write(piece)
+        except OSError as error:
+            raise UnansweredError(
+                f"{pieces.path} comes as a whole only, and {tempfile.gettempdir()} has no room for a copy: "
+                f"{error.strerror}. Free some there, or set TMPDIR to another folder."
+            ) from error
+        _require_bounded(pieces, copy.tell())
+    copy.seek(0)
 
 
 def _in_order(pieces: "_Pieces", ask: Callable[[Path, Callable[[], bytes]], bytes]) -> Iterator[bytes]:
@@ -80,10 +99,10 @@ def _in_order(pieces: "_Pieces", ask: Callable[[Path, Callable[[], bytes]], byte
 
 
 def _require_bounded(pieces: "_Pieces", size: int) -> None:
-    if pieces.size is None and size > _LARGEST_COPY:
+    if size > _LARGEST_COPY:
         raise UnansweredError(
-            f"{pieces.path} cannot be read: this server cannot serve parts of files, nor tell how large they are. "
-            "Download it first."
+            f"{pieces.path} cannot be read: this server cannot serve parts of files, and the whole is too large to "
+            "copy. Download it first."
         )
 
 

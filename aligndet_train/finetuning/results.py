@@ -34,7 +34,6 @@ class ResultsHook(Hook):
     def __init__(self, path: Path, run: dict[str, Any]) -> None:
         self.path, self.run = path, run
         self.epochs: list[dict[str, float]] = []
-        self.classes: list[ClassFigures] = []
 
     def before_train(self, runner: Runner) -> None:
         """Take over the epochs of the run that is resumed; evaluate the last one if the kill came before that."""
@@ -44,8 +43,6 @@ class ResultsHook(Hook):
             self.epochs = [
                 figures for figures in before["epochs"] if figures.get("epoch", math.inf) <= runner.epoch
             ]
-            if self.epochs == before["epochs"]:
-                self.classes = before.get("classes", [])
         if any_rank(is_main_process() and self._lacks(runner)):
             runner.val_loop.run()
 
@@ -59,9 +56,8 @@ class ResultsHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Append the figures and write the file."""
         self.epochs.append({"epoch": runner.epoch, **figures_of(metrics or {})})
-        self.classes = of_classes(runner.val_evaluator)
         if is_main_process():
-            write_results(self.path, self.run, self.epochs, self.classes)
+            write_results(self.path, self.run, self.epochs, of_classes(runner.val_evaluator))
 
 
 def figures_of(metrics: dict[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 from aligndet_train.stream.cache import FetchFailedError
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import Clusters
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, UnansweredError
 from proposals.images import ImageRejected, decode_bgr
 
 Damaged = Literal["raise", "skip"]
@@ -81,7 +81,7 @@ class ProposalStream(Dataset[Sample]):
         try:
             return self._sample(epoch, index)
         except AlignDetError as error:
-            if self.damaged == "skip" and not isinstance(error, FetchFailedError):
+            if self.damaged == "skip" and not isinstance(error, FetchFailedError | UnansweredError):
                 return self._another(epoch, index, error)
             if get_worker_info() is None:
                 raise

@@ -1,6 +1,7 @@
 """COCO json, the form of AlignDet's released proposals: ordinary annotations of one class, or of 256 clusters."""
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +24,7 @@ from proposals.convert.stream import (
 from proposals.dataset.files import publish, temporary_beside
 from proposals.errors import AlignDetError
 
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _CLUSTER_NAMES = {f"cluster_{number}": number for number in range(1, CLUSTERS + 1)}
 
 Entry = dict[str, Any]
@@ -60,7 +62,9 @@ class CocoSource:
     """The images of a COCO json file; image ids are read as they are.
 
     Best first are the boxes with the lowest ``rank``; with the highest ``score``, where no box of the image has a
-    rank; in the file's order where none has either. ``sha256`` of an image, which `write_coco` tells, is read too.
+    rank and each has a score; in the file's order otherwise. ``sha256`` of an image, which `write_coco` tells, is
+    read, too.
+
     The list of images is in memory and one image's boxes, or, where the boxes of an image do not stand together, all
     boxes in arrays, about 100 bytes each. Raises AlignDetError when the file is something else, at once or while it
     is walked.
@@ -130,8 +134,9 @@ class CocoSource:
             columns = np.zeros((len(run), 7))
             for i, entry in enumerate(run):
                 cluster = self._clusters[entry["category_id"]] if self.clustered else 0
-                order = entry.get("rank", np.nan), cluster, entry.get("score", np.nan)
-                columns[i] = (*entry["bbox"], *order)
+                # Of a box that has a rank nobody asks for the score.
+                score = entry.get("score", np.nan) if entry.get("rank") is None else np.nan
+                columns[i] = (*entry["bbox"], entry.get("rank", np.nan), cluster, score)
             if not all(map(fit_float32, (columns[:, :4], *np.nan_to_num(columns[:, [4, 6]]).T))):
                 raise ValueError("a bbox is not four finite numbers, or its rank or score not one")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -181,7 +186,8 @@ def _cluster(name: str) -> int:
 
 def _brief(entry: Entry) -> Entry:
     size = {name: int(entry.get(name) or 0) for name in ("width", "height")}
-    content = {"sha256": str(entry["sha256"]).lower()} if entry.get("sha256") else {}
+    told = entry.get("sha256")
+    content = {"sha256": told.lower()} if isinstance(told, str) and _SHA256.fullmatch(told) else {}
     return {"file_name": str(entry["file_name"]), **size, **content}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from proposals.convert.new_folder import CARD, CROISSANT, new_dataset_folder
 from proposals.dataset import ProposalDataset, layout
+from proposals.dataset.assemble import plan_groups
 from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.clusters import read_sound_record
 from proposals.dataset.manifest import Manifest, read_record, refuse_newer
@@ -67,11 +68,12 @@ def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id:
     paths += [entry.path for shard in manifest.shards for entry in shard.files]
     paths += [entry.path for entry in manifest.consolidated]
     paths += _whole_records(dataset) + _cluster_files(dataset)
-    kinds, private, example = set[str](), 0, ""
-    for uri in (uri for rows in iterate_rows(dataset) for uri in rows.uris):
-        kinds.add(layout.image_extension(uri))
-        if _is_private(uri):
-            private, example = private + 1, example or uri
+    kinds = {layout.image_extension(uri) for rows in iterate_rows(dataset) for uri in rows.uris}
+    private, example = 0, ""
+    # Of all images, the rejected ones among them: their names are published, too.
+    for group in plan_groups(dataset.root / layout.PLAN):
+        found = [uri for uri in group.column("uri").to_pylist() if _is_private(uri)]
+        private, example = private + len(found), example or (found[0] if found else "")
     croissant = json.dumps(_croissant(manifest, name, license_id), indent=1, ensure_ascii=False)
     with new_dataset_folder(out):
         (out / CARD).write_text(_card(manifest, name, license_id, sorted(kinds)), encoding="utf-8")

@@ -33,7 +33,7 @@ class ImageFiles:
             self._paths[uri] = uri if uri == path else path
             self._note(self._names, PurePosixPath(uri).name, uri)
             self._note(self._stems, stem := PurePosixPath(uri).stem, uri)
-            if layout.is_key(stem) and not uri.endswith(".json"):
+            if layout.is_key(stem) and layout.is_image_member(uri):
                 self._keys[stem] = uri
 
     def place(self, entries: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -47,7 +47,7 @@ def has_room(size: int, images: int, boxes: int) -> bool:
 def read_bounded(path: Path, limit: int) -> bytes:
     """All of ``path``; raises AlignDetError when it is larger than ``limit`` bytes or cannot be read."""
     try:
-        with open_any(path) as stream:
+        with open_any(path, limit) as stream:
             size = stream.seek(0, 2)
             if size > limit:
                 raise AlignDetError(

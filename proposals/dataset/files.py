@@ -143,10 +143,10 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def open_any(path: Path) -> Iterator[BinaryIO]:
-    """A local plain file or a remote one, to read at any place; raises as `read_range` does."""
+def open_any(path: Path, most: int | None = None) -> Iterator[BinaryIO]:
+    """A local plain file or a remote one, to read at any place; raises as `read_range` does. most: see open_remote."""
     if is_remote(path):
-        with open_remote(path) as stream:
+        with open_remote(path, most) as stream:
             yield stream
         return
     with open_plain(path) as stream:

@@ -68,6 +68,11 @@ def is_key(stem: str) -> bool:
     return _KEY.fullmatch(stem) is not None
 
 
+def is_image_member(name: str) -> bool:
+    """Whether ``name`` ends as the images in a dataset's tars do."""
+    return image_extension(name) == PurePosixPath(name).suffix[1:] or name.endswith(".bin")
+
+
 def image_extension(uri: str) -> str:
     """The image member's extension without the dot: the uri's in lower case when it is an image's, else ``bin``.
 

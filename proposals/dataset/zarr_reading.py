@@ -1,7 +1,5 @@
 """Zarr arrays that a stranger may have written: only as the format has them, and no chunk larger than it says."""
 
-import asyncio
-import io
 import stat
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -9,13 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from proposals.dataset.files import read_range
 from proposals.errors import AlignDetError, UnansweredError
-from proposals.paths import WEB, as_path, is_remote, scheme_of, walk_folders
-from proposals.remote_files import open_remote, pieces_of
+from proposals.paths import WEB, is_remote, scheme_of, walk_folders
 
 # 2^20 keys of 65 bytes, or 4096 features of 16 384 float16.
-_LARGEST_CHUNK = 2**27
+LARGEST_CHUNK = 2**27
 _HEADER = 16  # of a blosc frame, which tells at byte 4 how much it unpacks to
 
 Declared = tuple[tuple[int | None, ...], str]
@@ -64,7 +60,7 @@ def _require(folder: Path, name: str, array: Any, declared: Declared) -> None:
     if not fits or any(want not in (None, there) for want, there in zip(shape, found[0], strict=True)):
         raise AlignDetError(f"array {name or folder.name} in {folder} is {found}, it must be {declared}.")
     blocks = (array.chunks, array.shards or array.chunks)
-    if any(not 0 < prod(block) * array.dtype.itemsize <= _LARGEST_CHUNK for block in blocks):
+    if any(not 0 < prod(block) * array.dtype.itemsize <= LARGEST_CHUNK for block in blocks):
         raise AlignDetError(f"array {name or folder.name} in {folder} has chunks of {blocks} values.")
     codecs = {type(codec).__name__ for codec in _codecs(array.metadata.codecs)}
     if not codecs <= {"BytesCodec", "BoundedBlosc", "Crc32cCodec", "ShardingCodec"}:
@@ -86,45 +82,12 @@ def _store(folder: Path) -> Any:
 
     remote: Any = folder
     options = dict(remote.storage_options)
-    kind = _web_store() if scheme_of(str(folder)) in WEB else FsspecStore
+    kind = FsspecStore
+    if scheme_of(str(folder)) in WEB:
+        from proposals.dataset.web_zarr import WebStore
+
+        kind = WebStore
     return kind.from_url(str(remote), storage_options=options, read_only=True)
-
-
-@cache
-def _web_store() -> Any:
-    """A store that reads as the rest of a dataset is read: zarr's own takes a whole file for the part it asked for."""
-    from zarr.storage import FsspecStore
-
-    class WebStore(FsspecStore):
-        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-            path = as_path(f"{self.path.rstrip('/')}/{key}")
-            try:
-                data = await asyncio.to_thread(_part, path, byte_range)
-            except FileNotFoundError:
-                return None
-            return prototype.buffer.from_bytes(data)
-
-        async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
-            return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
-
-    return WebStore
-
-
-def _part(path: Path, wanted: Any) -> bytes:
-    """The part of the remote ``path`` that one of zarr's byte ranges means; all of it: None."""
-    if wanted is None:
-        data = bytearray()
-        for piece in pieces_of(path):
-            data += piece
-            if len(data) > _LARGEST_CHUNK:
-                raise AlignDetError(f"{path} is larger than the {_LARGEST_CHUNK} bytes allowed.")
-        return bytes(data)
-    if hasattr(wanted, "end"):
-        return read_range(path, wanted.start, wanted.end - wanted.start)
-    with open_remote(path) as stream:
-        size = stream.seek(0, io.SEEK_END)
-        stream.seek(wanted.offset if hasattr(wanted, "offset") else max(0, size - wanted.suffix))
-        return stream.read()
 
 
 def _require_plain_files(folder: Path) -> None:

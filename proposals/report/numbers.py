@@ -12,7 +12,7 @@ from proposals.boxes import Boxes
 from proposals.dataset import ProposalDataset, layout
 from proposals.dataset.assemble import read_rejected
 from proposals.dataset.manifest import CommitRecord, read_record
-from proposals.errors import AlignDetError, DeniedError, UnansweredError
+from proposals.errors import AlignDetError
 from proposals.paths import name_of
 from proposals.rows import Rows, iterate_rows
 
@@ -215,10 +215,6 @@ def _record(root: Path, name: str) -> CommitRecord | None:
     # Only the cost is read from it, and a dataset stays a dataset without its commit records.
     try:
         return read_record(layout.record_path(root, name))
-    except DeniedError:
-        return None
-    except UnansweredError:
-        raise  # nor would the server answer for the next
     except AlignDetError:
         return None
 

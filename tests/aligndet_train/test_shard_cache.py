@@ -30,7 +30,7 @@ from aligndet_train.stream.cache import (
 from aligndet_train.stream.dataset import readable
 from proposals.dataset import open_dataset
 from proposals.dataset.consolidated import consolidate
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, UnansweredError
 from proposals.paths import as_path
 from proposals.recipe import Recipe
 from tests.aligndet_train.forked import Command, finish
@@ -347,6 +347,14 @@ def test_a_web_server_that_hiccups_is_asked_again_and_is_no_damage(
         dataset = cached(as_path(url), tmp_path / "always")
         with pytest.raises(FetchFailedError, match="could not be brought"):
             dataset.image_bytes(0)
+
+
+def test_skipping_what_is_damaged_skips_nothing_that_nobody_answers_for(mined_dataset, monkeypatch):
+    monkeypatch.setattr("proposals.fetch.time.sleep", lambda seconds: None)
+    with serving(mined_dataset, wrong={".tar": 503}) as url:
+        stream = ProposalStream(open_dataset(url), damaged="skip")
+        with pytest.raises(UnansweredError, match="its server answers 503"):
+            stream[(0, 0)]
 
 
 def test_a_web_server_that_refuses_a_shard_is_not_asked_again(mined_dataset, tmp_path, monkeypatch):

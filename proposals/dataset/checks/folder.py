@@ -48,8 +48,8 @@ def strangers(root: Path, manifest: Manifest) -> Strangers:
         found = sorted(_walk(root))
     except NotListedError:
         found = []
-    if is_remote(root) and layout.MANIFEST not in dict(found):
-        return Strangers((), (), listed=False)  # nothing, or a page about something else
+    if is_remote(root) and not _is_a_listing({path for path, _ in found}, manifest):
+        return Strangers((), (), listed=False)
     for path, mode in found:
         if stat.S_ISREG(mode) and (path in expected or _is_checked_elsewhere(root, path)):
             continue
@@ -59,6 +59,12 @@ def strangers(root: Path, manifest: Manifest) -> Strangers:
         known |= appending and path.startswith(f"{layout.SHARDS}/") and _beyond(path, manifest)
         (unfinished if known and stat.S_ISREG(mode) else unexpected).append(path)
     return Strangers(tuple(unexpected), tuple(unfinished))
+
+
+def _is_a_listing(found: set[str], manifest: Manifest) -> bool:
+    """Whether ``found`` is what is in the folder: a web server may show nothing, or a page about something else."""
+    shards = any(path.startswith(f"{layout.SHARDS}/") for path in found)
+    return layout.MANIFEST in found and (shards or not manifest.shards)
 
 
 def file_faults(root: Path, entry: FileEntry, *, content: bool) -> Iterator[str]:

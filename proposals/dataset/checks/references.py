@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from proposals.errors import UnansweredError
+from proposals.fetch import SourceUnavailableError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
+from proposals.paths import scheme_of
 
 
 def reference_faults(images: ImageRoot, table: pa.Table) -> Iterator[str]:
@@ -15,6 +18,12 @@ def reference_faults(images: ImageRoot, table: pa.Table) -> Iterator[str]:
         try:
             data = images.read(row["uri"])
         except (ImageRejected, OSError) as error:
+            remote = scheme_of(images.root) or scheme_of(row["uri"])
+            if remote and isinstance(error, SourceUnavailableError):
+                raise UnansweredError(
+                    f"image {row['uri']!r} cannot be reached below {images.root}: {error}. Try again later: this says "
+                    "nothing of the data"
+                ) from error
             yield f"image {row['uri']!r} cannot be read below {images.root}: {error}"
             continue
         if hashlib.sha256(data).hexdigest() != row["sha256"]:

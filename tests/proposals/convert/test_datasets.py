@@ -494,6 +494,8 @@ def test_images_out_of_a_datasets_tars_are_found_by_their_keys(mined_dataset, tm
     _convert(mined_dataset, tmp_path / "boxes.json", "--to", "coco")
     for tar in (mined_dataset / "shards").glob("*.tar"):
         shutil.unpack_archive(tar, tmp_path / "unpacked", filter="data")
+    for image in list((tmp_path / "unpacked").glob("*.jpg")):
+        image.with_suffix(".txt").write_text("0 0.5 0.5 1 1")  # labels of another program
     output = _convert(
         tmp_path / "boxes.json", tmp_path / "out", "--to", "dataset", "--images", tmp_path / "unpacked"
     )
@@ -550,9 +552,20 @@ def test_the_card_says_how_images_of_several_kinds_are_read(photos, mine_folder,
 
 def test_names_that_tell_of_the_machine_bring_a_warning(photos, mine_folder, tmp_path):
     listed = tmp_path / "list.txt"
-    listed.write_text(f"{photos / 'cat.jpg'}\n{photos / 'coffee.jpg'}\n")
+    gone = photos / "rejected, and listed as such.jpg"
+    listed.write_text(f"{photos / 'cat.jpg'}\n{photos / 'coffee.jpg'}\n{gone}\n")
     mined = mine_folder(open_source(str(listed)), tmp_path / "mined")
     output = _convert(mined, tmp_path / "hub", "--to", "huggingface", "--license", "mit")
     assert (
-        f"warning: 2 of its images are named by their path on the machine that mined them, {photos}" in output
+        f"warning: 3 of its images are named by their path on the machine that mined them, {photos}" in output
     )
+
+
+@pytest.mark.parametrize("told", ["q83vASNFZ4k=", "sha256:" + "0" * 64, ["0" * 64], None])
+def test_what_is_no_sha256_and_a_score_that_is_not_asked_for_stop_nothing(photos, tmp_path, told):
+    images = [{"id": 1, "file_name": "cat.jpg", "sha256": told}]
+    boxes = [{"image_id": 1, "bbox": [3, 3, 9, 9], "rank": 1, "score": "n/a"}]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes}))
+    output = _convert(path, tmp_path / "out", "--to", "dataset", "--images", photos)
+    assert "1 images, 1 boxes, 0 images rejected" in output
