@@ -29,7 +29,7 @@ def report(args: argparse.Namespace) -> None:
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text("[\n" + ",\n".join(json.dumps(run) for run in found) + "\n]\n")
-    finals = by_cell(runs)
+    finals = by_cell([run for run in runs if run.get("stage") != "tune"])
     lines = ["| detector | schedule | labels | pretraining | lr | AP | AP50 | AP75 | gain | p (paired) | seeds |",
              "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     seeds = max((len(runs) for arms in finals.values() for runs in arms.values()), default=0)
@@ -40,7 +40,7 @@ def report(args: argparse.Namespace) -> None:
     lines += [f"\nComputed in {precision}."] if precision else []
     failures = [f"`{run['failed']}` (exit {run['exit']})" for run in found if "failed" in run]
     lines += ["", f"Failed, and with it what needs it: {'; '.join(failures)}."] if failures else []
-    lines += changes(finals)
+    lines += changes(finals) + rates_tried(runs)
     lines += ["", "AP while fine-tuning (mean over seeds):", "", *learning_curves(finals)]
     text = "\n".join(lines) + "\n"
     print(text)
@@ -52,11 +52,15 @@ def report(args: argparse.Namespace) -> None:
 
 
 def read_runs(source: Path) -> list[dict[str, Any]]:
-    """Every reported fine-tuning of a work folder, or of a file that ``--json`` wrote: labels, rate, figures."""
+    """Every reported fine-tuning of a work folder, or of a file that ``--json`` wrote: labels, rate, figures.
+
+    Those that a rate was chosen by come after the others, with the stage `tune`.
+    """
     if source.is_file():
         return json.loads(source.read_text())
     runs = []
-    for path in sorted((source / "finetune").glob("final+*/labels.json")):
+    folder = source / "finetune"
+    for path in [*sorted(folder.glob("final+*/labels.json")), *sorted(folder.glob("tune+*/labels.json"))]:
         # The figures of a run that goes on are those of its last evaluation, not of its end.
         done = (path.parent / "finished").exists()
         results = (
@@ -183,6 +187,26 @@ def changes(finals: dict[Key, dict[str, dict[int, dict[str, Any]]]]) -> list[str
     head = ["", "Each change against box-domain pretraining as it is:", "",
             "| detector | schedule | labels | changed | AP | p (paired) | seeds |",
             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    return head + rows if rows else []
+
+
+def rates_tried(runs: list[dict[str, Any]]) -> list[str]:
+    """AP on the held-out part of the training pictures at each rate that was tried, the chosen one bold."""
+    tried: dict[tuple[str, str, str], dict[float, float]] = {}
+    tunings = (run for run in runs if run.get("stage") == "tune" and run["source"] == run["detector"])
+    for run in (run for run in tunings if "AP" in run["last"]):
+        arm = (run["detector"], run["schedule"], run["arm"])
+        tried.setdefault(arm, {})[run["rate"]] = run["last"]["AP"]
+    rates = sorted({rate for found in tried.values() for rate in found})
+    rows = []
+    for (detector, schedule, arm), found in tried.items():
+        shown = [f"{found[rate]:.1f}" if rate in found else "" for rate in rates]
+        best = rates.index(max(found, key=lambda rate: found[rate]))
+        shown[best] = f"**{shown[best]}**"
+        rows.append(f"| {detector} | {schedule} | {NAMES[arm]} | {' | '.join(shown)} |")
+    head = ["", "AP on the fifth of the training pictures that each rate was chosen on, one run each:", "",
+            f"| detector | schedule | pretraining | {' | '.join(f'lr {rate:g}' for rate in rates)} |",
+            f"|---|---|---|{'---|' * len(rates)}"]  # fmt: skip
     return head + rows if rows else []
 
 

@@ -55,6 +55,18 @@ def test_the_same_run_in_two_files_is_refused(tmp_path):
         reported(one, two)
 
 
+def test_rates_that_were_tried_are_told_and_are_no_result(tmp_path):
+    tried = {("backbone", 0.01): 3.0, ("backbone", 0.02): 2.5, ("box", 0.01): 4.04, ("box", 0.02): 4.06}
+    runs = [{**run_of(arm, 100, ap, lr), "stage": "tune", "rate": lr} for (arm, lr), ap in tried.items()]
+    finals = [run_of("backbone", 0, 1.0), run_of("box", 0, 1.5)]
+    printed = reported(write(tmp_path / "runs.json", [*finals, *runs]))
+    assert "| detector | schedule | pretraining | lr 0.01 | lr 0.02 |" in printed
+    assert "| fcos_lite0 | short | backbone only | **3.0** | 2.5 |" in printed
+    assert "| fcos_lite0 | short | + box-domain | 4.0 | **4.1** |" in printed
+    assert "| fcos_lite0 | short | 100 % | + box-domain | 0.01 | 1.5 |" in printed
+    assert "that each rate was chosen on" not in reported(write(tmp_path / "finals.json", finals))
+
+
 def test_seeds_of_different_rates_are_no_mean():
     with pytest.raises(SystemExit, match="different learning rates"):
         by_cell([run_of("box", 0, 5.0, lr=0.006), run_of("box", 1, 5.0, lr=0.012)])
