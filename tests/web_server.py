@@ -94,6 +94,6 @@ def serving(folder, handler=Static, **how):
     """The URL of ``folder`` on a server; how: attributes of its ``handler``."""
     called = functools.partial(type("Handler", (handler,), {"asked": Counter(), **how}), directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), called) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

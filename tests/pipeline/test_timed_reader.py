@@ -79,7 +79,7 @@ def trickle():
     """The URL of an image on a web server that sends five bytes a second."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Trickle) as server:
         server.daemon_threads, server.closing = True, threading.Event()
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/slow.jpg"
         server.closing.set()
         server.shutdown()
