@@ -53,7 +53,7 @@ def detect(config: Config, labels: Labels, checkpoint: Path, folder: Path, size:
     if found.is_file():
         return found
     options = FinetuneOptions(image_size=(size, size), workers=0)
-    testing = evaluation_config(config, labels, folder / "class_agnostic", options)
+    testing, _ = evaluation_config(config, labels, folder / "class_agnostic", options)
     testing.model.backbone.pop("weights", None)
     with TemporaryDirectory(dir=folder) as scratch, DefaultScope.overwrite_default_scope("mmdet"):
         testing.test_evaluator.outfile_prefix = str(Path(scratch) / "found")
