@@ -87,7 +87,7 @@ class StatusReader:
         )
         if manifest is not None:
             return _as_declared(status, manifest)
-        if is_there(self._out / layout.MANIFEST) and plan.name == layout.PLAN:
+        if self._is_finished(plan):
             return _replaced(status, state="finished")
         return _with_beat(status, read_heartbeat(self._out))
 
@@ -102,22 +102,22 @@ class StatusReader:
         try:
             names = [name for name in sizes_in(self._out / layout.SHARDS) if name.endswith(".json")]
         except NotListedError as error:
-            if (manifest := self._declared(plan)) is None:
+            if not self._is_finished(plan):
                 raise AlignDetError(
                     f"{self._out} is not finished, and its server does not list folders, so nobody here can tell how "
                     "far it is. Ask where it is mined: aligndet status FOLDER"
                 ) from error
-            return _records_of(manifest), manifest
-        # Of a folder, a web server may show some page that is no list of what is in it.
-        web = scheme_of(str(self._out)) in WEB
-        manifest = self._declared(plan) if web else None
-        if manifest is not None and not set(_records_of(manifest)) <= set(names):
-            return _records_of(manifest), manifest
+            names = []
+        if scheme_of(str(self._out)) in WEB and self._is_finished(plan):
+            # Of a folder, a web server may show nothing, or some page that is no list of what is in it.
+            manifest = read_manifest(self._out)
+            declared = [f"{shard.name}.json" for shard in manifest.shards]
+            if not names or not set(declared) <= set(names):
+                return declared, manifest
         return names, None
 
-    def _declared(self, plan: Path) -> Manifest | None:
-        finished = plan.name == layout.PLAN and is_there(self._out / layout.MANIFEST)
-        return read_manifest(self._out) if finished else None
+    def _is_finished(self, plan: Path) -> bool:
+        return plan.name == layout.PLAN and is_there(self._out / layout.MANIFEST)
 
     def _read_records(self, names: list[str]) -> None:
         folder = self._out / layout.SHARDS
@@ -153,10 +153,6 @@ def _record_or_none(path: Path) -> CommitRecord | None:
         raise
     except AlignDetError:
         return None  # damaged, or removed meanwhile: the job mines it again
-
-
-def _records_of(manifest: Manifest) -> list[str]:
-    return [f"{shard.name}.json" for shard in manifest.shards]
 
 
 def _as_declared(status: JobStatus, manifest: Manifest) -> JobStatus:

@@ -210,6 +210,7 @@ class _Seekable(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: Any) -> int:
+        """As io.RawIOBase's, up to the end of one piece; raises as `info_of` does."""
         view = memoryview(buffer)
         if self._place >= self._size:
             return 0

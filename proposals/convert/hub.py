@@ -12,7 +12,7 @@ from proposals.dataset import ProposalDataset, layout
 from proposals.dataset.assemble import plan_groups
 from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.clusters import read_sound_record
-from proposals.dataset.manifest import Manifest, read_record, refuse_newer
+from proposals.dataset.manifest import Manifest, committed_record, refuse_newer
 from proposals.errors import AlignDetError
 from proposals.paths import scheme_of
 from proposals.rows import iterate_rows
@@ -92,11 +92,9 @@ def _whole_records(dataset: ProposalDataset) -> list[str]:
             raise AlignDetError(
                 f"{root / entry.path} {fault}: the dataset is damaged. See `aligndet verify`."
             )
-    records = [layout.record_path(root, shard.name) for shard in manifest.shards]
-    for path, shard in zip(records, manifest.shards, strict=True):
-        if read_record(path).shard != shard:
-            raise AlignDetError(f"{path} is of another shard: the dataset is damaged. See `aligndet verify`.")
-    return [path.relative_to(root).as_posix() for path in records]
+    for shard in manifest.shards:
+        committed_record(root, shard)
+    return [f"{layout.SHARDS}/{shard.name}.json" for shard in manifest.shards]
 
 
 def _is_private(uri: str) -> bool:

@@ -274,6 +274,14 @@ def read_record(path: Path) -> CommitRecord:
     return _parse(path, bounds.read_bounded(path, bounds.MAX_RECORD_BYTES), CommitRecord)
 
 
+def committed_record(root: Path, shard: ShardEntry) -> CommitRecord:
+    """The commit record of a shard that the manifest in ``root`` lists; raises AlignDetError when it is another one."""
+    record = read_record(layout.record_path(root, shard.name))
+    if record.shard != shard:
+        raise AlignDetError(f"shard {shard.name} of {root} is damaged. See: aligndet verify {root}")
+    return record
+
+
 def read_manifest(root: Path) -> Manifest:
     """The manifest of the dataset folder ``root``.
 

@@ -22,8 +22,8 @@ from proposals.dataset.manifest import (
     Manifest,
     ShardEntry,
     SourceInfo,
+    committed_record,
     read_manifest,
-    read_record,
     refuse_newer,
     require_listable,
     write_model,
@@ -165,9 +165,7 @@ def _refuse_doubles(plan: pa.Table) -> None:
 
 def _adopt(part: _Part, shard: ShardEntry, out: Path, name: str) -> CommitRecord:
     """Link one shard's files under its new name and write its commit record."""
-    record = read_record(layout.record_path(part.root, shard.name))
-    if record.shard != shard:
-        raise AlignDetError(f"shard {shard.name} of {part.root} is damaged. See: aligndet verify {part.root}")
+    record = committed_record(part.root, shard)
     renamed: dict[str, FileEntry] = {}
     for kind, entry in (("tar", shard.tar), ("parquet", shard.parquet)):
         if entry is not None:
