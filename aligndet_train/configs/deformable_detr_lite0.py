@@ -22,5 +22,8 @@ model = dict(
 pretrain = dict(
     batch_size=4,
     base_batch_size=8,
+    epochs=50,
+    milestones=(40 / 50,),
+    proposals_per_image=50,
     views=dict(short_sides=(224, 256, 288, 320), long_side=448),
 )

@@ -21,7 +21,7 @@ from aligndet_train.detectors.point import (
     RepPointsAdapter,
     VFNetAdapter,
 )
-from aligndet_train.detectors.query import QueryAdapter
+from aligndet_train.detectors.query import DeformableQueryAdapter, QueryAdapter
 from aligndet_train.detectors.sparse_rcnn import SparseRCNNAdapter
 from aligndet_train.detectors.two_stage import FasterRCNNAdapter
 from aligndet_train.detectors.unsupported import reason
@@ -33,7 +33,7 @@ ADAPTERS: tuple[type[FamilyAdapter], ...] = (
     SSDAdapter, YOLOFAdapter,
     TOODAdapter, RTMDetAdapter, YOLOXAdapter,
     FasterRCNNAdapter, CascadeRCNNAdapter, SparseRCNNAdapter,
-    QueryAdapter,
+    QueryAdapter, DeformableQueryAdapter,
 )  # fmt: skip
 
 __all__ = ["ADAPTERS", "BACKGROUND", "FamilyAdapter", "adapter_for"]

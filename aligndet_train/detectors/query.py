@@ -74,14 +74,7 @@ class QueryAdapter(FamilyAdapter):
     """DETR and its descendants: Linear - ReLU - Linear on every decoder layer, beside the class branch."""
 
     family = "DETR"
-    head_types = (
-        "DETRHead",
-        "ConditionalDETRHead",
-        "DABDETRHead",
-        "DeformableDETRHead",
-        "DINOHead",
-        "DDQDETRHead",
-    )
+    head_types = ("DETRHead", "ConditionalDETRHead", "DABDETRHead")
     defaults: ClassVar[dict[str, Any]] = {
         "epochs": 50,
         "base_batch_size": 64,
@@ -156,6 +149,19 @@ class QueryAdapter(FamilyAdapter):
         # Encoder outputs of two-stage detectors are matched after all decoder layers, and are no queries.
         ids = torch.cat(matches[: len(queries)])
         return [Reading(head.query_tap.projector(torch.cat(queries)), ids)]
+
+
+class DeformableQueryAdapter(QueryAdapter):
+    """Deformable DETR and its descendants, with the values that the release has for it, not DETR's."""
+
+    head_types = ("DeformableDETRHead", "DINOHead", "DDQDETRHead")
+    defaults: ClassVar[dict[str, Any]] = {
+        **QueryAdapter.defaults,
+        "epochs": 12,
+        "base_batch_size": 32,
+        "milestones": (8 / 12, 11 / 12),
+        "proposals_per_image": 150,
+    }
 
 
 def require_fewer_proposals(detector_type: str, places: int, called: str, proposals: int | None) -> None:

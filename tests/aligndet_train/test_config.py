@@ -52,6 +52,22 @@ def test_shipped_configs_have_the_released_values(name):
     assert (config.temperature, config.momentum_start, config.momentum_end) == (0.5, 0.996, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("stock", "released"),
+    [
+        ("detr/detr_r50_8xb2-150e_coco", "detr"),
+        ("dab_detr/dab-detr_r50_8xb2-50e_coco", "detr"),
+        ("deformable_detr/deformable-detr_r50_16xb2-50e_coco", "deformable_detr"),
+        ("dino/dino-4scale_r50_8xb2-12e_coco", "deformable_detr"),
+        ("ddq/ddq-detr-4scale_r50_8xb2-12e_coco", "deformable_detr"),
+    ],
+)
+def test_a_stock_query_detector_has_what_the_release_has_for_its_kind(stock, released, tmp_path):
+    (tmp_path / "mine.py").write_text(f'_base_ = "mmdet::{stock}.py"\n')
+    ours = load_run_config(tmp_path / "mine.py", {}, {}).pretrain
+    assert ours == load_run_config(shipped_config(released), {}, {}).pretrain
+
+
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "mask_rcnn_r18"])
 def test_samplers_of_pretraining_are_not_those_of_fine_tuning(name):
     pretrained = load_run_config(shipped_config(name), {}, {}).stock_model["train_cfg"]
