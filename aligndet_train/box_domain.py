@@ -6,6 +6,7 @@ L_reg are the detector's own box losses on view 1, with the proposals as ground 
 of boxes that the detector's own assigner gave the same proposal in the two views.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -228,6 +229,19 @@ def build_detector(stock_model: dict[str, Any]) -> nn.Module:
                 f"{error or type(error).__name__}. Correct it, or the --cfg-options"
             ) from error
     return detector
+
+
+def names_weights(stock_model: Mapping[str, Any]) -> bool:
+    """Whether a detector's config, or that of its backbone, names weights to begin with."""
+    backbone = stock_model.get("backbone") or {}
+    for part in (stock_model, backbone):
+        initial = part.get("init_cfg") or []
+        if any(
+            one.get("type") == "Pretrained"
+            for one in ([initial] if isinstance(initial, Mapping) else initial)
+        ):
+            return True
+    return bool(backbone.get("weights") or backbone.get("pretrained"))
 
 
 def build_pretrainer(

@@ -124,6 +124,22 @@ _PARTS = (
 )  # fmt: skip
 
 
+# What pretraining reads of a config file: the rest is mmengine's Runner's.
+_OF_PRETRAINING = (
+    "model", "pretrain", "pretrain_model", "data_preprocessor", "custom_imports", "default_scope",
+)  # fmt: skip
+_INSTEAD = {
+    "optim_wrapper.optimizer": "pretrain.optimizer",
+    "optim_wrapper.clip_grad": "pretrain.clip_grad",
+    "train_dataloader.batch_size": "pretrain.batch_size",
+    "train_cfg.max_epochs": "pretrain.epochs",
+    "train_cfg.max_iters": "pretrain.iterations",
+    "param_scheduler": "pretrain.milestones",
+    "randomness.seed": "pretrain.seed",
+    "load_from": "--backbone-weights",
+}
+
+
 def available_detectors() -> list[str]:
     """Names accepted by ``--detector``: the configs that ship with the package."""
     return sorted(path.stem for path in CONFIGS.glob("*.py") if not path.stem.startswith("_"))
@@ -183,6 +199,8 @@ def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = F
         )
     config = read_plain(path) if is_plain(path) else _run_config(path)
     _require_known(options, config)
+    if pretraining:
+        _require_read(options)
     try:
         if pretraining and "pretrain_model" in config:
             config.merge_from_dict({"model": config.pretrain_model})
@@ -209,6 +227,15 @@ def _require_known(options: Mapping[str, Any], config: Config) -> None:
             raise AlignDetError(
                 f"--cfg-options {option}: the config has no {part}, and nothing would read it{meant or '. Correct it'}"
             )
+
+
+def _require_read(options: Mapping[str, Any]) -> None:
+    """Raise AlignDetError for an option that mmengine's Runner would read, which does not pretrain."""
+    for option in options:
+        if option.split(".")[0] not in _OF_PRETRAINING:
+            instead = [ours for theirs, ours in _INSTEAD.items() if f"{option}.".startswith(f"{theirs}.")]
+            meant = f": use {instead[0]}" if instead else f", but {', '.join(_OF_PRETRAINING[:4])}"
+            raise AlignDetError(f"--cfg-options {option}: pretraining does not read it{meant}")
 
 
 def _run_config(path: Path) -> Config:

@@ -5,7 +5,7 @@ from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
-from aligndet_train.box_domain import BoxDomainPretrainer
+from aligndet_train.box_domain import BoxDomainPretrainer, names_weights
 from aligndet_train.config import PretrainConfig
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, StepHook, ThroughputHook
 from aligndet_train.loader import build_loader
@@ -61,6 +61,12 @@ def _schedules(config: PretrainConfig, steps: int) -> tuple[Schedule, Schedule]:
     return learning_rate, half_cosine(config.momentum_start, config.momentum_end, steps)
 
 
+_RANDOM = (
+    "the backbone begins with random weights and keeps them, as it is not trained here: likely a mistake. "
+    "Name weights: --backbone-weights"
+)
+
+
 def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> list[str]:
     config = plan.run.pretrain
     spec = model.data_preprocessor.spec
@@ -77,6 +83,7 @@ def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Opti
         f"{global_batch} images, learning rate {rate:g}{scaled}",
         *classes,
         teacher_line(_schedules(config, plan.steps)[1]),
+        *([_RANDOM] if plan.start == 0 and not names_weights(plan.run.stock_model) else []),
         f"images as {'RGB' if spec.bgr_to_rgb else 'BGR'}, mean {spec.mean}, std {spec.std}",
         f"resumed at step {plan.start}" if plan.start else "from step 0",
     ]

@@ -63,8 +63,10 @@ def compare(committed: Plan, listed: ListedPlan, rejected: Collection[str]) -> S
         places, there = find(key_hashes(part))
         added[places[there]] = False
         removed.add(uris, ~there)
-        there[there] = part.column("size").to_numpy()[there] != listed.sizes[places[there]]
+        before, now = part.column("size").to_numpy()[there], listed.sizes[places[there]]
         boxless = pc.is_in(part.column("key"), without_boxes).to_numpy()
+        # Of a size that is not known nothing can be said, but that of a file that is there now can help who had none.
+        there[there] = (before != now) & (now >= 0) & ((before >= 0) | boxless[there])
         changed.add(uris, there & ~boxless)
         retriable.add(uris, there & boxless)
     return SourceChange(added, removed.found(), changed.found(), retriable.found())

@@ -41,7 +41,11 @@ def regions(
     ] = None,
     device: Annotated[DeviceName, typer.Option(help="auto takes GPUs where Ray has any.")] = DeviceName.auto,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to run on; its nodes need DATASET at the same path. Default: $RAY_ADDRESS, or a private one.")
+        str | None,
+        typer.Option(
+            help="Ray cluster to run on; its nodes need DATASET at the same path. Default: $RAY_ADDRESS, or a "
+            "private one."
+        ),
     ] = None,
     cfg_options: Annotated[
         list[str] | None,

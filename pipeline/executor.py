@@ -16,6 +16,7 @@ class Fault(StrEnum):
     failed = "failed"  # the application's own: it would be the same elsewhere
     busy = "busy"  # refused, throttled or cut off while it wrote
     source = "source"  # the source did not give an image
+    versions = "versions"  # the machine has other libraries than the job was started with
     worker = "worker"  # the worker died, for want of memory or by a native fault
     node = "node"  # the machine is gone, or the object that lived there
 
@@ -24,23 +25,31 @@ class Fault(StrEnum):
 class Attempt:
     """One try at a shard, or at a part of it. number: unique in the job. quarantine: refused unseen, by key.
 
-    probe: search the images and write nothing, to learn whether a worker survives them.
+    probe: search the images and write nothing, to learn whether a worker survives them. bad: machines where images or
+    libraries are missing: one of them takes its time to say so again, or it would get every attempt there is. spread:
+    run on another machine than the last attempts, if that can be.
     """
 
     number: int
     task: ShardTask
     quarantine: Mapping[str, Refusal] = field(default_factory=dict)
     probe: bool = False
+    bad: frozenset[str] = frozenset()
+    spread: bool = False
 
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt ended: with a record, with nothing (a probe that passed), or by a fault with its reason."""
+    """How an attempt ended: with a record, with nothing (a probe that passed), or by a fault with its reason.
+
+    machine: that it ran on; empty where nobody knows.
+    """
 
     number: int
     record: CommitRecord | None = None
     fault: Fault | None = None
     reason: str = ""
+    machine: str = ""
 
 
 class Executor(Protocol):
@@ -49,6 +58,10 @@ class Executor(Protocol):
     @property
     def slots(self) -> int:
         """How many attempts can run at once by now; nodes come and go."""
+
+    @property
+    def machines(self) -> int:
+        """How many machines these slots are on by now."""
 
     def start(self, attempt: Attempt) -> None:
         """Run ``attempt`` when a slot is free."""

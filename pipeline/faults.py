@@ -3,6 +3,7 @@
 import errno
 
 from pipeline.executor import Fault
+from pipeline.shard_task import OtherVersionsError
 from pipeline.sources import SourceUnavailableError
 
 # The same on every machine that sees the same folder.
@@ -25,6 +26,8 @@ def fault_of(error: BaseException, remote: bool = False) -> Fault:
     """The kind of ``error``, raised by a shard task. remote: whether the output is a URL."""
     if isinstance(error, SourceUnavailableError):
         return Fault.source
+    if isinstance(error, OtherVersionsError):
+        return Fault.versions
     if isinstance(error, ChildProcessError | MemoryError):
         return Fault.worker
     if isinstance(error, OSError):

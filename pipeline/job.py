@@ -10,7 +10,7 @@ from pipeline.heartbeat import Heartbeat, kept_alive
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
 from pipeline.scheduler import Policy
-from pipeline.shard_task import Count, Work
+from pipeline.shard_task import Count, Work, code_versions
 from pipeline.signals import Drain
 from pipeline.sources import Source
 from pipeline.workspace import Workspace, abandon, begin, begin_retry, commit
@@ -93,7 +93,7 @@ def _drive(
 ) -> Outcome:
     job = workspace.identity.fingerprint()
     embed = workspace.identity.images is None
-    versions = workspace.identity.versions
+    versions = code_versions(workspace.identity.versions)
     work = Work(source, workspace.out, recipe, job, options.engine, options.limits, embed, versions)
     resumed = sum((count_of(record) for record in workspace.done.values()), Count())
     observer.start(workspace.plan.images, resumed)
@@ -111,7 +111,7 @@ def _drive(
         observer.say("none of the rejected images passed: the dataset stays as it was")
         manifest = abandon(workspace, records)
     else:
-        manifest = commit(workspace, records)
+        manifest = commit(workspace, records, observer.say)
     return Outcome(manifest, records, driven.count, _cost(driven.records))
 
 

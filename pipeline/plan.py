@@ -29,11 +29,12 @@ _LISTED = pa.schema([pa.field("uri", pa.string()), pa.field("size", pa.int64())]
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The images of one shard, in order."""
+    """The images of one shard, in order. sizes: bytes as they were listed, -1 where unknown; empty: all unknown."""
 
     name: str
     keys: tuple[str, ...]
     uris: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -264,7 +265,7 @@ def key_hashes(part: pa.Table) -> npt.NDArray[np.uint64]:
 
 def _task(rows: pa.Table) -> ShardTask:
     name = shard_name(rows.column("shard")[0].as_py())
-    return ShardTask(name, tuple(rows.column("key").to_pylist()), tuple(rows.column("uri").to_pylist()))
+    return ShardTask(name, *(tuple(rows.column(column).to_pylist()) for column in ("key", "uri", "size")))
 
 
 def _hash(uri: str) -> int:

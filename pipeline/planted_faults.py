@@ -6,6 +6,8 @@ import signal
 import time
 from functools import cache
 
+from proposals.fetch import SourceUnavailableError
+
 VARIABLE = "ALIGNDET_PLANTED_FAULTS"
 _CHUNK = 64 * 2**20
 
@@ -27,9 +29,12 @@ def strike_child(uri: str) -> None:
 
 
 def strike_worker(uri: str) -> None:
-    """In the worker, before it reads ``uri``: ``worker`` ends the process as a native fault would."""
-    if _planted().get(uri) == "worker":
+    """In the worker, before it reads ``uri``: ``worker`` ends the process as a native fault would, ``lost`` raises."""
+    fault = _planted().get(uri)
+    if fault == "worker":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "lost":
+        raise SourceUnavailableError(f"the folder of {uri} is not mounted here")
 
 
 @cache

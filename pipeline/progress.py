@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -65,22 +67,35 @@ class LiveProgress:
     def update(self, count: Count) -> None:
         """See pipeline.driver.Observer."""
         done, figures = count.images + count.rejected, self._figures(count)
-        self._bar.update(self._task, completed=done, figures=figures)
+        with _unheard():
+            self._bar.update(self._task, completed=done, figures=figures)
         now = time.monotonic()
         if not self._quiet and not self._console.is_terminal and now - self._spoken > _PLAIN_SECONDS:
             self._spoken = now
-            self._console.print(f"{done}/{self._images} images, {figures}")
+            with _unheard():
+                self._console.print(f"{done}/{self._images} images, {figures}")
 
     def say(self, sentence: str) -> None:
         """See pipeline.driver.Observer."""
         if not self._quiet:
-            self._console.print(harmless(sentence), highlight=False, soft_wrap=True, markup=False)
+            with _unheard():
+                self._console.print(harmless(sentence), highlight=False, soft_wrap=True, markup=False)
 
     def _figures(self, count: Count) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-6)
         fresh = count.images + count.rejected - self._resumed.images - self._resumed.rejected
         boxes = count.proposals / max(count.images, 1)
         return f"{fresh / elapsed:.2f} images/s, {boxes:.0f} boxes/image, {count.rejected} rejected"
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """A line that nobody can read ends no job: of a log on a full disk, or of a pipe whose reader Ctrl-C ended, too.
+
+    Of the latter Rich makes an exit, and writes nothing any more.
+    """
+    with suppress(OSError, SystemExit):
+        yield
 
 
 def summary(outcome: Outcome, out: Path, seconds: float) -> Table:

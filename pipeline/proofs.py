@@ -8,7 +8,7 @@ from typing import TypeVar
 from proposals.dataset import layout
 from proposals.dataset.files import sizes_in
 from proposals.dataset.manifest import CommitRecord, Manifest, read_record
-from proposals.errors import AlignDetError
+from proposals.errors import AlignDetError, UnansweredError
 from proposals.paths import is_remote
 
 _READERS = 32  # of an object store, where each read waits for the network
@@ -24,7 +24,7 @@ def proven_records(out: Path, names: Iterable[str], job: str) -> dict[str, Commi
 
 
 def written_records(out: Path, names: list[str]) -> dict[str, CommitRecord | None]:
-    """The records of ``names``; None where there is none that can be read."""
+    """The records of ``names``; None where there is none that is sound. Raises UnansweredError: nobody knows then."""
     return _read_records(out, names, _record_or_none)
 
 
@@ -50,6 +50,8 @@ def _read_records(out: Path, names: list[str], read: Callable[[Path], Answer]) -
 def _record_or_none(path: Path) -> CommitRecord | None:
     try:
         return read_record(path)
+    except UnansweredError:
+        raise
     except AlignDetError:
         return None
 

@@ -1,18 +1,21 @@
 """Attempts as Ray tasks: one core each, and a share of memory; Ray's own retries are off, the scheduler's are on."""
 
+import socket
 import time
 from typing import Any
 
 from pipeline.cluster import TASK_MEMORY, import_ray
 from pipeline.executor import Attempt, End, Fault
 from pipeline.faults import fault_of
-from pipeline.shard_task import Count, Work, mine_shard, probe_images
+from pipeline.shard_task import Count, OtherVersionsError, Work, mine_shard, probe_images
+from pipeline.sources import SourceUnavailableError
 from pipeline.tally import ActorTally, Reports, SocketTally, Tally
 from proposals.dataset.manifest import CommitRecord
 from proposals.errors import MissingExtraError
 from proposals.paths import is_remote
 
 _SLOTS_SECONDS = 5.0
+_BAD_SECONDS = 20.0
 _REPORT_SECONDS = 1.0
 # Reports reach one process, and it should not see more than some hundred a second.
 _REPORTERS_PER_SECOND = 200
@@ -27,7 +30,7 @@ class RayExecutor:
     def __init__(self, work: Work, workers: int | None, *, local: bool) -> None:
         self._ray, self._workers = import_ray(), workers
         ray = self._ray
-        self._cores, self._cores_until = 1, 0.0
+        self._cores, self._cores_until, self._machines = 1, 0.0, 1
         self._work, self._remote_output = ray.put(work), is_remote(work.out)
         self._remote = ray.remote(num_cpus=1, memory=_task_memory(ray), max_retries=0)(_remote_attempt)
         self._tally: Tally = SocketTally() if local else ActorTally(ray)
@@ -38,15 +41,21 @@ class RayExecutor:
         """See `Executor`."""
         if self._workers is not None:
             return self._workers
-        if time.monotonic() > self._cores_until:
-            self._cores_until = time.monotonic() + _SLOTS_SECONDS
-            self._cores = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        self._look()
         return self._cores
+
+    @property
+    def machines(self) -> int:
+        """See `Executor`."""
+        self._look()
+        return self._machines
 
     def start(self, attempt: Attempt) -> None:
         """See `Executor`."""
         pause = max(_REPORT_SECONDS, self.slots / _REPORTERS_PER_SECOND)
-        self._flying[self._remote.remote(attempt, self._work, self._tally.reports, pause)] = attempt
+        # By itself Ray fills the first machine that has room, which may be a bad one each time.
+        remote = self._remote.options(scheduling_strategy="SPREAD") if attempt.spread else self._remote
+        self._flying[remote.remote(attempt, self._work, self._tally.reports, pause)] = attempt
 
     def wait(self, seconds: float) -> list[End]:
         """See `Executor`. Raises MissingExtraError when a worker lacks a library that the images need."""
@@ -75,6 +84,13 @@ class RayExecutor:
         flying = {attempt.task.name for attempt in self._flying.values() if not attempt.probe}
         return sum(self._tally.counts(flying).values(), Count())
 
+    def _look(self) -> None:
+        """Count cores, and the machines that have any, unless that was done a moment ago."""
+        if time.monotonic() > self._cores_until:
+            self._cores_until = time.monotonic() + _SLOTS_SECONDS
+            cores = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
+            self._cores, self._machines = max(1, int(sum(cores))), sum(core >= 1 for core in cores)
+
     def close(self) -> None:
         """Stop listening for reports."""
         self._tally.close()
@@ -83,20 +99,22 @@ class RayExecutor:
         attempt = self._flying.pop(reference)
         errors = self._ray.exceptions
         try:
-            result = self._ray.get(reference)
+            machine, result = self._ray.get(reference)
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
             if isinstance(cause, MissingExtraError):
                 raise _lacking(cause) from error
             fault = fault_of(cause, self._remote_output)
-            return End(attempt.number, fault=fault, reason=f"{type(cause).__name__}: {cause}")
+            machine, reason = getattr(cause, "machine", ""), f"{type(cause).__name__}: {cause}"
+            return End(attempt.number, fault=fault, reason=reason, machine=machine)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             return End(attempt.number, fault=Fault.worker, reason=f"its worker died ({type(error).__name__})")
         except errors.RayError as error:
             return End(
                 attempt.number, fault=Fault.node, reason=f"its machine was lost ({type(error).__name__})"
             )
-        return End(attempt.number, record=CommitRecord.model_validate_json(result) if result else None)
+        record = CommitRecord.model_validate_json(result) if result else None
+        return End(attempt.number, record=record, machine=machine)
 
 
 def _lacking(cause: MissingExtraError) -> MissingExtraError:
@@ -113,7 +131,24 @@ def _task_memory(ray: Any) -> int:
     return int(min(TASK_MEMORY, max(offers, default=TASK_MEMORY)))
 
 
-def _remote_attempt(attempt: Attempt, work: Work, reports: Reports, pause: float) -> str:
+def _remote_attempt(attempt: Attempt, work: Work, reports: Reports, pause: float) -> tuple[str, str]:
+    """The name of this machine, and the commit record in JSON: empty for a probe that passed."""
+    machine = _machine()
+    try:
+        return machine, _attempted(attempt, work, reports, pause)
+    except (SourceUnavailableError, OtherVersionsError) as error:
+        error.machine = machine
+        if machine in attempt.bad:
+            time.sleep(_BAD_SECONDS)
+        raise
+
+
+def _machine() -> str:
+    # Two nodes of a test, or two containers, may share a name.
+    return f"{socket.gethostname()} ({import_ray().get_runtime_context().get_node_id()[:8]})"
+
+
+def _attempted(attempt: Attempt, work: Work, reports: Reports, pause: float) -> str:
     if attempt.probe:
         probe_images(attempt.task, work)
         return ""

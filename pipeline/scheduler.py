@@ -13,30 +13,37 @@ from itertools import count
 from pipeline.executor import Attempt, End, Executor, Fault
 from pipeline.hunt import Hunt, Span
 from pipeline.image_records import Refusal
+from pipeline.machines import Machines
 from pipeline.plan import ShardTask
 from proposals.dataset.manifest import CommitRecord
 
 _KEPT_TIMES = 1000
 _QUEUED = 500  # attempts beyond the slots: a worker that ends one finds the next, and the driver holds few
 _HUNTS = 2
+_WAITING = 64  # that wait to be tried again, on a small cluster, before no new shard is begun
+_EXCUSES = 20
+_OF_A_MACHINE = (Fault.source, Fault.versions)
 
 
 @dataclass(frozen=True)
 class Policy:
     """When to give up, in numbers.
 
-    attempts_before_hunt: of a shard, per kind of fault, before its images are probed. busy_attempts: before the
-    shard fails. backoff: seconds before the first retry, doubled up to backoff_limit. A shard is issued a second
-    time when nothing else is left to do and it has run for more than straggler_factor times the median, and
-    straggler_seconds. failures_in_a_row: shards that fail one after the other before no new one is tried.
-    lost_source_fails: a shard of which no image can be read fails, as that is likely no fault of theirs; else they are
-    rejected.
+    attempts_before_hunt: of a shard, per kind of fault, before its images are probed. attempts: per kind, before the
+    shard fails. Of source and versions only those on another machine than the last one count, where there are several,
+    and none on a machine that fails where others do not. backoff: seconds before the first retry, doubled up to
+    backoff_limit. A shard is issued a second time when nothing else is left to do and it has run for more than
+    straggler_factor times the median, and straggler_seconds. failures_in_a_row: shards that fail one after the other
+    before no new one is tried. lost_source_fails: a shard of which no image can be read fails, as that is likely no
+    fault of theirs; else they are rejected.
     """
 
     attempts_before_hunt: dict[Fault, int] = field(
         default_factory=lambda: {Fault.worker: 3, Fault.node: 8, Fault.source: 6}
     )
-    busy_attempts: int = 10
+    attempts: dict[Fault, int] = field(
+        default_factory=lambda: {Fault.failed: 1, Fault.busy: 10, Fault.versions: 8}
+    )
     backoff: float = 1.0
     backoff_limit: float = 60.0
     straggler_factor: float = 3.0
@@ -71,7 +78,10 @@ class _Shard:
     hunts: int = 0
     flying: set[int] = field(default_factory=set)
     record: CommitRecord | None = None
-    issued_twice: bool = False
+    written_twice: bool = False
+    no_twin_until: float = 0.0
+    blamed: str = ""
+    excuses: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,7 @@ class Scheduler:
         self._losers_until: float | None = None
         self._next_look = 0.0
         self._in_a_row = 0
+        self._machines = Machines()
         self.failures: dict[str, str] = {}
         self.retries = 0
         self.reissued = 0
@@ -109,7 +120,7 @@ class Scheduler:
             stopping = stop() or self._in_a_row >= self._policy.failures_in_a_row
             if not stopping:
                 self._start_due()
-                more = self._start_new(tasks) if more else False
+                more = more and self._start_new(tasks)
                 if not more and not self._due:
                     self._reissue_slow()
             if self._is_over(stopping):
@@ -143,7 +154,7 @@ class Scheduler:
         return slots + min(slots, _QUEUED) - len(self._flying)
 
     def _start_new(self, tasks: Iterator[ShardTask]) -> bool:
-        while self._room() > 0:
+        while self._room() > 0 and len(self._due) < max(_WAITING, self._executor.slots):
             task = next(tasks, None)
             if task is None:
                 return False
@@ -161,7 +172,9 @@ class Scheduler:
         task = shard.task if span is None else _part(shard.task, span)
         self._flying[number] = _Flight(shard, span, self._executor.now())
         shard.flying.add(number)
-        self._executor.start(Attempt(number, task, dict(shard.quarantine), probe=span is not None))
+        probe, bad = span is not None, self._machines.bad
+        spread = bool(bad or shard.blamed)
+        self._executor.start(Attempt(number, task, dict(shard.quarantine), probe, bad, spread))
 
     def _later(self, shard: _Shard, span: Span | None, seconds: float) -> None:
         heapq.heappush(self._due, (self._executor.now() + seconds, next(self._numbers), shard, span))
@@ -172,6 +185,7 @@ class Scheduler:
             return
         shard = flight.shard
         shard.flying.discard(end.number)
+        self._note_machine(end)
         if shard.record is not None:
             self._confirm(shard)
         elif flight.span is not None:
@@ -181,6 +195,25 @@ class Scheduler:
             self._finish(shard, end.record)
         else:
             self._retry(shard, end)
+
+    def _note_machine(self, end: End) -> None:
+        if not end.machine:
+            return
+        if end.fault is None:
+            self._machines.passed(end.machine)
+        elif end.fault in _OF_A_MACHINE and self._machines.failed(end.machine):
+            self._callbacks.event(
+                f"{end.machine} fails at what others do, which is held against no image: {end.reason}"
+            )
+
+    def _is_excused(self, shard: _Shard, end: End) -> bool:
+        """Whether ``end`` tells of its machine, and so nothing of ``shard``. Not for ever: others may be gone."""
+        if end.fault not in _OF_A_MACHINE or not end.machine:
+            return False
+        again = end.machine == shard.blamed and self._executor.machines > 1
+        shard.blamed = end.machine
+        shard.excuses += again or end.machine in self._machines.bad
+        return (again or end.machine in self._machines.bad) and shard.excuses <= _EXCUSES
 
     def _finish(self, shard: _Shard, record: CommitRecord) -> None:
         shard.record = record
@@ -193,25 +226,28 @@ class Scheduler:
         """Report the record, once nobody writes the shard any more: what is on disk counts, whoever wrote last."""
         if shard.flying or shard.record is None:
             return
-        if shard.issued_twice and self._callbacks.confirm is not None:
+        if shard.written_twice and self._callbacks.confirm is not None:
             shard.record = self._callbacks.confirm(shard.task)
             if shard.record is None:
-                shard.issued_twice = False
+                shard.written_twice = False
                 self._later(shard, None, 0.0)
                 return
         self._callbacks.record(shard.task, shard.record)
 
     def _retry(self, shard: _Shard, end: End) -> None:
         fault = end.fault or Fault.failed
-        shard.faults[fault] = shard.faults.get(fault, 0) + 1
-        tries = shard.faults[fault]
+        excused = self._is_excused(shard, end)
+        shard.faults[fault] = shard.faults.get(fault, 0) + (not excused)
+        tries = shard.excuses if excused else shard.faults[fault]
         if shard.flying:
-            return  # its twin may still make it
-        if fault is Fault.failed or (fault is Fault.busy and tries >= self._policy.busy_attempts):
+            # Its twin may still make it, or hang for ever.
+            shard.no_twin_until = self._executor.now() + self._backoff(tries)
+            return
+        if not excused and tries >= self._policy.attempts.get(fault, tries + 1):
             self._fail(shard, end.reason)
             return
         self.retries += 1
-        if tries >= self._policy.attempts_before_hunt.get(fault, tries + 1):
+        if not excused and tries >= self._policy.attempts_before_hunt.get(fault, tries + 1):
             self._hunt(shard, fault, end.reason)
             return
         self._callbacks.event(f"shard {shard.task.name}: {end.reason}, trying again")
@@ -231,6 +267,7 @@ class Scheduler:
         if shard.hunts > _HUNTS:
             self._fail(shard, f"{reason}, again and again, although each of its images passes alone")
             return
+        shard.excuses = 0
         self._callbacks.event(f"shard {shard.task.name}: {reason}, again; looking for the image that does it")
         shard.hunted_for, shard.hunt = fault, Hunt(len(shard.task))
         for span in shard.hunt.spans():
@@ -240,14 +277,18 @@ class Scheduler:
         hunt = shard.hunt
         if hunt is None:
             return
-        if end.fault is Fault.failed:
+        excused = self._is_excused(shard, end)
+        if end.fault is Fault.versions and not excused:
+            shard.faults[end.fault] = shard.faults.get(end.fault, 0) + 1
+        lasting = shard.faults.get(Fault.versions, 0) >= self._policy.attempts[Fault.versions]
+        if end.fault is Fault.failed or lasting:
             shard.hunt = None
             self._due = [entry for entry in self._due if entry[2] is not shard]
             heapq.heapify(self._due)
             self._fail(shard, end.reason)
             return
         elsewhere = end.fault is Fault.node and shard.hunted_for is not Fault.node
-        if end.fault is Fault.busy or elsewhere:
+        if end.fault in (Fault.busy, Fault.versions) or elsewhere or excused:
             self._later(shard, span, self._policy.backoff)
             return
         following = hunt.passed(span) if end.fault is None else hunt.failed(span)
@@ -279,10 +320,10 @@ class Scheduler:
         slow = self._slow_after()
         for flight in list(self._flying.values()):
             shard = flight.shard
-            alone = flight.span is None and shard.record is None and not shard.issued_twice
-            if idle > 0 and alone and now - flight.since > slow:
+            alone = flight.span is None and shard.record is None and len(shard.flying) == 1
+            if idle > 0 and alone and now - flight.since > slow and now >= shard.no_twin_until:
                 idle -= 1
-                shard.issued_twice = True
+                shard.written_twice = True
                 self.reissued += 1
                 self._callbacks.event(f"shard {shard.task.name} is slow: issued a second time")
                 self._start(shard, None)
@@ -294,7 +335,7 @@ class Scheduler:
 
 def _part(task: ShardTask, span: Span) -> ShardTask:
     first, last = span
-    return ShardTask(task.name, task.keys[first:last], task.uris[first:last])
+    return ShardTask(task.name, task.keys[first:last], task.uris[first:last], task.sizes[first:last])
 
 
 def _refusal(fault: Fault) -> Refusal:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.image_process import DEPTH, ImageProcess, shared_process
@@ -20,12 +21,19 @@ from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Rejection, library_versions, write_model
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
+from proposals.fetch import as_spelled
 from proposals.images import ImageRejected
 from proposals.paths import scheme_of
 from proposals.recipe import Recipe
 from proposals.selective_search.types import Engine
 
 Quarantine = Mapping[str, Refusal]
+
+
+class OtherVersionsError(AlignDetError):
+    """This machine has other library versions than the job was started with; another one may not. machine: which."""
+
+    machine = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Work:
     """What every shard of a job shares. job: the job's fingerprint, written into each commit record.
 
     engine: of the selective search; it does not change the boxes. limits: of one image. embed: whether image files
-    become part of the dataset. versions: what the dataset says of the libraries, None where that is compared later.
+    become part of the dataset. versions: `code_versions` of the job, None where that is compared later.
     """
 
     source: Source
@@ -70,8 +78,8 @@ def mine_shard(
 
     ``on_progress`` is called after every image with the shard's count so far. quarantine: images, by key, that are
     refused unseen. Raises OSError when the output cannot be written or the source does not answer, in time or at
-    all; ChildProcessError when the machine kills the process that searches; AlignDetError when this machine has other
-    library versions than the job.
+    all; ChildProcessError when the machine kills the process that searches; OtherVersionsError when this machine has
+    other library versions than the job.
     """
     _require_versions(work)
     watch = Stopwatch()
@@ -120,16 +128,21 @@ def write_shard(
     return record
 
 
+def code_versions(libraries: Mapping[str, str] | None = None) -> dict[str, str]:
+    """``libraries`` (None: those that are here), which a dataset names, and aligndet, which may be newer or older."""
+    return {**(library_versions() if libraries is None else libraries), "aligndet": version("aligndet")}
+
+
 def _require_versions(work: Work) -> None:
     # Not the CPU level of OpenCV: a cluster may have processors of several kinds, and commit records tell them apart.
-    here = library_versions()
+    here = code_versions()
     wrong = [
         f"{name} {here.get(name)} instead of {version}"
         for name, version in (work.versions or {}).items()
         if name != "opencv_dispatch" and here.get(name) != version
     ]
     if wrong:
-        raise AlignDetError(
+        raise OtherVersionsError(
             f"{socket.gethostname()} has {', '.join(wrong)}, which the job was started with. Install "
             "the same versions on every machine of the cluster"
         )
@@ -169,7 +182,8 @@ def mined_images(
 
 
 def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch) -> Iterator[_Read]:
-    with timed_reads(partial(_read_source, work.source), work.limits.read_seconds) as read:
+    listed = frozenset(uri for uri, size in zip(task.uris, task.sizes, strict=False) if size >= 0)
+    with timed_reads(partial(_read_source, work.source, listed), work.limits.read_seconds) as read:
         for key, uri in zip(task.keys, task.uris, strict=True):
             if key in quarantine:
                 yield _Read(key, uri, refusal=quarantine[key])
@@ -180,21 +194,29 @@ def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch
             yield image
 
 
-def _read_source(source: Source, uri: str) -> bytes:
+def _read_source(source: Source, listed: frozenset[str], uri: str) -> bytes:
     try:
         return source.read(uri)
     except ImageRejected as error:
-        if error.reason in ("missing", "permission_denied"):
-            _require_root(source.images.root, uri)
+        if error.reason in ("missing", "permission_denied") and not scheme_of(uri):
+            _require_folder(_folder_of(source.images.root, uri, uri in listed))
         raise
 
 
-def _require_root(root: str, uri: str) -> None:
-    """Raise SourceUnavailableError when the folder of the images itself is gone or empty, as where a mount was lost."""
-    if not root or scheme_of(root) or scheme_of(uri) or uri.startswith("/"):
+def _folder_of(root: str, uri: str, listed: bool) -> str | None:
+    """The folder that must be there, with something in it, for ``uri`` to be missing; None where that says nothing."""
+    if uri.startswith("/"):
+        # Of a list of absolute paths, whose folders may be many: one that was there when it was listed.
+        return os.path.dirname(uri) if listed else None  # noqa: PTH120 - as the uri spells it
+    return None if scheme_of(root) else root or None
+
+
+def _require_folder(folder: str | None) -> None:
+    """Raise SourceUnavailableError when ``folder`` itself is gone or empty, as where a mount was lost."""
+    if folder is None:
         return
     try:
-        with os.scandir(root) as entries:
+        with os.scandir(as_spelled(folder)) as entries:
             if next(entries, None) is not None:
                 return
         why = "it is empty"
@@ -202,7 +224,7 @@ def _require_root(root: str, uri: str) -> None:
         return
     except OSError as error:
         why = str(error.strerror)
-    raise SourceUnavailableError(f"the folder of the images, {root}, cannot be read: {why}. Is it mounted?")
+    raise SourceUnavailableError(f"the folder of the images, {folder}, cannot be read: {why}. Is it mounted?")
 
 
 def _read(key: str, uri: str, read: Callable[[str], bytes]) -> _Read:

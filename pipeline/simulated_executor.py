@@ -26,6 +26,11 @@ class SimulatedExecutor:
         """See `Executor`."""
         return self._slots
 
+    @property
+    def machines(self) -> int:
+        """See `Executor`."""
+        return 1
+
     def start(self, attempt: Attempt) -> None:
         """See `Executor`."""
         self._queue.append(attempt)

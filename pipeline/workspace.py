@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.append import compare, start_append, take_back_append
+from pipeline.append import SourceChange, compare, start_append, take_back_append
 from pipeline.claim import Say, claimed, release, taken_over
 from pipeline.heartbeat import NAME as HEARTBEAT
+from pipeline.patience import patiently
 from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, RetryPlan, ShardTask, make_plan, tasks
 from pipeline.proofs import committed_records, proven_records, written_records
 from pipeline.sources.base import Source
@@ -161,7 +162,7 @@ def _begun(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say) -> tupl
     identity = identity.as_told_by(theirs)
     differences = identity.diff(theirs)
     if not differences:
-        _require_same_shards(out, plan)
+        _require_same_shards(out, plan.parts())
         return plan, identity
     begun = PlanFile(out / layout.PLAN)
     grew = -(-begun.images // theirs.images_per_shard) < begun.shards
@@ -169,43 +170,56 @@ def _begun(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say) -> tupl
     refusals = change.refusals()
     if grew or refusals or not all(line.startswith(_GROWS) for line in differences):
         _refuse_difference(out, [*differences, *refusals])
+    _tell_of_waiting(change, say)
+    return begun, theirs
+
+
+def _tell_of_waiting(change: SourceChange, say: Say) -> None:
     if count := int(change.added.sum()):
         say(
             f"{count} images came since this job began: those it began with are finished now, and the same command "
             "adds the others then"
         )
-    return begun, theirs
 
 
-def _require_same_shards(out: Path, plan: ListedPlan) -> None:
+def _are_same(some: Iterator[pa.Table], others: Iterator[pa.Table]) -> bool:
+    groups = zip_longest(regrouped(some, PLAN_GROUP), regrouped(others, PLAN_GROUP))
+    return all(one is not None and other is not None and one.equals(other) for one, other in groups)
+
+
+def _require_same_shards(out: Path, parts: Iterator[pa.Table]) -> None:
     # A dataset that grew, or whose rejected images were tried again, has the same images in other shards.
-    there = (part.cast(PLAN_SCHEMA) for part in plan_groups(out / layout.PLAN))
-    groups = zip_longest(regrouped(there, PLAN_GROUP), regrouped(plan.parts(), PLAN_GROUP))
-    if not all(one is not None and one.equals(other) for one, other in groups):
+    if not _are_same((part.cast(PLAN_SCHEMA) for part in plan_groups(out / layout.PLAN)), parts):
         raise AlignDetError(
             f"{out} is a dataset that images were added to, or tried again in, and its {layout.MANIFEST} is missing. "
             f"Run: aligndet verify {out} --repair. Where that cannot, mine into a new folder."
         )
 
 
-def commit(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
+def commit(workspace: Workspace, records: dict[str, CommitRecord], say: Say = lambda _: None) -> Manifest:
     """Write rejected.parquet, then dataset.json: the folder becomes a dataset, or the larger dataset.
 
-    records: the commit record of every shard of the plan, by name. Raises AlignDetError, with nothing written, when
-    another run has changed what this one began with, or replaced one of its shards.
+    records: the commit record of every shard of the plan, by name. say: is told when the store does not answer.
+    Raises AlignDetError, with nothing written, when another run has changed what this one began with, or replaced one
+    of its shards; and when the store does not answer for minutes.
     """
     out = workspace.out
-    _require_ours(workspace, records)
+    patiently(out, lambda: _require_ours(workspace, records), say)
+    manifest = patiently(out, lambda: _assembled(workspace, records), say)
+    patiently(out, lambda: _forget_overtaken(out, manifest), say)
+    release(out)
+    return manifest
+
+
+def _assembled(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
+    out = workspace.out
     remove_leftovers(out / layout.SHARDS)
     ordered = [records[layout.shard_name(number)] for number in range(workspace.plan.shards)]
     if workspace.plan_file == layout.APPEND:
         copy_atomically(out / layout.APPEND, out / layout.PLAN)
     for name in workspace.relieved:
         write_model(layout.record_path(out, name), records[name])
-    manifest = assemble(out, workspace.identity, ordered)
-    _forget_overtaken(out, manifest)
-    release(out)
-    return manifest
+    return assemble(out, workspace.identity, ordered)
 
 
 def _forget_overtaken(out: Path, manifest: Manifest) -> None:
@@ -345,8 +359,14 @@ def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manife
     identity = identity.as_told_by(theirs)
     if _holds_retry(out, manifest):
         # Images that were repaired have other sizes, and so the source another fingerprint.
-        differences = [line for line in identity.diff(theirs) if not line.startswith("source.fingerprint:")]
-        _refuse_difference(out, differences)
+        change = compare(
+            PlanFile(out / layout.PLAN, len(manifest.shards)),
+            plan,
+            _rejected_keys(committed_records(out, manifest)),
+        )
+        differences = [line for line in identity.diff(theirs) if not line.startswith(_GROWS)]
+        _refuse_difference(out, [*differences, *change.refusals()])
+        _tell_of_waiting(change, say)
         return _retry(out, manifest, plan)
     if not identity.diff(theirs, versions=False):
         take_back_append(out, manifest, say)
@@ -364,9 +384,43 @@ def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manife
         # The same images: in another order, or of the sizes at which they were tried again.
         take_back_append(out, manifest, say)
         return Workspace(out, plan, identity, {}, manifest)
+    begun = _begun_append(out, plan, identity, manifest, _rejected_keys(records), say)
+    if begun is not None:
+        return _behind(_with_proofs(out, *begun, records), manifest)
     extended = ExtendedPlan(committed, plan, change.added, manifest.images_per_shard)
     start_append(out, extended, identity, manifest)
     return _behind(_with_proofs(out, extended, identity, records), manifest)
+
+
+def _begun_append(
+    out: Path,
+    listed: ListedPlan,
+    identity: JobIdentity,
+    manifest: Manifest,
+    rejected: frozenset[str],
+    say: Say,
+) -> tuple[Plan, JobIdentity] | None:
+    """The plan of an append that was stopped, and what it is of: it is finished first, whatever came since.
+
+    None where there is none, or where it is of another job or of images that are gone or were changed: what it has
+    mined cannot stay then.
+    """
+    path = out / layout.APPEND
+    if not is_there(path):
+        return None
+    theirs, begun = read_identity(path), PlanFile(path)
+    told = identity.as_told_by(theirs)
+    shards = len(manifest.shards)
+    change = compare(begun, listed, rejected)
+    if (
+        change.refusals()
+        or not all(line.startswith(_GROWS) for line in told.diff(theirs))
+        or not _are_same(PlanFile(path, shards).parts(), PlanFile(out / layout.PLAN, shards).parts())
+    ):
+        return None
+    remove_leftovers(out / layout.SHARDS)
+    _tell_of_waiting(change, say)
+    return begun, theirs
 
 
 def _with_proofs(

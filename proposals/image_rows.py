@@ -21,6 +21,7 @@ from proposals.images import ImageRejected
 from proposals.paths import filesystem, scheme_of
 
 _BATCH = 16
+_AT_A_TIME = 2**20
 _BYTES = frozenset({"binary", "large_binary", "binary_view"})
 # Of a name that no file can have. Arrow's own errors, of damaged pages, have no number.
 _OF_THE_NAME = (None, errno.ENAMETOOLONG, errno.ELOOP)
@@ -144,7 +145,9 @@ class _Parquet:
     """starts: the first row of each row group."""
 
     def __init__(self, stream: BinaryIO, column: str) -> None:
-        self._file, self._column = pq.ParquetFile(stream), column
+        # Of a row group at a URL, which may be a whole file, what comes after the row is not read.
+        buffer = 0 if isinstance(stream, pa.BufferReader) else _AT_A_TIME
+        self._file, self._column = pq.ParquetFile(stream, buffer_size=buffer, pre_buffer=False), column
         metadata = self._file.metadata
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.starts = [0, *accumulate(rows)]

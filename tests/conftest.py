@@ -136,7 +136,7 @@ def mine_folder() -> Callable[..., Path]:
             images=None if embed else source.images,
         )
         workspace = begin(out, plan, identity)
-        work = Work(source, out, recipe, identity.fingerprint(), embed=embed)
+        work = Work(source, out, recipe, workspace.identity.fingerprint(), embed=embed)
         if workspace.finished is None:
             fresh = {task.name: mine_shard(task, work, quarantine=quarantine) for task in workspace.pending}
             commit(workspace, {**workspace.done, **fresh})

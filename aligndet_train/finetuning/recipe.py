@@ -33,6 +33,7 @@ _REPEATING = ("RepeatDataset", "ClassBalancedDataset")
 _NEED_MASKS = ("SCNet", "PointRend", "PanopticFPN")
 # At their last step, not after it, they are back at the whole rate: of one step they never are.
 _OF_TWO_STEPS = ("LinearLR", "ConstantLR", "LinearMomentum", "ConstantMomentum")
+_WARM_UPS = ("Linear", "Constant", "QuadraticWarmup")
 # What a config must have to train, and to be measured, beside its model.
 _TO_TRAIN = (
     "train_dataloader.dataset",
@@ -384,8 +385,20 @@ def _scale(scheduler: ConfigDict, factor: float) -> None:
             scheduler[name] *= factor
 
 
+def _require_warm_up(scheduler: ConfigDict) -> None:
+    """Raise AlignDetError for a phase in steps that is the schedule itself: its steps are those of other images."""
+    kind = class_name(scheduler["type"])
+    falls = scheduler.get("start_factor", 0) > scheduler.get("end_factor", 1)
+    if not kind.startswith(_WARM_UPS) or scheduler.get("begin", 0) or falls:
+        raise AlignDetError(
+            f"the config's {kind} counts steps, which are those of the config's own images: count epochs, "
+            "by_epoch=True, convert_to_iter_based=True"
+        )
+
+
 def _move(scheduler: ConfigDict, usual: int, epochs: int, steps: int) -> None:
-    if not scheduler.get("by_epoch", True):  # a warm-up, in steps
+    if not scheduler.get("by_epoch", True):
+        _require_warm_up(scheduler)
         if "end" in scheduler:
             scheduler.end = max(1, min(scheduler.end, steps // _WARMUP_SHARE))
         return

@@ -133,7 +133,10 @@ def _of_folder(place: Path, kind: Kind, glob: str | None, column: str | None, ou
 def _walked(place: Path, out: Path | None) -> Iterator[Found]:
     """The files below ``place``, but for those of a job whose folder lies there as well."""
     inside = None if out is None else _below(place, out)
-    return (found for found in walk(place) if inside is None or not found.path.startswith(f"{inside}/"))
+    without = None if out is None or is_remote(out) else out
+    return (
+        found for found in walk(place, without) if inside is None or not found.path.startswith(f"{inside}/")
+    )
 
 
 def _below(place: Path, out: Path) -> str | None:

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,25 @@ class Found:
     size: int
 
 
-def walk(root: Path) -> Iterator[Found]:
+def walk(root: Path, without: Path | None = None) -> Iterator[Found]:
     """Files below ``root`` in ascending order of ``path``, and folders that have the name of an image.
 
-    Linked folders are followed once. Raises AlignDetError when a folder cannot be listed.
+    Linked folders are followed once. without: a local folder that is left out, by whichever link it is reached.
+    Raises AlignDetError when a folder cannot be listed.
     """
     if is_remote(root):
         files, path = filesystem(str(root))
         yield from _walk_remote(files, path.rstrip("/"), "")
     else:
-        yield from _walk_local(root)
+        yield from _walk_local(root, without)
 
 
-def _walk_local(root: Path) -> Iterator[Found]:
+def _walk_local(root: Path, without: Path | None) -> Iterator[Found]:
     seen: set[tuple[int, int]] = set()
+    if without is not None:
+        with suppress(OSError):  # a job's folder that is not there yet
+            status = without.stat()
+            seen.add((status.st_dev, status.st_ino))
     # A stack and no recursion: folders may lie a thousand deep.
     open_folders = [(str(root), "", _listed(str(root), seen))]
     while open_folders:

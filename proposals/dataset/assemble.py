@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proposals.dataset import layout
+from proposals.dataset import bounds, layout
 from proposals.dataset.bounds import opened, read_parquet, read_row_groups
 from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
@@ -91,12 +91,14 @@ def plan_groups(path: Path) -> Iterator[pa.Table]:
 
 
 def read_identity(plan: Path) -> JobIdentity:
-    """The identity in the metadata of a plan file; raises AlignDetError when it is damaged."""
+    """The identity in the metadata of a plan file; raises AlignDetError when it is damaged, or cannot be read now."""
     try:
         with opened(plan) as source:
             metadata = pq.read_schema(source).metadata or {}
         return JobIdentity.model_validate_json(metadata[_IDENTITY_KEY])
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        if (why := bounds.why_unreadable(error)) is not None:
+            raise AlignDetError(f"{plan} cannot be read: {why}") from error
         raise AlignDetError(f"{plan} is damaged, the job cannot be resumed. Choose a new folder.") from error
 
 

@@ -1,5 +1,6 @@
 """Limits of format version 1, checked before memory is taken for what a file declares."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,8 +99,18 @@ def _plain_columns(path: Path) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
             with pq.ParquetFile(source, read_dictionary=texts) as file:
                 yield file, names
     except (OSError, ValueError, pa.ArrowException) as error:
-        why = getattr(error, "strerror", None) or error
-        raise AlignDetError(f"{path} cannot be read: {why}. The dataset is damaged or was moved.") from error
+        why = (
+            why_unreadable(error)
+            or f"{getattr(error, 'strerror', None) or error}. The dataset is damaged or was moved."
+        )
+        raise AlignDetError(f"{path} cannot be read: {why}") from error
+
+
+def why_unreadable(error: Exception) -> str | None:
+    """What the system has against reading a file that may well be sound, and what to do; None where that is not it."""
+    if not isinstance(error, OSError) or error.errno in (None, errno.ENOENT):
+        return None
+    return f"{error.strerror}. See to its permissions, or to the disk or mount that it is on, and try again."
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import runner
 
-from aligndet_train.box_domain import build_pretrainer
+from aligndet_train.box_domain import build_pretrainer, names_weights
 from aligndet_train.cli import parse_options
 from aligndet_train.config import available_detectors, load_run_config, read_config, shipped_config
 from proposals.errors import AlignDetError
@@ -208,6 +208,52 @@ def test_normalisation_beside_the_model_counts_and_none_is_refused(tmp_path):
 def test_an_option_that_nothing_would_read_is_refused(option, meant):
     with pytest.raises(AlignDetError, match=meant):
         load_run_config(shipped_config("fcos"), {}, {option: 1})
+
+
+@pytest.mark.parametrize(
+    ("option", "ours"),
+    [
+        ("optim_wrapper.optimizer.lr", "use pretrain.optimizer"),
+        ("optim_wrapper.accumulative_counts", "but model, pretrain"),
+        ("train_dataloader.batch_size", "use pretrain.batch_size"),
+        ("load_from", "use --backbone-weights"),
+        ("sync_bn", "but model, pretrain"),
+    ],
+)
+def test_an_option_of_mmengines_runner_is_refused_where_it_does_not_train(option, ours):
+    with pytest.raises(AlignDetError, match=f"{option}: pretraining does not read it.*{ours}"):
+        load_run_config(shipped_config("fcos"), {}, {option: 1})
+    read_config(shipped_config("fcos"), {option: 1})
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "named"),
+    [
+        ("retinanet/retinanet_r50_fpn_1x_coco", "", True),
+        ("yolox/yolox_s_8xb8-300e_coco", "", False),
+        ("scratch/mask-rcnn_r50-scratch_fpn_gn-all_6x_coco", "", False),
+        ("retinanet/retinanet_r50_fpn_1x_coco", "model = dict(backbone=dict(init_cfg=None))", False),
+        (
+            "yolox/yolox_s_8xb8-300e_coco",
+            "model = dict(init_cfg=dict(type='Pretrained', checkpoint='x'))",
+            True,
+        ),
+        (
+            "yolox/yolox_s_8xb8-300e_coco",
+            "model = dict(backbone=dict(init_cfg=[dict(type='Kaiming', layer='Conv2d'),"
+            "dict(type='Pretrained', checkpoint='x')]))",
+            True,
+        ),
+    ],
+)
+def test_a_backbone_that_stays_random_is_told_from_one_that_names_weights(base, own, named, tmp_path):
+    (tmp_path / "mine.py").write_text(f"_base_ = 'mmdet::{base}.py'\n{own}\n")
+    assert names_weights(load_run_config(tmp_path / "mine.py", {}, {}).stock_model) == named
+
+
+def test_every_shipped_detector_names_weights():
+    for name in available_detectors():
+        assert names_weights(load_run_config(shipped_config(name), {}, {}).stock_model), name
 
 
 def test_an_option_that_mmengines_runner_reads_is_taken():

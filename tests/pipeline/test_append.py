@@ -6,8 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import workspace as workspaces
+from pipeline.append import compare
+from pipeline.plan import PlanFile, make_plan
+from pipeline.sources import FolderSource, SourceEntry
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.consolidated import consolidate
+from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions, read_manifest
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
@@ -245,6 +249,60 @@ def test_a_killed_append_of_the_real_command(images, grow, tmp_path, start, mine
     mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=1)
     assert open_dataset(tmp_path / "out").manifest.source.images == 10
     assert verify_dataset(tmp_path / "out", deep=True).problems == ()
+
+
+def test_images_that_come_while_others_are_added_wait_for_the_next_run(
+    images, grow, tmp_path, mine_folder, photos
+):
+    root = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    grow(images)
+    whole = shutil.copytree(root, tmp_path / "whole")
+    mine_folder(images, whole, _SMALL, images_per_shard=2)
+    # Stopped when two of the three new shards were done.
+    shutil.copy(whole / layout.PLAN, root / layout.APPEND)
+    for number in (3, 4):
+        for file in (whole / "shards").glob(f"{number:05d}.*"):
+            shutil.copy(file, root / "shards" / file.name)
+    done = _times(root / "shards")
+    shutil.copy(photos / "cat.jpg", images / "aaa.jpg")
+    plan, identity = _listed(images)
+    said = []
+    opened = workspaces.begin(root, plan, identity, said.append)
+    workspaces.release(root)
+    assert [task.name for task in opened.pending] == ["00005"]
+    assert said == [
+        "1 images came since this job began: those it began with are finished now, and the same command adds the "
+        "others then"
+    ]
+    mine_folder(images, root, _SMALL, images_per_shard=2)
+    assert {path: value for path, value in _times(root / "shards").items() if path in done} == done
+    assert (root / layout.MANIFEST).read_bytes() == (whole / layout.MANIFEST).read_bytes()
+    mine_folder(images, root, _SMALL, images_per_shard=2)
+    assert [record.uri for record in open_dataset(root)][-1] == "aaa.jpg"
+    assert verify_dataset(root, deep=True).problems == ()
+
+
+def _listed(images):
+    source = FolderSource(images)
+    plan = make_plan(source.entries(), 2)
+    info = plan.source(source.kind)
+    return plan, JobIdentity(recipe=_SMALL, source=info, images_per_shard=2, versions=library_versions())
+
+
+def test_an_image_whose_size_was_not_known_is_not_changed_when_it_is_there(
+    images, tmp_path, mine_folder, photos
+):
+    # A link to nowhere when the job began; the job was stopped, and what it leads to was brought.
+    (images / "later.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    begun = workspaces.begin(tmp_path / "out", *_listed(images))
+    workspaces.release(begun.out)
+    shutil.copy(photos / "cat.jpg", tmp_path / "elsewhere.jpg")
+    out = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    assert "later.jpg" in [record.uri for record in open_dataset(out)]
+    # And known before, not now: as where the root becomes a store's that tells no sizes.
+    grown = [SourceEntry(entry.uri, -1) for entry in FolderSource(images).entries()]
+    change = compare(PlanFile(out / layout.PLAN), make_plan(grown, 2), ())
+    assert (change.refusals(), change.advice(), change.added.any()) == ([], None, False)
 
 
 @pytest.mark.parametrize("committing", [(), (layout.PLAN,), (layout.PLAN, layout.REJECTED)])

@@ -181,6 +181,21 @@ def test_a_killed_worker_a_lost_node_and_a_killed_driver_change_no_byte(
     assert {"raylet", "driver"} <= set(chaos.kills)
 
 
+def test_a_machine_without_the_images_costs_none_of_them(
+    crops, cluster, start, mine_folder, content, tmp_path
+):
+    images = crops(24)
+    expected = mine_folder(images, tmp_path / "expected", _SETTINGS, images_per_shard=1)
+    nodes = cluster(images)
+    lost = {path.name: "lost" for path in images.glob("*.jpg")}
+    nodes.add_node(wait=True, env_vars={VARIABLE: json.dumps(lost)}, **_NODE)
+    options = ("--address", nodes.address, "--images-per-shard", "1", "--max-side", "128")
+    status, output = start(images, tmp_path / "out", *options).wait()
+    assert status == 0, output
+    assert "fails at what others do" in output
+    assert content(tmp_path / "out") == content(expected)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1])

@@ -1,14 +1,16 @@
 """A source that is lost is no fault of its images; a machine with other libraries mines nothing."""
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipeline.executor import Fault
 from pipeline.faults import fault_of
-from pipeline.plan import make_plan, tasks
-from pipeline.shard_task import Work, mine_shard
-from pipeline.sources import FolderSource, SourceUnavailableError
+from pipeline.plan import ShardTask, make_plan, tasks
+from pipeline.shard_task import Work, code_versions, mine_shard
+from pipeline.sources import FolderSource, SourceUnavailableError, open_source
 from proposals.dataset.manifest import library_versions
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
@@ -58,7 +60,41 @@ def test_a_machine_with_other_libraries_writes_nothing_and_one_with_another_proc
     other = Work(work.source, work.out, _RECIPE, "job", versions={**here, "numpy": "1.0"})
     with pytest.raises(AlignDetError, match=rf"has numpy {here['numpy']} instead of 1\.0") as caught:
         mine_shard(task, other)
-    assert fault_of(caught.value) is Fault.failed
+    older = replace(other, versions={**code_versions(), "aligndet": "0.0.1"})
+    with pytest.raises(AlignDetError, match=r"has aligndet .* instead of 0\.0\.1"):
+        mine_shard(task, older)
+    assert fault_of(caught.value) is Fault.versions
     assert not list(work.out.rglob("*.*"))
     mixed = Work(work.source, work.out, _RECIPE, "job", versions={**here, "opencv_dispatch": "AVX512_SKX"})
     assert mine_shard(task, mixed).shard.images == 2
+
+
+@pytest.fixture
+def listed_mining(mining, tmp_path):
+    """The same of a list of absolute paths, whose third file was not there when it was listed."""
+    folder, _, work = mining
+    names = [str(folder / name) for name in ("cat.jpg", "china.jpg", "gone_before.jpg")]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    source = open_source(str(tmp_path / "list.txt"))
+    (task,) = tasks(make_plan(source.entries(), 3))
+    return folder, task, replace(work, source=source)
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_absolute_paths_below_a_lost_mount_are_no_missing_images(listed_mining, emptied):
+    folder, task, work = listed_mining
+    shutil.rmtree(folder)
+    if emptied:
+        folder.mkdir()
+    with pytest.raises(SourceUnavailableError, match="Is it mounted"):
+        mine_shard(task, work)
+
+
+def test_absolute_paths_that_were_not_there_when_they_were_listed_are_missing(listed_mining):
+    folder, task, work = listed_mining
+    (folder / "china.jpg").unlink()
+    record = mine_shard(task, work)
+    assert [Path(row.uri).name for row in record.rejected] == ["china.jpg", "gone_before.jpg"]
+    shutil.rmtree(folder)
+    gone = ShardTask("00001", task.keys[2:], task.uris[2:], task.sizes[2:])
+    assert [row.reason for row in mine_shard(gone, work).rejected] == ["missing"]

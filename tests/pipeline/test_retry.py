@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import workspace as workspaces
+from pipeline.claim import release
 from pipeline.image_records import Refusal
 from pipeline.job import JobOptions, run_job
 from pipeline.plan import make_plan
@@ -153,6 +154,22 @@ def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
     _finish(source, again)
     _is_right(source, out, whole)
     assert begin(out, plan, identity).finished == read_manifest(out)
+
+
+def test_a_retry_that_was_stopped_is_completed_though_images_came(source, out, whole, tmp_path):
+    begin_retry(out, _RECIPE, source)
+    release(out)
+    grown = FolderSource(shutil.copytree(source.root, tmp_path / "grown"))
+    shutil.copy(grown.root / "cat.jpg", grown.root / "zz.jpg")
+    said = []
+    _finish(source, begin(out, *_job(grown), said.append))
+    assert said[0].startswith("1 images came since this job began")
+    _is_right(source, out, whole)
+    (grown.root / "cat.jpg").unlink()
+    begin_retry(out, _RECIPE, source)
+    release(out)
+    with pytest.raises(AlignDetError, match=r"1 images removed: cat\.jpg"):
+        begin(out, *_job(grown))
 
 
 def test_a_retry_that_another_one_overtook_commits_nothing(source, out, content):

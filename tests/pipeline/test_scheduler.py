@@ -3,7 +3,7 @@
 import errno
 import random
 from collections import Counter
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import given
@@ -141,10 +141,10 @@ def test_an_application_fault_is_not_tried_again_and_the_rest_is_mined():
 def test_throttling_is_waited_out_with_growing_pauses_and_given_up_in_the_end():
     world = _World({"0-0"}, Fault.busy)
     scheduler, executor, _, _ = _run(world, shards=1, size=1)
-    assert len(world.attempts) == Policy().busy_attempts
+    assert len(world.attempts) == Policy().attempts[Fault.busy]
     # Each of the attempts takes half a second.
-    pauses = sum(min(2**n, 60) for n in range(Policy().busy_attempts - 1))
-    assert pauses < executor.now() < pauses + Policy().busy_attempts
+    pauses = sum(min(2**n, 60) for n in range(Policy().attempts[Fault.busy] - 1))
+    assert pauses < executor.now() < pauses + Policy().attempts[Fault.busy]
     assert scheduler.failures == {"00000": "it died"}
 
 
@@ -405,3 +405,117 @@ def test_faults_of_the_machine_are_told_from_those_of_the_application(error, fau
 )
 def test_a_worker_whose_own_disk_is_full_does_not_fail_a_shard_that_goes_to_a_url(error, fault):
     assert fault_of(error, remote=True) is fault
+
+
+class _Cluster(SimulatedExecutor):
+    """Machines of four slots each; on those called ``bad`` every attempt fails at once. Others need 5 s a shard."""
+
+    def __init__(self, machines, bad, fault=Fault.source, quick=0.05):
+        super().__init__(4 * machines, self._behave)
+        self.machines, self.bad, self.fault, self.quick = machines, bad, fault, quick
+        self.free = [machine for machine in range(machines) for _ in range(4)]
+        self.at, self.attempts_on = {}, Counter()
+
+    machines = 1
+
+    def _behave(self, attempt):
+        # As Ray does: what was used last, but spread over all once a machine is known to be bad.
+        machine = self.free.pop(0 if attempt.spread else -1)
+        self.at[attempt.number] = machine
+        self.attempts_on[machine] += 1
+        name = f"machine {machine}"
+        if machine in self.bad:
+            seconds = 20.0 if name in attempt.bad else self.quick
+            return seconds, End(attempt.number, fault=self.fault, reason="not mounted", machine=name)
+        record = None if attempt.probe else _record(attempt)
+        return 5.0 * len(attempt.task) / 8, End(attempt.number, record=record, machine=name)
+
+    def _fill(self):
+        running = {number for _, number, _ in self._running}
+        for number in [number for number in self.at if number not in running]:
+            self.free.append(self.at.pop(number))
+        super()._fill()
+
+
+def _run_on(executor, shards):
+    records, events = {}, []
+    callbacks = Callbacks(lambda task, done: records.update({task.name: done}), events.append)
+    scheduler = Scheduler(executor, callbacks)
+    waiting = []
+    scheduler.run(_tasks(shards, 8), lambda: waiting.append(len(scheduler._due)) or False)
+    return scheduler, records, events, max(waiting)
+
+
+@pytest.mark.parametrize(("machines", "bad"), [(2, {0}), (4, {0}), (4, {1, 2}), (10, {0, 3, 9})])
+@pytest.mark.parametrize("fault", [Fault.source, Fault.versions])
+def test_a_machine_that_fails_at_what_others_do_costs_no_image_and_no_shard(machines, bad, fault):
+    executor = _Cluster(machines, bad, fault)
+    scheduler, records, events, _ = _run_on(executor, shards=400)
+    assert len(records) == 400
+    assert (scheduler.failures, _quarantined(records)) == ({}, {})
+    told = [event for event in events if "fails at what others do" in event]
+    assert {event.split(" fails")[0] for event in told} == {f"machine {number}" for number in bad}
+    assert sum(executor.attempts_on[machine] for machine in bad) < 400
+
+
+def test_shards_that_wait_to_be_tried_again_are_few():
+    # A store that throttles everybody for a while: the queue of those that wait does not grow with the job.
+    world, calls = _World(), count()
+    throttled = lambda attempt: (0.1, End(attempt.number, fault=Fault.busy, reason="slow down"))  # noqa: E731
+    executor = SimulatedExecutor(
+        4, lambda attempt: throttled(attempt) if next(calls) < 300 else world(attempt)
+    )
+    scheduler, records, _, waiting = _run_on(executor, shards=1000)
+    assert (len(records), scheduler.failures) == (1000, {})
+    assert waiting < 64 + 8
+
+
+def test_a_source_that_is_lost_on_all_machines_is_lost():
+    executor = _Cluster(4, {0, 1, 2, 3})
+    scheduler, records, events, _ = _run_on(executor, shards=3)
+    assert (len(records), set(scheduler.failures)) == (0, {"00000", "00001", "00002"})
+    assert not [event for event in events if "fails at what others do" in event]
+
+
+def test_a_machine_whose_mount_came_back_is_as_good_as_others():
+    executor = _Cluster(2, {0})
+    seen = []
+
+    def repaired(attempt):
+        if len(seen) > 100:
+            executor.bad = set()
+        seen.append(attempt.bad)
+        return _Cluster._behave(executor, attempt)
+
+    executor._behaviour = repaired
+    _, records, _, _ = _run_on(executor, shards=400)
+    assert (len(records), _quarantined(records)) == (400, {})
+    assert any(seen)
+    assert not seen[-1]
+
+
+def test_a_shard_that_hangs_is_issued_again_when_its_twin_failed():
+    hangs, calls = 10.0**9, count()
+
+    def behave(attempt):
+        if attempt.task.name != "00003":
+            return 5.0, End(attempt.number, record=_record(attempt))
+        number = next(calls)
+        if number == 0:
+            return hangs, End(attempt.number, record=_record(attempt))
+        if number < 4:
+            return 1.0, End(attempt.number, fault=Fault.busy, reason="slow down")
+        return 5.0, End(attempt.number, record=_record(attempt))
+
+    executor, records, confirmed = SimulatedExecutor(4, behave), {}, []
+
+    def confirm(task):
+        confirmed.append(task.name)
+        return records.get(task.name) or _record(Attempt(0, task))
+
+    callbacks = Callbacks(lambda task, done: records.update({task.name: done}), confirm=confirm)
+    scheduler = Scheduler(executor, callbacks)
+    scheduler.run(_tasks(6, 8), lambda: executor.now() > 10_000)
+    assert sorted(records) == [f"{number:05d}" for number in range(6)]
+    assert executor.now() < 1000
+    assert confirmed == ["00003"]

@@ -296,6 +296,13 @@ def test_a_job_inside_of_its_source_does_not_mine_itself(tmp_path, kind):
         pq.write_table(pa.table({"raw": [b"x"]}), out / f"{name}.parquet")
     assert _content(open_source(str(tmp_path), kind, out=out)) == before
     assert len(before) == 1
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "elsewhere" / "OUT").absolute()
+    out.rename(moved)
+    out.symlink_to(moved)
+    assert _content(open_source(str(tmp_path), kind, out=out)) == before
+    out.unlink()
+    moved.rename(out)
     remote = _copy_to_url(tmp_path, f"inside-{kind}")
     found = open_source(remote, kind, out=as_path(f"{remote}/deep/OUT"))
     assert _content(found) == before

@@ -161,3 +161,17 @@ def test_a_store_that_does_not_answer_is_no_fault_of_a_row(root, monkeypatch, er
     monkeypatch.setattr(MemoryFile, "read", fail)
     with pytest.raises(SourceUnavailableError, match=str(error)):
         root.read("a.parquet/190")
+
+
+def test_of_a_large_row_group_at_a_url_no_more_is_read_than_comes_before(monkeypatch):
+    # pyarrow writes a file as one row group, of which a shard needs a few rows.
+    files, real, read = fsspec.filesystem("memory"), MemoryFile.read, []
+    rows = [os.urandom(1_000) for _ in range(12_000)]
+    pq.write_table(pa.table({"raw": rows}), stream := io.BytesIO())
+    files.pipe_file("/large/a.parquet", stream.getvalue())
+    monkeypatch.setattr(MemoryFile, "read", lambda file, *size: read.append(len(d := real(file, *size))) or d)
+    root = ImageRoot(kind="parquet", root="memory://large", column="raw")
+    assert root.read("a.parquet/0") == rows[0]
+    assert sum(read) < 4e6
+    assert [root.read(f"a.parquet/{row}") for row in (7, 11_999)] == [rows[7], rows[-1]]
+    files.rm("/large", recursive=True)

@@ -172,6 +172,25 @@ def test_images_below_the_configs_min_size_are_the_reason(labels, tmp_path):
     assert recipe(config, small).train_dataloader.dataset.filter_cfg.min_size == 31
 
 
+@pytest.mark.parametrize(
+    "phase",
+    [
+        {"type": "CosineAnnealingLR", "begin": 500, "end": 87960, "T_max": 87460},
+        {"type": "PolyLR", "begin": 0, "end": 87960, "eta_min": 0},
+        {"type": "mmengine.optim.MultiStepLR", "milestones": [58640, 80630]},
+        {"type": "LinearLR", "start_factor": 1.0, "end_factor": 0.0, "begin": 0, "end": 87960},
+        {"type": "LinearLR", "start_factor": 0.1, "begin": 500, "end": 600},
+    ],
+)
+def test_a_schedule_in_steps_of_other_images_is_refused_and_no_warm_up(phase, labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    warm_up = config.param_scheduler[0]
+    assert not warm_up.by_epoch
+    config.param_scheduler = [warm_up, {**phase, "by_epoch": False}]
+    with pytest.raises(AlignDetError, match=r"counts steps.*convert_to_iter_based=True"):
+        recipe(config, labels)
+
+
 def test_a_warm_up_of_epochs_that_would_not_end_is_left_out(labels):
     config = stock("retinanet/retinanet_r50_fpn_1x_coco")
     warm_up = {"type": "LinearLR", "start_factor": 0.1, "by_epoch": True, "begin": 0, "end": 5}
