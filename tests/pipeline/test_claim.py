@@ -64,6 +64,7 @@ def test_of_two_appends_at_once_none_commits_what_the_other_wrote(images, photos
     first, second = one.pending
     mined = _mine(images, one, [first])
     shutil.copy(photos / "flower.jpg", images / "b.jpg")
+    (images / "n1.jpg").unlink()  # or the other would go on with this one's plan
     other = _begin(images, out)  # of this same process, which the heartbeat lets pass
     theirs = _mine(images, other, other.pending)
     mined |= _mine(images, one, [second])
@@ -75,7 +76,24 @@ def test_of_two_appends_at_once_none_commits_what_the_other_wrote(images, photos
         assert not verify_dataset(out, deep=True).problems
     again = _begin(images, out)
     _finish(images, again)
-    assert len(open_dataset(out)) == 6
+    assert len(open_dataset(out)) == 5
+    assert not verify_dataset(out, deep=True).problems
+
+
+def test_of_two_runs_of_one_append_each_commits_the_same(images, photos, tmp_path):
+    out = tmp_path / "out"
+    _finish(images, _begin(images, out))
+    shutil.copy(photos / "coffee.jpg", images / "n1.jpg")
+    one = _begin(images, out)
+    mined = _mine(images, one, one.pending)
+    shutil.copy(photos / "flower.jpg", images / "b.jpg")
+    other = _begin(images, out)
+    assert not other.pending
+    commit(other, other.done)
+    with pytest.raises(AlignDetError, match="another run took over"):
+        commit(one, {**one.done, **mined})
+    _finish(images, _begin(images, out))
+    assert len(open_dataset(out)) == 4
     assert not verify_dataset(out, deep=True).problems
 
 
