@@ -125,9 +125,7 @@ _PARTS = (
 
 
 # What pretraining reads of a config file: the rest is mmengine's Runner's.
-_OF_PRETRAINING = (
-    "model", "pretrain", "pretrain_model", "data_preprocessor", "custom_imports", "default_scope",
-)  # fmt: skip
+_OF_PRETRAINING = ("model", "pretrain", "data_preprocessor")
 _INSTEAD = {
     "optim_wrapper.optimizer": "pretrain.optimizer",
     "optim_wrapper.clip_grad": "pretrain.clip_grad",
@@ -159,6 +157,7 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     Raises AlignDetError for an unreadable file, an unsupported head or an unknown ``pretrain`` key.
     """
     config = read_config(path, options, pretraining=True)
+    _require_read(options)
     model, own = (
         with_registered_names((config.get(name) or Config()).to_dict()) for name in ("model", "pretrain")
     )
@@ -199,8 +198,6 @@ def read_config(path: Path, options: Mapping[str, Any], *, pretraining: bool = F
         )
     config = read_plain(path) if is_plain(path) else _run_config(path)
     _require_known(options, config)
-    if pretraining:
-        _require_read(options)
     try:
         if pretraining and "pretrain_model" in config:
             config.merge_from_dict({"model": config.pretrain_model})
@@ -234,7 +231,7 @@ def _require_read(options: Mapping[str, Any]) -> None:
     for option in options:
         if option.split(".")[0] not in _OF_PRETRAINING:
             instead = [ours for theirs, ours in _INSTEAD.items() if f"{option}.".startswith(f"{theirs}.")]
-            meant = f": use {instead[0]}" if instead else f", but {', '.join(_OF_PRETRAINING[:4])}"
+            meant = f": use {instead[0]}" if instead else f", but {', '.join(_OF_PRETRAINING)}"
             raise AlignDetError(f"--cfg-options {option}: pretraining does not read it{meant}")
 
 

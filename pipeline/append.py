@@ -58,6 +58,7 @@ def compare(committed: Plan, listed: ListedPlan, rejected: Collection[str]) -> S
     find, added = listed.finder(), np.ones(listed.images, dtype=np.bool_)
     removed, changed, retriable = _Tally(), _Tally(), _Tally()
     without_boxes = pa.array(sorted(rejected), pa.string())
+    unsized = not bool((listed.sizes >= 0).any())
     for part in committed.parts():
         uris = part.column("uri")
         places, there = find(key_hashes(part))
@@ -65,10 +66,13 @@ def compare(committed: Plan, listed: ListedPlan, rejected: Collection[str]) -> S
         removed.add(uris, ~there)
         before, now = part.column("size").to_numpy()[there], listed.sizes[places[there]]
         boxless = pc.is_in(part.column("key"), without_boxes).to_numpy()
-        # Of a size that is not known nothing can be said, but that of a file that is there now can help who had none.
-        there[there] = (before != now) & (now >= 0) & ((before >= 0) | boxless[there])
-        changed.add(uris, there & ~boxless)
-        retriable.add(uris, there & boxless)
+        differs, unknown = before != now, now < 0
+        # What had a size and has none is gone, but for a source that tells none at all.
+        fault, chance = np.zeros_like(there), np.zeros_like(there)
+        fault[there] = differs & (before >= 0) & ~(unknown & unsized)
+        chance[there] = differs & ~unknown
+        changed.add(uris, fault & ~boxless)
+        retriable.add(uris, chance & boxless)
     return SourceChange(added, removed.found(), changed.found(), retriable.found())
 
 

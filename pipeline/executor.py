@@ -60,8 +60,8 @@ class Executor(Protocol):
         """How many attempts can run at once by now; nodes come and go."""
 
     @property
-    def machines(self) -> int:
-        """How many machines these slots are on by now."""
+    def machines(self) -> frozenset[str]:
+        """The machines that these slots are on by now, as an `End` names them."""
 
     def start(self, attempt: Attempt) -> None:
         """Run ``attempt`` when a slot is free."""

@@ -3,34 +3,41 @@
 Such a machine is done with an attempt at once, and so would get most of them.
 """
 
+from collections.abc import Callable
+
 _IN_A_ROW = 8
 
 
 class Machines:
-    """What is known of each machine that attempts ended on, by a name that is its own."""
+    """What is known of each machine that attempts ended on. living: names those that are there now."""
 
-    def __init__(self) -> None:
+    def __init__(self, living: Callable[[], frozenset[str]]) -> None:
+        self._living = living
         self._failures: dict[str, int] = {}  # since the last attempt that passed there
         self._told: set[str] = set()
-        self.bad: frozenset[str] = frozenset()
+
+    @property
+    def bad(self) -> frozenset[str]:
+        """Those that fail while another one does well: where all fail, it is the source."""
+        failures = {machine: self._failures.get(machine) for machine in self._living()}
+        if 0 not in failures.values():
+            return frozenset()
+        return frozenset(machine for machine, count in failures.items() if count and count >= _IN_A_ROW)
+
+    @property
+    def all_known(self) -> bool:
+        """Whether an attempt has ended on every machine there is."""
+        return self._living() <= self._failures.keys()
 
     def passed(self, machine: str) -> None:
         """An attempt ended well there."""
-        if self._failures.get(machine) != 0:
-            self._failures[machine] = 0
-            self._told.discard(machine)
-            self._judge()
+        self._failures[machine] = 0
+        self._told.discard(machine)
 
     def failed(self, machine: str) -> bool:
         """An attempt got no images there, or found other libraries; True when it is news that the machine is bad."""
         self._failures[machine] = self._failures.get(machine, 0) + 1
-        self._judge()
         news = machine in self.bad - self._told
-        self._told |= {machine} & self.bad
+        if news:
+            self._told.add(machine)
         return news
-
-    def _judge(self) -> None:
-        """A machine is bad only by comparison: where all fail, it is the source."""
-        well = any(failures == 0 for failures in self._failures.values())
-        failing = (machine for machine, failures in self._failures.items() if failures >= _IN_A_ROW)
-        self.bad = frozenset(failing) if well else frozenset()

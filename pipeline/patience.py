@@ -41,6 +41,6 @@ def patiently(out: Path, step: Callable[[], Answer], say: Say) -> Answer:
 
 
 def _is_of_the_moment(out: Path, error: OSError | UnansweredError) -> bool:
-    if not is_remote(out) or isinstance(error, DeniedError):
+    if not is_remote(out) or isinstance(error, (DeniedError, FileNotFoundError)):
         return False
     return isinstance(error, UnansweredError) or fault_of(error, remote=True) is Fault.busy

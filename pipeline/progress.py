@@ -62,23 +62,24 @@ class LiveProgress:
         done = resumed.images + resumed.rejected
         self._task = self._bar.add_task("mine", total=images, completed=done, figures="starting Ray")
         if done and not self._quiet:
-            self._console.print(f"resuming: {done} of {images} images are done")
+            with unheard():
+                self._console.print(f"resuming: {done} of {images} images are done")
 
     def update(self, count: Count) -> None:
         """See pipeline.driver.Observer."""
         done, figures = count.images + count.rejected, self._figures(count)
-        with _unheard():
+        with unheard():
             self._bar.update(self._task, completed=done, figures=figures)
         now = time.monotonic()
         if not self._quiet and not self._console.is_terminal and now - self._spoken > _PLAIN_SECONDS:
             self._spoken = now
-            with _unheard():
+            with unheard():
                 self._console.print(f"{done}/{self._images} images, {figures}")
 
     def say(self, sentence: str) -> None:
         """See pipeline.driver.Observer."""
         if not self._quiet:
-            with _unheard():
+            with unheard():
                 self._console.print(harmless(sentence), highlight=False, soft_wrap=True, markup=False)
 
     def _figures(self, count: Count) -> str:
@@ -89,7 +90,7 @@ class LiveProgress:
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def unheard() -> Iterator[None]:
     """A line that nobody can read ends no job: of a log on a full disk, or of a pipe whose reader Ctrl-C ended, too.
 
     Of the latter Rich makes an exit, and writes nothing any more.

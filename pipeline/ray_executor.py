@@ -1,6 +1,5 @@
 """Attempts as Ray tasks: one core each, and a share of memory; Ray's own retries are off, the scheduler's are on."""
 
-import socket
 import time
 from typing import Any
 
@@ -30,7 +29,8 @@ class RayExecutor:
     def __init__(self, work: Work, workers: int | None, *, local: bool) -> None:
         self._ray, self._workers = import_ray(), workers
         ray = self._ray
-        self._cores, self._cores_until, self._machines = 1, 0.0, 1
+        self._cores, self._cores_until = 1, 0.0
+        self._names: dict[str, str] = {}  # of the machines that have cores, by their nodes' ids
         self._work, self._remote_output = ray.put(work), is_remote(work.out)
         self._remote = ray.remote(num_cpus=1, memory=_task_memory(ray), max_retries=0)(_remote_attempt)
         self._tally: Tally = SocketTally() if local else ActorTally(ray)
@@ -45,10 +45,10 @@ class RayExecutor:
         return self._cores
 
     @property
-    def machines(self) -> int:
+    def machines(self) -> frozenset[str]:
         """See `Executor`."""
         self._look()
-        return self._machines
+        return frozenset(self._names.values())
 
     def start(self, attempt: Attempt) -> None:
         """See `Executor`."""
@@ -85,11 +85,22 @@ class RayExecutor:
         return sum(self._tally.counts(flying).values(), Count())
 
     def _look(self) -> None:
-        """Count cores, and the machines that have any, unless that was done a moment ago."""
-        if time.monotonic() > self._cores_until:
-            self._cores_until = time.monotonic() + _SLOTS_SECONDS
-            cores = [node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]]
-            self._cores, self._machines = max(1, int(sum(cores))), sum(core >= 1 for core in cores)
+        """Count cores, and name the machines that have any, unless that was done a moment ago."""
+        if time.monotonic() <= self._cores_until:
+            return
+        self._cores_until = time.monotonic() + _SLOTS_SECONDS
+        nodes = [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        self._cores = max(1, int(sum(node["Resources"]["CPU"] for node in nodes)))
+        # Two nodes of a test, or two containers, may share a name.
+        self._names = {
+            node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})" for node in nodes
+        }
+
+    def _name_of(self, node: str) -> str:
+        if node and node not in self._names:
+            self._cores_until = 0.0
+            self._look()
+        return self._names.get(node, node)
 
     def close(self) -> None:
         """Stop listening for reports."""
@@ -99,13 +110,13 @@ class RayExecutor:
         attempt = self._flying.pop(reference)
         errors = self._ray.exceptions
         try:
-            machine, result = self._ray.get(reference)
+            node, result = self._ray.get(reference)
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, BaseException) else error
             if isinstance(cause, MissingExtraError):
                 raise _lacking(cause) from error
             fault = fault_of(cause, self._remote_output)
-            machine, reason = getattr(cause, "machine", ""), f"{type(cause).__name__}: {cause}"
+            machine, reason = self._name_of(getattr(cause, "node", "")), f"{type(cause).__name__}: {cause}"
             return End(attempt.number, fault=fault, reason=reason, machine=machine)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             return End(attempt.number, fault=Fault.worker, reason=f"its worker died ({type(error).__name__})")
@@ -114,7 +125,7 @@ class RayExecutor:
                 attempt.number, fault=Fault.node, reason=f"its machine was lost ({type(error).__name__})"
             )
         record = CommitRecord.model_validate_json(result) if result else None
-        return End(attempt.number, record=record, machine=machine)
+        return End(attempt.number, record=record, machine=self._name_of(node))
 
 
 def _lacking(cause: MissingExtraError) -> MissingExtraError:
@@ -132,20 +143,15 @@ def _task_memory(ray: Any) -> int:
 
 
 def _remote_attempt(attempt: Attempt, work: Work, reports: Reports, pause: float) -> tuple[str, str]:
-    """The name of this machine, and the commit record in JSON: empty for a probe that passed."""
-    machine = _machine()
+    """The id of this node, and the commit record in JSON: empty for a probe that passed."""
+    node = import_ray().get_runtime_context().get_node_id()
     try:
-        return machine, _attempted(attempt, work, reports, pause)
+        return node, _attempted(attempt, work, reports, pause)
     except (SourceUnavailableError, OtherVersionsError) as error:
-        error.machine = machine
-        if machine in attempt.bad:
+        error.node = node
+        if any(machine.endswith(f"({node[:8]})") for machine in attempt.bad):
             time.sleep(_BAD_SECONDS)
         raise
-
-
-def _machine() -> str:
-    # Two nodes of a test, or two containers, may share a name.
-    return f"{socket.gethostname()} ({import_ray().get_runtime_context().get_node_id()[:8]})"
 
 
 def _attempted(attempt: Attempt, work: Work, reports: Reports, pause: float) -> str:

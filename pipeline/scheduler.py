@@ -4,6 +4,7 @@ Knows neither Ray nor files: attempts go to an `Executor`, records to a callback
 """
 
 import heapq
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -103,7 +104,7 @@ class Scheduler:
         self._losers_until: float | None = None
         self._next_look = 0.0
         self._in_a_row = 0
-        self._machines = Machines()
+        self._machines = Machines(lambda: executor.machines)
         self.failures: dict[str, str] = {}
         self.retries = 0
         self.reissued = 0
@@ -210,10 +211,12 @@ class Scheduler:
         """Whether ``end`` tells of its machine, and so nothing of ``shard``. Not for ever: others may be gone."""
         if end.fault not in _OF_A_MACHINE or not end.machine:
             return False
-        again = end.machine == shard.blamed and self._executor.machines > 1
+        again = end.machine == shard.blamed and len(self._executor.machines) > 1
         shard.blamed = end.machine
-        shard.excuses += again or end.machine in self._machines.bad
-        return (again or end.machine in self._machines.bad) and shard.excuses <= _EXCUSES
+        if end.machine in self._machines.bad:
+            return True  # as long as another one does well, which gets its turn
+        shard.excuses += again or not self._machines.all_known
+        return (again or not self._machines.all_known) and shard.excuses <= _EXCUSES
 
     def _finish(self, shard: _Shard, record: CommitRecord) -> None:
         shard.record = record
@@ -238,12 +241,13 @@ class Scheduler:
         fault = end.fault or Fault.failed
         excused = self._is_excused(shard, end)
         shard.faults[fault] = shard.faults.get(fault, 0) + (not excused)
-        tries = shard.excuses if excused else shard.faults[fault]
+        tries = max(shard.excuses, 1) if excused else shard.faults[fault]
+        lasting = not excused and tries >= self._policy.attempts.get(fault, tries + 1)
         if shard.flying:
             # Its twin may still make it, or hang for ever.
-            shard.no_twin_until = self._executor.now() + self._backoff(tries)
+            shard.no_twin_until = math.inf if lasting else self._executor.now() + self._backoff(tries)
             return
-        if not excused and tries >= self._policy.attempts.get(fault, tries + 1):
+        if lasting:
             self._fail(shard, end.reason)
             return
         self.retries += 1

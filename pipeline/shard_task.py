@@ -5,9 +5,10 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipeline.image_process import DEPTH, ImageProcess, shared_process
@@ -31,9 +32,9 @@ Quarantine = Mapping[str, Refusal]
 
 
 class OtherVersionsError(AlignDetError):
-    """This machine has other library versions than the job was started with; another one may not. machine: which."""
+    """This machine has other versions than the job was started with; another one may not. node: Ray's id of it."""
 
-    machine = ""
+    node = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,10 @@ def write_shard(
 
 def code_versions(libraries: Mapping[str, str] | None = None) -> dict[str, str]:
     """``libraries`` (None: those that are here), which a dataset names, and aligndet, which may be newer or older."""
-    return {**(library_versions() if libraries is None else libraries), "aligndet": version("aligndet")}
+    found = dict(library_versions() if libraries is None else libraries)
+    with suppress(PackageNotFoundError):  # where it was not installed but put on the path
+        found["aligndet"] = version("aligndet")
+    return found
 
 
 def _require_versions(work: Work) -> None:
@@ -150,6 +154,7 @@ def _require_versions(work: Work) -> None:
 
 def probe_images(task: ShardTask, work: Work) -> None:
     """Do to the images of ``task`` what `mine_shard` does and write nothing: does a worker survive them?"""
+    _require_versions(work)
     for _ in mined_images(task, work, Stopwatch()):
         pass
 

@@ -27,9 +27,9 @@ class SimulatedExecutor:
         return self._slots
 
     @property
-    def machines(self) -> int:
-        """See `Executor`."""
-        return 1
+    def machines(self) -> frozenset[str]:
+        """See `Executor`: nothing is known of them."""
+        return frozenset()
 
     def start(self, attempt: Attempt) -> None:
         """See `Executor`."""

@@ -359,11 +359,8 @@ def _reopen(out: Path, plan: ListedPlan, identity: JobIdentity, manifest: Manife
     identity = identity.as_told_by(theirs)
     if _holds_retry(out, manifest):
         # Images that were repaired have other sizes, and so the source another fingerprint.
-        change = compare(
-            PlanFile(out / layout.PLAN, len(manifest.shards)),
-            plan,
-            _rejected_keys(committed_records(out, manifest)),
-        )
+        rejected = _rejected_keys(committed_records(out, manifest))
+        change = compare(PlanFile(out / layout.APPEND), plan, rejected)
         differences = [line for line in identity.diff(theirs) if not line.startswith(_GROWS)]
         _refuse_difference(out, [*differences, *change.refusals()])
         _tell_of_waiting(change, say)

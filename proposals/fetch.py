@@ -33,12 +33,12 @@ _NOT_EVEN_ASKED = ("ParamValidationError",)
 class SourceUnavailableError(OSError):
     """Throttled, cut off, timed out: the image may be there, so trying again later can help.
 
-    pause: the seconds that a server asked to be left alone for, 0 where it did not ask. machine: that it happened on,
-    in a job.
+    pause: the seconds that a server asked to be left alone for, 0 where it did not ask. node: of Ray, that it happened
+    on.
     """
 
     pause = 0.0
-    machine = ""
+    node = ""
 
 
 def fetch(location: str, start: int = 0, size: int | None = None) -> bytes:

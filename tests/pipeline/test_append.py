@@ -299,10 +299,16 @@ def test_an_image_whose_size_was_not_known_is_not_changed_when_it_is_there(
     shutil.copy(photos / "cat.jpg", tmp_path / "elsewhere.jpg")
     out = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
     assert "later.jpg" in [record.uri for record in open_dataset(out)]
+    # Of one whose size was known nothing is left but its name: it is gone.
+    (images / "cat.jpg").rename(tmp_path / "cat.jpg")
+    (images / "cat.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    shutil.copy(photos / "cat.jpg", images / "one_more.jpg")
+    with pytest.raises(AlignDetError, match=r"1 images changed in size: cat\.jpg"):
+        workspaces.begin(out, *_listed(images))
     # And known before, not now: as where the root becomes a store's that tells no sizes.
     grown = [SourceEntry(entry.uri, -1) for entry in FolderSource(images).entries()]
     change = compare(PlanFile(out / layout.PLAN), make_plan(grown, 2), ())
-    assert (change.refusals(), change.advice(), change.added.any()) == ([], None, False)
+    assert (change.refusals(), change.advice()) == ([], None)
 
 
 @pytest.mark.parametrize("committing", [(), (layout.PLAN,), (layout.PLAN, layout.REJECTED)])

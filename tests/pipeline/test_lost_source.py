@@ -9,7 +9,7 @@ import pytest
 from pipeline.executor import Fault
 from pipeline.faults import fault_of
 from pipeline.plan import ShardTask, make_plan, tasks
-from pipeline.shard_task import Work, code_versions, mine_shard
+from pipeline.shard_task import Work, code_versions, mine_shard, probe_images
 from pipeline.sources import FolderSource, SourceUnavailableError, open_source
 from proposals.dataset.manifest import library_versions
 from proposals.errors import AlignDetError
@@ -60,6 +60,8 @@ def test_a_machine_with_other_libraries_writes_nothing_and_one_with_another_proc
     other = Work(work.source, work.out, _RECIPE, "job", versions={**here, "numpy": "1.0"})
     with pytest.raises(AlignDetError, match=rf"has numpy {here['numpy']} instead of 1\.0") as caught:
         mine_shard(task, other)
+    with pytest.raises(AlignDetError, match="has numpy"):
+        probe_images(task, other)
     older = replace(other, versions={**code_versions(), "aligndet": "0.0.1"})
     with pytest.raises(AlignDetError, match=r"has aligndet .* instead of 0\.0\.1"):
         mine_shard(task, older)

@@ -68,7 +68,13 @@ def test_a_store_that_never_answers_is_a_users_error_in_the_end(pauses):
 
 
 @pytest.mark.parametrize(
-    "error", [DeniedError("not for us"), AlignDetError("damaged"), PermissionError("AccessDenied")]
+    "error",
+    [
+        DeniedError("not for us"),
+        AlignDetError("damaged"),
+        PermissionError("AccessDenied"),
+        FileNotFoundError("gone"),
+    ],
 )
 def test_what_will_not_pass_is_not_waited_for(pauses, error):
     with pytest.raises(type(error)):
@@ -159,7 +165,7 @@ def test_a_plan_that_cannot_be_read_now_is_not_damaged(mined_dataset, monkeypatc
 def test_a_log_on_a_full_disk_ends_no_job():
     full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115 - closing it fails as well
     with LiveProgress(Console(file=full), False) as progress:
-        progress.start(3, Count())
+        progress.start(3, Count(1, 10))
         progress.say("shard 00001: throttled, trying again")
         progress.update(Count(1, 10))
     with pytest.raises(OSError, match="No space left"):

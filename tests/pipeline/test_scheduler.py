@@ -408,27 +408,30 @@ def test_a_worker_whose_own_disk_is_full_does_not_fail_a_shard_that_goes_to_a_ur
 
 
 class _Cluster(SimulatedExecutor):
-    """Machines of four slots each; on those called ``bad`` every attempt fails at once. Others need 5 s a shard."""
+    """Machines of four slots each; on those called ``bad`` every attempt fails at once. Others take ``seconds``."""
 
-    def __init__(self, machines, bad, fault=Fault.source, quick=0.05):
+    def __init__(self, machines, bad, fault=Fault.source, seconds=5.0):
         super().__init__(4 * machines, self._behave)
-        self.machines, self.bad, self.fault, self.quick = machines, bad, fault, quick
+        self.living, self.bad, self.fault, self.seconds = set(range(machines)), bad, fault, seconds
         self.free = [machine for machine in range(machines) for _ in range(4)]
         self.at, self.attempts_on = {}, Counter()
 
-    machines = 1
+    @property
+    def machines(self):
+        return frozenset(f"machine {machine}" for machine in self.living)
 
     def _behave(self, attempt):
         # As Ray does: what was used last, but spread over all once a machine is known to be bad.
         machine = self.free.pop(0 if attempt.spread else -1)
         self.at[attempt.number] = machine
+        machine = machine if machine in self.living else min(self.living)
         self.attempts_on[machine] += 1
         name = f"machine {machine}"
         if machine in self.bad:
-            seconds = 20.0 if name in attempt.bad else self.quick
+            seconds = 20.0 if name in attempt.bad else 0.05
             return seconds, End(attempt.number, fault=self.fault, reason="not mounted", machine=name)
         record = None if attempt.probe else _record(attempt)
-        return 5.0 * len(attempt.task) / 8, End(attempt.number, record=record, machine=name)
+        return self.seconds * len(attempt.task) / 8, End(attempt.number, record=record, machine=name)
 
     def _fill(self):
         running = {number for _, number, _ in self._running}
@@ -446,16 +449,23 @@ def _run_on(executor, shards):
     return scheduler, records, events, max(waiting)
 
 
-@pytest.mark.parametrize(("machines", "bad"), [(2, {0}), (4, {0}), (4, {1, 2}), (10, {0, 3, 9})])
+@pytest.mark.parametrize(
+    ("machines", "bad", "seconds"),
+    [
+        (2, {0}, 5), (2, {0}, 300), (3, {0, 1}, 60), (4, {0}, 5), (4, {1, 2}, 60), (4, {0, 1, 3}, 60),
+        (10, {0, 3, 9}, 5), (10, {*range(10)} - {4}, 45),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("fault", [Fault.source, Fault.versions])
-def test_a_machine_that_fails_at_what_others_do_costs_no_image_and_no_shard(machines, bad, fault):
-    executor = _Cluster(machines, bad, fault)
+def test_a_machine_that_fails_at_what_others_do_costs_no_image_and_no_shard(machines, bad, seconds, fault):
+    executor = _Cluster(machines, bad, fault, seconds)
     scheduler, records, events, _ = _run_on(executor, shards=400)
     assert len(records) == 400
     assert (scheduler.failures, _quarantined(records)) == ({}, {})
     told = [event for event in events if "fails at what others do" in event]
     assert {event.split(" fails")[0] for event in told} == {f"machine {number}" for number in bad}
-    assert sum(executor.attempts_on[machine] for machine in bad) < 400
+    longest = executor.now() / 20 + 20
+    assert all(executor.attempts_on[machine] < 4 * longest + 1000 for machine in bad)
 
 
 def test_shards_that_wait_to_be_tried_again_are_few():
@@ -468,6 +478,36 @@ def test_shards_that_wait_to_be_tried_again_are_few():
     scheduler, records, _, waiting = _run_on(executor, shards=1000)
     assert (len(records), scheduler.failures) == (1000, {})
     assert waiting < 64 + 8
+
+
+def test_a_machine_that_is_gone_does_not_excuse_those_that_are_left():
+    # It did well to its end; then the source was lost everywhere.
+    executor = _Cluster(3, set())
+
+    def lost(attempt):
+        if executor.now() > 60:
+            executor.living, executor.bad = {1, 2}, {0, 1, 2}
+        return _Cluster._behave(executor, attempt)
+
+    executor._behaviour = lost
+    scheduler, _, events, _ = _run_on(executor, shards=1000)
+    assert scheduler.failures
+    assert executor.now() < 600
+    assert not [event for event in events if "fails at what others do" in event]
+
+
+def test_an_image_that_no_machine_can_read_is_condemned_all_the_same():
+    executor = _Cluster(4, {0})
+
+    def one_is_bad(attempt):
+        seconds, end = _Cluster._behave(executor, attempt)
+        if "3-3" in attempt.task.keys and "3-3" not in attempt.quarantine:
+            return 0.1, End(attempt.number, fault=Fault.source, reason="no such block", machine=end.machine)
+        return seconds, end
+
+    executor._behaviour = one_is_bad
+    scheduler, records, _, _ = _run_on(executor, shards=100)
+    assert (len(records), scheduler.failures, _quarantined(records)) == (100, {}, {"3-3": "unreadable"})
 
 
 def test_a_source_that_is_lost_on_all_machines_is_lost():
@@ -519,3 +559,19 @@ def test_a_shard_that_hangs_is_issued_again_when_its_twin_failed():
     assert sorted(records) == [f"{number:05d}" for number in range(6)]
     assert executor.now() < 1000
     assert confirmed == ["00003"]
+
+
+def test_a_twin_that_fails_for_good_has_no_third():
+    calls = count()
+
+    def behave(attempt):
+        if attempt.task.name != "00003":
+            return 5.0, End(attempt.number, record=_record(attempt))
+        if next(calls) == 0:
+            return 5000.0, End(attempt.number, record=_record(attempt))
+        return 1.0, End(attempt.number, fault=Fault.failed, reason="no space left on device")
+
+    executor, records = SimulatedExecutor(4, behave), {}
+    scheduler = Scheduler(executor, Callbacks(lambda task, done: records.update({task.name: done})))
+    scheduler.run(_tasks(6, 8))
+    assert (len(records), scheduler.failures, scheduler.reissued) == (6, {}, 1)
