@@ -31,6 +31,7 @@ class RayExecutor:
         ray = self._ray
         self._cores, self._cores_until = 1, 0.0
         self._names: dict[str, str] = {}  # of the machines that have cores, by their nodes' ids
+        self._living: frozenset[str] = frozenset()
         self._work, self._remote_output = ray.put(work), is_remote(work.out)
         self._remote = ray.remote(num_cpus=1, memory=_task_memory(ray), max_retries=0)(_remote_attempt)
         self._tally: Tally = SocketTally() if local else ActorTally(ray)
@@ -48,7 +49,7 @@ class RayExecutor:
     def machines(self) -> frozenset[str]:
         """See `Executor`."""
         self._look()
-        return frozenset(self._names.values())
+        return self._living
 
     def start(self, attempt: Attempt) -> None:
         """See `Executor`."""
@@ -92,9 +93,9 @@ class RayExecutor:
         nodes = [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
         self._cores = max(1, int(sum(node["Resources"]["CPU"] for node in nodes)))
         # Two nodes of a test, or two containers, may share a name.
-        self._names = {
-            node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})" for node in nodes
-        }
+        names = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})" for node in nodes}
+        if names != self._names:
+            self._names, self._living = names, frozenset(names.values())
 
     def _name_of(self, node: str) -> str:
         if node and node not in self._names:

@@ -254,7 +254,8 @@ class Scheduler:
         if not excused and tries >= self._policy.attempts_before_hunt.get(fault, tries + 1):
             self._hunt(shard, fault, end.reason)
             return
-        self._callbacks.event(f"shard {shard.task.name}: {end.reason}, trying again")
+        if not excused:
+            self._callbacks.event(f"shard {shard.task.name}: {end.reason}, trying again")
         self._later(shard, None, self._backoff(tries))
 
     def _backoff(self, tries: int) -> float:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -137,9 +137,14 @@ def code_versions(libraries: Mapping[str, str] | None = None) -> dict[str, str]:
     return found
 
 
+@cache
+def _here() -> dict[str, str]:
+    return code_versions()
+
+
 def _require_versions(work: Work) -> None:
     # Not the CPU level of OpenCV: a cluster may have processors of several kinds, and commit records tell them apart.
-    here = code_versions()
+    here = _here()
     wrong = [
         f"{name} {here.get(name)} instead of {version}"
         for name, version in (work.versions or {}).items()
