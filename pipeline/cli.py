@@ -174,7 +174,7 @@ def mine(
 
     from pipeline.job import JobOptions, run_job
     from pipeline.limits import READ_SECONDS, Limits, default_seconds
-    from pipeline.progress import LiveProgress, summary, unheard
+    from pipeline.progress import LiveProgress, tell_end
     from pipeline.sources import open_source
     from proposals.recipe import Recipe
 
@@ -201,24 +201,8 @@ def mine(
             out=place,
         )
         outcome = run_job(opened, place, recipe, options, progress)
-    if quiet:
-        return
-    with unheard():
-        if outcome.already_complete:
-            console.print(
-                f"{out} has no rejected image: nothing to do."
-                if retry_rejected
-                else f"{out} is complete already, mined from the same images by the same recipe: nothing to do.",
-                markup=False,
-            )
-        console.print(summary(outcome, place, time.monotonic() - start))
-        if outcome.manifest.totals.images:
-            console.print(
-                f"look at it: aligndet show {out} --out sheet.png",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
+    if not quiet:
+        tell_end(console, outcome, out, time.monotonic() - start, retried=retry_rejected)
 
 
 def _place(out: str) -> Path:

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from pipeline.job import Outcome
 from pipeline.shard_task import Count
+from proposals.paths import as_path
 from proposals.terminal import harmless
 
 _PLAIN_SECONDS = 10.0
@@ -97,6 +98,22 @@ def unheard() -> Iterator[None]:
     """
     with suppress(OSError, SystemExit):
         yield
+
+
+def tell_end(console: Console, outcome: Outcome, out: str, seconds: float, *, retried: bool) -> None:
+    """Print what is in the dataset ``out`` (as it was named) now. retried: whether rejected images were to be tried."""
+    with unheard():
+        if outcome.already_complete:
+            console.print(
+                f"{out} has no rejected image: nothing to do."
+                if retried
+                else f"{out} is complete already, mined from the same images by the same recipe: nothing to do.",
+                markup=False,
+            )
+        console.print(summary(outcome, as_path(out), seconds))
+        if outcome.manifest.totals.images:
+            look = f"look at it: aligndet show {out} --out sheet.png"
+            console.print(look, highlight=False, soft_wrap=True, markup=False)
 
 
 def summary(outcome: Outcome, out: Path, seconds: float) -> Table:
