@@ -22,22 +22,20 @@ def patiently(out: Path, step: Callable[[], Answer], say: Say) -> Answer:
     step: may be done twice. Raises AlignDetError when nobody answers in the end, and at once what ``step`` raises for
     another reason, or of a local ``out``.
     """
-    for pause in _PAUSES:
+    for pause in (*_PAUSES, None):
         try:
             return step()
         except (OSError, UnansweredError) as error:
             if not _is_of_the_moment(out, error):
                 raise
+            if pause is None:
+                raise AlignDetError(
+                    f"{out} does not answer: {error}. All that was done is kept: run the same command again once it "
+                    "does."
+                ) from error
             say(f"{out} does not answer ({error}), trying again in {pause:g} s")
             time.sleep(pause)
-    try:
-        return step()
-    except (OSError, UnansweredError) as error:
-        if not _is_of_the_moment(out, error):
-            raise
-        raise AlignDetError(
-            f"{out} does not answer: {error}. All that was done is kept: run the same command again once it does."
-        ) from error
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _is_of_the_moment(out: Path, error: OSError | UnansweredError) -> bool:

@@ -31,12 +31,17 @@ def mining(photos, tmp_path):
     return folder, task, Work(source, tmp_path / "out", _RECIPE, "job", versions=library_versions())
 
 
-@pytest.mark.parametrize("emptied", [False, True])
-def test_a_folder_that_is_gone_fails_the_shard_and_rejects_no_image(mining, emptied):
-    folder, task, work = mining
+def _lose(folder, emptied):
+    """As an unmounted disk leaves the place where it was: gone, or ``emptied``."""
     shutil.rmtree(folder)
     if emptied:
         folder.mkdir()
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_folder_that_is_gone_fails_the_shard_and_rejects_no_image(mining, emptied):
+    folder, task, work = mining
+    _lose(folder, emptied)
     with pytest.raises(SourceUnavailableError, match="Is it mounted") as caught:
         mine_shard(task, work)
     assert fault_of(caught.value) is Fault.source
@@ -85,9 +90,7 @@ def listed_mining(mining, tmp_path):
 @pytest.mark.parametrize("emptied", [False, True])
 def test_absolute_paths_below_a_lost_mount_are_no_missing_images(listed_mining, emptied):
     folder, task, work = listed_mining
-    shutil.rmtree(folder)
-    if emptied:
-        folder.mkdir()
+    _lose(folder, emptied)
     with pytest.raises(SourceUnavailableError, match="Is it mounted"):
         mine_shard(task, work)
 
