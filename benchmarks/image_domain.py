@@ -85,10 +85,11 @@ def pack(images: Path, labels: Path, out: Path, limit: int | None, labelled: Pat
 
 def mine(images: Path, out: Path) -> None:
     """A proposal dataset of ``images`` by the shard task alone."""
+    from pipeline.begin import begin
+    from pipeline.commit import commit
     from pipeline.plan import make_plan
     from pipeline.shard_task import Work, mine_shard
     from pipeline.sources import FolderSource, describe
-    from pipeline.workspace import begin, commit
     from proposals.dataset.identity import JobIdentity
     from proposals.dataset.manifest import library_versions
     from proposals.recipe import Recipe

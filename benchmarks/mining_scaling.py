@@ -27,6 +27,7 @@ from pathlib import Path
 
 from mining_processes import Processes, table
 
+from pipeline.begin import begin
 from pipeline.cluster import connected
 from pipeline.driver import Where
 from pipeline.executor import Attempt, End
@@ -40,7 +41,6 @@ from pipeline.shard_task import Count, Work
 from pipeline.simulated_executor import SimulatedExecutor
 from pipeline.sources import FolderSource, SourceEntry
 from pipeline.status import StatusReader
-from pipeline.workspace import begin
 from proposals.dataset import layout
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (

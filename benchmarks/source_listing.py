@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.append import compare
+from pipeline.begin import begin
 from pipeline.plan import PlanFile, make_plan
+from pipeline.source_change import compare
 from pipeline.sources import SourceEntry
-from pipeline.workspace import begin
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions
 from proposals.recipe import Recipe

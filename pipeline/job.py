@@ -4,16 +4,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from pipeline.begin import begin
 from pipeline.claim import release
+from pipeline.commit import commit
 from pipeline.driver import Driven, Observer, Where, count_of, drive
 from pipeline.heartbeat import Heartbeat, kept_alive
 from pipeline.limits import Limits
 from pipeline.plan import ShardTask, make_plan
+from pipeline.retry import abandon, begin_retry
 from pipeline.scheduler import Policy
 from pipeline.shard_task import Count, Work, code_versions
 from pipeline.signals import Drain
 from pipeline.sources import Source
-from pipeline.workspace import Workspace, abandon, begin, begin_retry, commit
+from pipeline.workspace import Workspace
 from proposals.dataset import layout
 from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.identity import JobIdentity

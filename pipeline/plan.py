@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.sources.base import SourceEntry
-from proposals.dataset.assemble import PLAN_SCHEMA, plan_groups
+from proposals.dataset.assemble import PLAN_GROUP, PLAN_SCHEMA, plan_groups, regrouped
 from proposals.dataset.layout import key_of, shard_name
 from proposals.dataset.manifest import SourceInfo
 from proposals.errors import AlignDetError
@@ -256,6 +256,12 @@ def tasks(plan: Plan) -> Iterator[ShardTask]:
         held = rows.slice(*last)  # it may go on in the next part
     if held is not None and held.num_rows:
         yield _task(held)
+
+
+def are_same(some: Iterator[pa.Table], others: Iterator[pa.Table]) -> bool:
+    """Whether both are parts (PLAN_SCHEMA) of one plan, wherever each is cut."""
+    groups = zip_longest(regrouped(some, PLAN_GROUP), regrouped(others, PLAN_GROUP))
+    return all(one is not None and other is not None and one.equals(other) for one, other in groups)
 
 
 def key_hashes(part: pa.Table) -> npt.NDArray[np.uint64]:

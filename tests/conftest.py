@@ -15,11 +15,12 @@ import pytest
 import skimage.data
 import sklearn.datasets
 
+from pipeline.begin import begin
+from pipeline.commit import commit
 from pipeline.image_records import Refusal
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource, Source
-from pipeline.workspace import begin, commit
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions
 from proposals.recipe import Recipe

@@ -42,10 +42,11 @@ def prepare(target: Target, folder: Path) -> None:
 
 def _mine(folder: Path) -> None:
     import pipeline.image_task  # noqa: F401 - the job's modules, before anything is limited
+    from pipeline.begin import begin
+    from pipeline.commit import commit
     from pipeline.plan import make_plan
     from pipeline.shard_task import Work, mine_shard
     from pipeline.sources import FolderSource, describe
-    from pipeline.workspace import begin, commit
     from proposals.dataset.consolidated import consolidate
     from proposals.dataset.identity import JobIdentity
     from proposals.dataset.manifest import library_versions, read_manifest

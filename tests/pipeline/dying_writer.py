@@ -21,13 +21,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from pipeline.begin import begin
+from pipeline.commit import commit
 from pipeline.image_process import shared_process
 from pipeline.image_records import Kernel, Stopwatch
 from pipeline.limits import Limits
 from pipeline.plan import make_plan
 from pipeline.shard_task import Work, mined_images, write_shard
 from pipeline.sources import FolderSource, describe
-from pipeline.workspace import begin, commit
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions
 from proposals.dataset.verify import verify_dataset

@@ -5,9 +5,11 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import workspace as workspaces
-from pipeline.append import compare
+from pipeline import commit
+from pipeline.begin import begin
+from pipeline.claim import release
 from pipeline.plan import PlanFile, make_plan
+from pipeline.source_change import compare
 from pipeline.sources import FolderSource, SourceEntry
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.consolidated import consolidate
@@ -208,7 +210,7 @@ def test_a_run_that_dies_after_its_commit_is_tidied_by_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(workspaces, step, stop)
+        patched.setattr(commit, step, stop)
         with pytest.raises(KeyboardInterrupt):
             mine_folder(images, root, _SMALL, images_per_shard=2)
     assert (root / layout.MANIFEST).read_bytes() == (undisturbed / layout.MANIFEST).read_bytes()
@@ -267,8 +269,8 @@ def test_images_that_come_while_others_are_added_wait_for_the_next_run(
     shutil.copy(photos / "cat.jpg", images / "aaa.jpg")
     plan, identity = _listed(images)
     said = []
-    opened = workspaces.begin(root, plan, identity, said.append)
-    workspaces.release(root)
+    opened = begin(root, plan, identity, said.append)
+    release(root)
     assert [task.name for task in opened.pending] == ["00005"]
     assert said == [
         "1 images came since this job began: those it began with are finished now, and the same command adds the "
@@ -294,8 +296,8 @@ def test_an_image_whose_size_was_not_known_is_not_changed_when_it_is_there(
 ):
     # A link to nowhere when the job began; the job was stopped, and what it leads to was brought.
     (images / "later.jpg").symlink_to(tmp_path / "elsewhere.jpg")
-    begun = workspaces.begin(tmp_path / "out", *_listed(images))
-    workspaces.release(begun.out)
+    begun = begin(tmp_path / "out", *_listed(images))
+    release(begun.out)
     shutil.copy(photos / "cat.jpg", tmp_path / "elsewhere.jpg")
     out = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
     assert "later.jpg" in [record.uri for record in open_dataset(out)]
@@ -304,7 +306,7 @@ def test_an_image_whose_size_was_not_known_is_not_changed_when_it_is_there(
     (images / "cat.jpg").symlink_to(tmp_path / "nowhere.jpg")
     shutil.copy(photos / "cat.jpg", images / "one_more.jpg")
     with pytest.raises(AlignDetError, match=r"1 images changed in size: cat\.jpg"):
-        workspaces.begin(out, *_listed(images))
+        begin(out, *_listed(images))
     # And known before, not now: as where the root becomes a store's that tells no sizes.
     grown = [SourceEntry(entry.uri, -1) for entry in FolderSource(images).entries()]
     change = compare(PlanFile(out / layout.PLAN), make_plan(grown, 2), ())

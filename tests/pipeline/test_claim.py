@@ -12,13 +12,15 @@ import pytest
 
 from pipeline import claim, heartbeat
 from pipeline.append import start_append
+from pipeline.begin import begin
 from pipeline.claim import release
+from pipeline.commit import commit
 from pipeline.heartbeat import NAME, this_process, write_beat
 from pipeline.plan import make_plan
+from pipeline.retry import begin_retry
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
 from pipeline.status import StatusReader
-from pipeline.workspace import begin, begin_retry, commit
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions, read_manifest, write_model

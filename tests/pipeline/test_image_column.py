@@ -6,12 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.begin import begin
 from pipeline.claim import release
+from pipeline.commit import commit
 from pipeline.job import JobOptions, run_job
 from pipeline.plan import make_plan
+from pipeline.retry import begin_retry
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import open_source
-from pipeline.workspace import begin, begin_retry, commit
 from proposals.dataset import layout
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions, read_manifest

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from pipeline.begin import begin
 from pipeline.plan import make_plan
 from pipeline.sources import FolderSource
-from pipeline.workspace import begin
 from proposals.dataset import bounds, layout
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions, read_manifest, require_listable, shard_entry_bytes

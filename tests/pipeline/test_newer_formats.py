@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from pipeline.retry import begin_retry
 from pipeline.sources import FolderSource
-from pipeline.workspace import begin_retry
 from proposals.convert.hub import write_hub_folder
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.consolidated import consolidate

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import patience, workspace
+from pipeline import commit, patience
+from pipeline.begin import begin
 from pipeline.patience import patiently
 from pipeline.plan import make_plan
 from pipeline.progress import LiveProgress
@@ -96,7 +97,7 @@ def mined():
     identity = JobIdentity(
         recipe=Recipe(), source=plan.source("folder"), images_per_shard=1, versions=library_versions()
     )
-    opened = workspace.begin(out, plan, identity)
+    opened = begin(out, plan, identity)
     records = {task.name: _record(task, identity) for task in opened.pending}
     for name, record in records.items():
         write_model(layout.record_path(out, name), record)
@@ -123,16 +124,16 @@ def _record(task, identity):
 @pytest.mark.parametrize("step", ["written_records", "remove_leftovers", "assemble", "_forget_overtaken"])
 def test_a_hiccup_while_the_whole_is_committed_accuses_nobody(mined, pauses, monkeypatch, step):
     opened, records = mined
-    real, errors = getattr(workspace, step), [_BUSY, UnansweredError("s3://b cannot be reached")]
+    real, errors = getattr(commit, step), [_BUSY, UnansweredError("s3://b cannot be reached")]
 
     def flaky(*arguments):
         if errors:
             raise errors.pop(0)
         return real(*arguments)
 
-    monkeypatch.setattr(workspace, step, flaky)
+    monkeypatch.setattr(commit, step, flaky)
     said = []
-    manifest = workspace.commit(opened, records, said.append)
+    manifest = commit.commit(opened, records, said.append)
     assert (len(said), pauses) == (2, [1.0, 2.0])
     assert read_manifest(opened.out) == manifest
 

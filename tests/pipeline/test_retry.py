@@ -5,15 +5,17 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import workspace as workspaces
+from pipeline import commit as committing
+from pipeline.begin import begin
 from pipeline.claim import release
+from pipeline.commit import commit
 from pipeline.image_records import Refusal
 from pipeline.job import JobOptions, run_job
 from pipeline.plan import make_plan
 from pipeline.repair import repair_dataset
+from pipeline.retry import begin_retry
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
-from pipeline.workspace import begin, begin_retry, commit
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions, read_manifest
@@ -145,7 +147,7 @@ def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(workspaces, names[step], stop)
+            patched.setattr(committing, names[step], stop)
             with pytest.raises(KeyboardInterrupt):
                 _finish(source, opened)
     plan, identity = _job(source)

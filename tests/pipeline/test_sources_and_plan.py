@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.plan
-from pipeline.append import compare
 from pipeline.plan import ExtendedPlan, PlanFile, RetryPlan, make_plan, tasks
+from pipeline.source_change import compare
 from pipeline.sources import FolderSource, SourceEntry, describe
 from pipeline.sources.opening import open_source
 from proposals.dataset import assemble
