@@ -7,12 +7,13 @@ from typing import TypeVar
 
 from proposals.dataset import layout
 from proposals.dataset.files import sizes_in
-from proposals.dataset.manifest import CommitRecord, Manifest, read_record
+from proposals.dataset.manifest import CommitRecord, Manifest, committed_record, read_record
 from proposals.errors import AlignDetError, UnansweredError
 from proposals.paths import is_remote
 
 _READERS = 32  # of an object store, where each read waits for the network
 
+Shard = TypeVar("Shard")
 Answer = TypeVar("Answer")
 
 
@@ -25,26 +26,21 @@ def proven_records(out: Path, names: Iterable[str], job: str) -> dict[str, Commi
 
 def written_records(out: Path, names: list[str]) -> dict[str, CommitRecord | None]:
     """The records of ``names``; None where there is none that is sound. Raises UnansweredError: nobody knows then."""
-    return _read_records(out, names, _record_or_none)
+    records = _read_all(out, names, lambda name: _record_or_none(layout.record_path(out, name)))
+    return dict(zip(names, records, strict=True))
 
 
 def committed_records(out: Path, manifest: Manifest) -> dict[str, CommitRecord]:
-    """Those of all shards of ``manifest``. Raises AlignDetError when one is not the one that was committed."""
-    records = _read_records(out, [shard.name for shard in manifest.shards], read_record)
-    for shard in manifest.shards:
-        if records[shard.name].shard != shard:
-            raise AlignDetError(
-                f"shard {shard.name} of {out} is damaged, nothing was added. Run: aligndet verify {out} --repair"
-            )
-    return records
+    """Those of all shards of ``manifest``, by name. Raises AlignDetError when one is not the one that was committed."""
+    records = _read_all(out, list(manifest.shards), lambda shard: committed_record(out, shard))
+    return {record.shard.name: record for record in records}
 
 
-def _read_records(out: Path, names: list[str], read: Callable[[Path], Answer]) -> dict[str, Answer]:
-    paths = [layout.record_path(out, name) for name in names]
+def _read_all(out: Path, shards: list[Shard], read: Callable[[Shard], Answer]) -> list[Answer]:
     if not is_remote(out):
-        return dict(zip(names, map(read, paths), strict=True))
+        return [read(shard) for shard in shards]
     with ThreadPoolExecutor(_READERS) as pool:
-        return dict(zip(names, pool.map(read, paths), strict=True))
+        return list(pool.map(read, shards))
 
 
 def _record_or_none(path: Path) -> CommitRecord | None:

@@ -13,7 +13,7 @@ from proposals.dataset.bounds import read_parquet
 from proposals.dataset.files import NotListedError, sizes_in
 from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, read_record
 from proposals.errors import AlignDetError, DeniedError, UnansweredError
-from proposals.paths import WEB, is_remote, is_there, scheme_of
+from proposals.paths import is_remote, is_there, is_web
 
 State = Literal["finished", "running", "stopped"]
 _READERS = 32  # of an object store, at once
@@ -108,7 +108,7 @@ class StatusReader:
                     "far it is. Ask where it is mined: aligndet status FOLDER"
                 ) from error
             names = []
-        if scheme_of(str(self._out)) in WEB and self._is_finished(plan):
+        if is_web(self._out) and self._is_finished(plan):
             # Of a folder, a web server may show nothing, or some page that is no list of what is in it.
             manifest = read_manifest(self._out)
             declared = [f"{shard.name}.json" for shard in manifest.shards]

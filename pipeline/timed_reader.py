@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 
 from proposals.fetch import SourceUnavailableError
 from proposals.images import ImageRejected
-from proposals.paths import WEB, scheme_of
+from proposals.paths import is_web
 
 Read = Callable[[str], bytes]
 
@@ -28,7 +28,7 @@ def timed_reads(read: Read, seconds: float) -> Iterator[Read]:
             return readers[-1].read(uri, seconds)
         except Empty:
             readers.pop().end()  # should it ever come back
-            if scheme_of(uri) in WEB:
+            if is_web(uri):
                 raise ImageRejected("read", "unreachable", "its server did not answer in time") from None
             raise SourceUnavailableError(f"{uri} was not read within {seconds:g} s") from None
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from proposals.errors import AlignDetError, BadUrlError, MissingExtraError
 from proposals.images import ImageRejected
-from proposals.paths import WEB, filesystem, scheme_of
+from proposals.paths import filesystem, is_web, scheme_of
 
 Read = TypeVar("Read")
 MAX_IMAGE_BYTES = 512 * 2**20
@@ -22,6 +22,8 @@ _LONGEST_PAUSE = 20.0
 _GONE = (404, 410)
 _DENIED = (401, 403, 407, 451)
 PART, _NO_SUCH_RANGE = 206, 416
+# Of what is compressed on the way a part would be a part of nothing, and its size another.
+AS_IT_IS = {"Accept-Encoding": "identity"}
 _NO_UTF8 = re.compile(r"\\x([89a-f][0-9a-f])")
 # Of the answers that an S3 client turns into "missing" and "denied", those about this one object: others are about the
 # bucket, the credentials or the clock, and so about every image.
@@ -119,7 +121,7 @@ def asked_again(read: Callable[[], Read]) -> Read:
 def _read_once(filesystem_: Any, path: str, url: str, start: int, size: int | None) -> bytes:
     try:
         if size is None:
-            return _read_web(filesystem_, path) if scheme_of(url) in WEB else _read_whole(filesystem_, path)
+            return _read_web(filesystem_, path) if is_web(url) else _read_whole(filesystem_, path)
         return read_part(filesystem_, path, url, start, size)
     except AlignDetError:
         raise
@@ -169,11 +171,10 @@ def read_part(filesystem_: Any, path: str, url: str, start: int, size: int) -> b
 
     No more are held of what a web server sends, which may be all of it. Raises what fsspec does.
     """
-    if scheme_of(url) not in WEB:
+    if not is_web(url):
         return bytes(filesystem_.cat_file(path, start=start, end=start + size))
-    wanted = {"Range": f"bytes={start}-{start + size - 1}"}
     data = bytearray()
-    with web_stream(filesystem_, path, headers=wanted) as stream:
+    with web_part(filesystem_, path, start, size) as stream:
         before = 0 if stream.r.status == PART else start
         while (left := before + size - len(data)) > 0 and (piece := stream.read(min(_PIECE, left))):
             data += piece
@@ -187,6 +188,12 @@ def web_stream(filesystem_: Any, path: str, **options: Any) -> Any:
     """The body of a web server's answer, to be read once; ``r.status`` is its status. Raises what fsspec does."""
     # A size, or fsspec would ask for it and hide the answer.
     return filesystem_.open(path, "rb", block_size=0, size=1, **options)
+
+
+def web_part(filesystem_: Any, path: str, start: int, size: int) -> Any:
+    """`web_stream` of ``size`` bytes from ``start``; of all of it where the server knows no parts: see ``r.status``."""
+    wanted = {**AS_IT_IS, "Range": f"bytes={start}-{start + size - 1}"}
+    return web_stream(filesystem_, path, headers=wanted)
 
 
 def _read_web(filesystem_: Any, path: str) -> bytes:

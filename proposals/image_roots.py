@@ -19,7 +19,7 @@ from proposals import image_rows
 from proposals.errors import AlignDetError
 from proposals.fetch import MAX_IMAGE_BYTES, SourceUnavailableError, fetch, too_large
 from proposals.images import ImageRejected
-from proposals.paths import SCHEMES, WEB, scheme_of
+from proposals.paths import SCHEMES, is_web, scheme_of
 
 # What a table of the format has room for, and no file system and hardly a server takes more.
 MAX_NAME_BYTES = 8000
@@ -68,7 +68,7 @@ class ImageRoot(BaseModel):
         try:
             return fetch(self.locate(uri))
         except SourceUnavailableError as error:
-            if scheme_of(uri) in WEB:  # one dead host among a list's thousands must not stop the others
+            if is_web(uri):  # one dead host among a list's thousands must not stop the others
                 raise ImageRejected("read", "unreachable", "its server did not answer") from error
             raise
 

@@ -11,7 +11,7 @@ from proposals.errors import AlignDetError, BadUrlError, DeniedError, MissingExt
 
 # What a URL may begin with. Never file:, nor anything that runs a program or chains filesystems.
 SCHEMES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
-WEB = frozenset({"http", "https"})
+_WEB = frozenset({"http", "https"})
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 # What pathlib makes of a URL.
 _SQUEEZED = re.compile(r"^(" + "|".join(sorted(SCHEMES)) + r"):/(?!/)")
@@ -22,6 +22,11 @@ def scheme_of(name: str) -> str | None:
     """The scheme of a URL in lower case, None for a local path."""
     found = _URL.match(name)
     return found[1].lower() if found else None
+
+
+def is_web(name: str | Path) -> bool:
+    """Whether ``name`` is on a web server, which shows no folders and may answer anything."""
+    return scheme_of(str(name)) in _WEB
 
 
 def as_path(name: str | Path) -> Path:
@@ -61,7 +66,7 @@ def is_there(path: Path) -> bool:
         return False
     except DeniedError:
         # Of web servers many answer so for whatever is not there.
-        if scheme_of(str(path)) in WEB:
+        if is_web(path):
             return False
         raise
 
@@ -116,7 +121,7 @@ def storage_options(scheme: str) -> dict[str, Any]:
     fresh: dict[str, Any] = {"use_listings_cache": False}  # others write there too, and a job must see it
     if scheme == "s3":
         return {**fresh, "default_block_size": 5 * 2**20}
-    if scheme not in WEB:
+    if scheme not in _WEB:
         return fresh
     import aiohttp
 

@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from proposals.errors import AlignDetError, DeniedError, UnansweredError
-from proposals.fetch import PART, Read, SourceUnavailableError, asked_again, read_part, verdict, web_stream
-from proposals.paths import WEB, scheme_of
+from proposals.fetch import (
+    AS_IT_IS,
+    PART,
+    Read,
+    SourceUnavailableError,
+    asked_again,
+    read_part,
+    verdict,
+    web_part,
+    web_stream,
+)
+from proposals.paths import is_web
 
 _PIECE = 4 * 2**20
 _CHUNK = 2**20
@@ -113,7 +123,7 @@ class _Pieces:
         remote: Any = path
         self.path, self.size = path, size
         self._store, self._name = remote.fs, remote.path
-        self._web = scheme_of(str(path)) in WEB
+        self._web = is_web(path)
         self._parts = size is not None
         self._body: Any = None
         self._place = 0
@@ -176,15 +186,14 @@ class _Pieces:
         return bytes(data)
 
     def _answer(self, start: int, size: int) -> Any:
-        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{start + size - 1}"}
-        return web_stream(self._store, self._name, headers=headers)
+        return web_part(self._store, self._name, start, size)
 
     def _all_of_it(self) -> Any:
         import aiohttp
 
         # Without the limit for a whole answer, which a large file takes longer than.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
-        return web_stream(self._store, self._name, headers={"Accept-Encoding": "identity"}, timeout=timeout)
+        return web_stream(self._store, self._name, headers=AS_IT_IS, timeout=timeout)
 
 
 class _Seekable(io.RawIOBase):
@@ -233,7 +242,7 @@ def _judged(path: Path, ask: Callable[[], Read]) -> Read:
     except Exception as error:  # every backend has exceptions of its own
         # Of a web server's every failure fsspec says that a file is not found, and the server's own answer is inside.
         inner = error.__cause__ if isinstance(error, FileNotFoundError) else None
-        if scheme_of(str(path)) in WEB and isinstance(inner, Exception):
+        if is_web(path) and isinstance(inner, Exception):
             error = inner
         if isinstance(error, FileNotFoundError):
             raise error

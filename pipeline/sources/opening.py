@@ -13,7 +13,7 @@ from proposals.errors import AlignDetError, MissingExtraError
 from proposals.image_roots import Kind
 from proposals.image_rows import can_hold_images
 from proposals.images import has_image_suffix
-from proposals.paths import WEB, as_path, is_remote, is_there, real_path, scheme_of
+from proposals.paths import as_path, is_remote, is_there, is_web, real_path, scheme_of
 
 _BY_SUFFIX: dict[str, Kind] = {
     ".txt": "list",
@@ -74,7 +74,7 @@ def _opened(
     if _is_file(name, place, kind or found, found):
         _require_file(place)
         return _of_file(place, kind or found or "folder", glob, column, image_root)
-    if scheme_of(name) in WEB:
+    if is_web(name):
         raise AlignDetError(
             f"{name}: a web server cannot be listed. Give a list of URLs, or tars by their names."
         )

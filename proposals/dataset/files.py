@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from proposals.dataset.layout import TEMPORARY_MARK
 from proposals.errors import AlignDetError, DeniedError
 from proposals.fetch import read_part
-from proposals.paths import WEB, is_remote, scheme_of
+from proposals.paths import is_remote, is_web
 from proposals.remote_files import answered, open_remote, pieces_of
 
 
@@ -175,7 +175,7 @@ def files_below(root: Path) -> Iterator[str]:
     Raises NotListedError where a web server does not show what is in ``root``, else as `info_of` does.
     """
     remote: Any = root
-    if scheme_of(str(root)) in WEB and not _shown(remote):
+    if is_web(root) and not _shown(remote):
         raise _not_listed(root)
     name = remote.path
     found = answered(root, lambda: dict(remote.fs.find(name, detail=True)))
@@ -224,7 +224,7 @@ def sizes_in(folder: Path) -> dict[str, int]:
     """
     if is_remote(folder):
         found = _shown(folder)
-        if not found and scheme_of(str(folder)) in WEB and not _shown(folder.parent):
+        if not found and is_web(folder) and not _shown(folder.parent):
             raise _not_listed(folder.parent)
         return {info["name"].rsplit("/", 1)[-1]: info["size"] for info in found if info["type"] == "file"}
     if not folder.is_dir():
@@ -245,7 +245,7 @@ def _shown(folder: Any) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except DeniedError:
-        if scheme_of(str(folder)) in WEB:
+        if is_web(folder):
             return []
         raise
 

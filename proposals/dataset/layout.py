@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import Path, PurePosixPath
 
-from proposals.paths import WEB, scheme_of
+from proposals.paths import is_web
 
 MANIFEST = "dataset.json"
 PLAN = "plan.parquet"
@@ -79,7 +79,7 @@ def image_extension(uri: str) -> str:
     One spelling per format (jpg, tif). A web URL without one may have it before its ``?`` or ``#``. Never what a
     stranger chooses: readers of tars go by it, and webdataset unpickles what is called ``pyd``.
     """
-    names = [uri, re.split("[?#]", uri, maxsplit=1)[0]] if scheme_of(uri) in WEB else [uri]
+    names = [uri, re.split("[?#]", uri, maxsplit=1)[0]] if is_web(uri) else [uri]
     suffixes = [PurePosixPath(name).suffix.lower().lstrip(".") for name in names]
     spelled = [{"jpeg": "jpg", "tiff": "tif"}.get(suffix, suffix) for suffix in suffixes]
     return next((suffix for suffix in spelled if suffix in _EXTENSIONS), "bin")

@@ -22,7 +22,7 @@ from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError, NewerFormatError
 from proposals.filter_spec import STATUSES, Status
 from proposals.image_roots import ImageRoot
-from proposals.paths import WEB, as_path, is_remote, is_there, scheme_of
+from proposals.paths import as_path, is_remote, is_there, is_web
 from proposals.recipe import Recipe
 
 FORMAT_NAME = "aligndet-proposals"
@@ -278,7 +278,10 @@ def committed_record(root: Path, shard: ShardEntry) -> CommitRecord:
     """The commit record of a shard that the manifest in ``root`` lists; raises AlignDetError when it is another one."""
     record = read_record(layout.record_path(root, shard.name))
     if record.shard != shard:
-        raise AlignDetError(f"shard {shard.name} of {root} is damaged. See: aligndet verify {root}")
+        raise AlignDetError(
+            f"shard {shard.name} of {root} is damaged: its record is not the one that {layout.MANIFEST} has. "
+            f"`aligndet verify {root}` tells what is wrong, and with --repair mends it."
+        )
     return record
 
 
@@ -368,7 +371,7 @@ def _check_format(path: Path, data: bytes) -> str:
 
 
 def _how_to_one(root: Path) -> str:
-    if scheme_of(str(root)) in WEB:
+    if is_web(root):
         return "Is the address that of its folder?"
     if is_remote(root) or not root.exists():
         return f"Make one: aligndet mine IMAGES {root}"

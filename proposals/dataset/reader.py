@@ -21,7 +21,7 @@ from proposals.dataset.tables import REFERENCE_SCHEMA, SCHEMA, box_offsets, flat
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
-from proposals.paths import WEB, ForkSafePath, as_path, scheme_of
+from proposals.paths import ForkSafePath, as_path, is_web, scheme_of
 
 _CACHE_BYTES = 64 * 2**20
 
@@ -188,11 +188,7 @@ class ProposalDataset(Sequence[Record]):
 def refuse_pointing_here(root: Path, manifest: Manifest) -> None:
     """Raise AlignDetError when the dataset at the URL ``root`` says that its images are files of this machine."""
     # Nobody can mine into a web server: what lies there is a stranger's, and has no business with this machine's files.
-    if (
-        scheme_of(str(root)) in WEB
-        and manifest.images is not None
-        and scheme_of(manifest.images.root) is None
-    ):
+    if is_web(root) and manifest.images is not None and scheme_of(manifest.images.root) is None:
         raise AlignDetError(
             f"the dataset at {root} has its images at {manifest.images.root}, on this machine: a dataset from a web "
             "server may not name local files. Download it first if you trust it."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from proposals.errors import AlignDetError, UnansweredError
-from proposals.paths import WEB, is_remote, scheme_of, walk_folders
+from proposals.paths import is_remote, is_web, walk_folders
 
 # 2^20 keys of 65 bytes, or 4096 features of 16 384 float16.
 LARGEST_CHUNK = 2**27
@@ -83,7 +83,7 @@ def _store(folder: Path) -> Any:
     remote: Any = folder
     options = dict(remote.storage_options)
     kind = FsspecStore
-    if scheme_of(str(folder)) in WEB:
+    if is_web(folder):
         from proposals.dataset.web_zarr import WebStore
 
         kind = WebStore

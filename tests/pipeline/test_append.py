@@ -124,7 +124,7 @@ def test_nothing_is_added_to_a_damaged_dataset(images, grow, tmp_path, mine_fold
     shutil.copy(layout.record_path(out, "00000"), layout.record_path(out, "00001"))
     grow(images)
     before = _times(out)
-    with pytest.raises(AlignDetError, match=r"shard 00001 .* is damaged, nothing was added"):
+    with pytest.raises(AlignDetError, match=r"shard 00001 .* is damaged: its record"):
         mine_folder(images, out, _SMALL, images_per_shard=2)
     assert _times(out) == before
 

@@ -9,7 +9,7 @@ from proposals.dataset.files import paths_in
 from proposals.dataset.manifest import Manifest
 from proposals.dataset.regions import RegionStore
 from proposals.errors import AlignDetError, UnansweredError
-from proposals.paths import WEB, is_there, scheme_of
+from proposals.paths import is_there, is_web
 
 
 def feature_faults(root: Path, manifest: Manifest, *, deep: bool) -> Iterator[tuple[str, str]]:
@@ -55,4 +55,4 @@ def _cluster_problems(root: Path, manifest: Manifest) -> Iterator[tuple[str, str
 
 def _is_group(path: Path) -> bool:
     # A web server need not show folders, but files.
-    return is_there(path / "zarr.json") if scheme_of(str(path)) in WEB else path.is_dir()
+    return is_there(path / "zarr.json") if is_web(path) else path.is_dir()
