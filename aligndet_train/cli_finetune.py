@@ -85,6 +85,7 @@ def finetune(
         raise AlignDetError(
             f"--weights {weights} and --backbone-weights {backbone_weights} both name the backbone's weights: drop one"
         )
+    _require_read(cfg_options, "finetune")
     stock = _stock_config(config, detector, cfg_options, no_python_config, weights, backbone_weights, quiet)
     from aligndet_train.console import volume
     from aligndet_train.distributed import is_first
@@ -141,6 +142,7 @@ def evaluate(
     Example: `aligndet evaluate --detector fcos --weights F/epoch_12.pth --val val.json --work-dir E`
     """
     require_extra("train", "evaluate")
+    _require_read(cfg_options, "evaluate")
     stock = _stock_config(config, detector, cfg_options, no_python_config, weights, quiet=as_json)
     from aligndet_train.console import volume
     from aligndet_train.finetuning.evaluation import evaluate as run_evaluate
@@ -186,6 +188,12 @@ def split(
     for subset in run_split(annotations, out, _percents(percent or ["1,5,10"]), range(seeds)):
         lost = f", no box of {', '.join(subset.missing)}" if subset.missing else ""
         typer.echo(f"{subset.path}: {subset.images} images, {subset.boxes} boxes{lost}")
+
+
+def _require_read(options: list[str] | None, verb: str) -> None:
+    from aligndet_train.finetuning.options import require_read
+
+    require_read((option.partition("=")[0].strip() for option in options or ()), verb)
 
 
 def _stock_config(

@@ -17,6 +17,8 @@ NAMES = {
 }
 # Of one pretraining: what an arm changes against `box`.
 CHANGES = {"keep": "predictors kept", "no-class-branch": "class branch left out"}
+# Options of a run that all arms share.
+BUDGET = ("epochs", "batch_size", "image_size", "weight_decay")
 # Detector, schedule, per cent of the labels, source of the weights.
 Key = tuple[str, str, int, str]
 
@@ -96,7 +98,28 @@ def by_cell(runs: list[dict[str, Any]]) -> dict[Key, dict[str, dict[int, dict[st
         ):
             sys.exit(f"the seeds of {name} have different backbones: they are of different studies")
         cell[run["seed"]] = run
+    require_one_budget(runs)
     return finals
+
+
+def require_one_budget(runs: list[dict[str, Any]]) -> None:
+    """End the process where the arms of one cell learned for other times or sizes, or from or on other pictures."""
+    first: dict[tuple[Any, ...], Any] = {}
+    for run in runs:
+        for what, value in budget_of(run).items():
+            if first.setdefault((run["detector"], run["schedule"], run["fraction"], what), value) != value:
+                sys.exit(
+                    f"the runs of {run['detector']}, {run['schedule']}, {run['fraction']} % differ in {what}: they are "
+                    "of different studies, give each a report of its own"
+                )
+
+
+def budget_of(run: dict[str, Any]) -> dict[str, Any]:
+    """What the arms of a detector, schedule and share of the labels have in common, by name."""
+    told = run.get("run", {})
+    common = {name: told["options"][name] for name in BUDGET if name in told.get("options", {})}
+    files = {"what they are measured on": "val", f"the pictures of seed {run['seed']}": "train"}
+    return common | {what: told[file]["sha256"] for what, file in files.items() if file in told}
 
 
 def backbone_of(run: dict[str, Any]) -> dict[str, str]:
@@ -211,6 +234,7 @@ def rates_tried(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def spread(values: list[float]) -> str:
+    """Mean and standard deviation, as the tables have them."""
     if not values:
         return "not done"
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""

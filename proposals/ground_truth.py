@@ -22,7 +22,8 @@ class GroundTruth:
     names: [I] file names as written there. sizes: [I, 2] int64 (width, height) px, 0 where unknown.
     offsets: [I + 1] int64, image i owns rows offsets[i]:offsets[i + 1] of the rest. boxes: [G, 4] float64, xywh px
     (as COCO writes them: other forms would round differently), half-open. area: [G] float64 px^2, as annotated.
-    ignore: [G] bool, crowd, difficult, or marked ``ignore``. labels: [G] int64 into ``classes``.
+    ignore: [G] bool, crowd, difficult, or marked ``ignore``; crowd: [G] bool, the first of them. labels: [G] int64
+    into ``classes``.
     """
 
     names: list[str]
@@ -31,6 +32,7 @@ class GroundTruth:
     boxes: npt.NDArray[np.float64]
     area: npt.NDArray[np.float64]
     ignore: npt.NDArray[np.bool_]
+    crowd: npt.NDArray[np.bool_]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
 
@@ -98,6 +100,7 @@ def _from_coco(content: dict[str, Any]) -> GroundTruth:
         boxes=boxes.reshape(-1, 4),
         area=np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64),
         ignore=np.array([bool(a.get("iscrowd") or a.get("ignore")) for a in annotations], dtype=np.bool_),
+        crowd=np.array([bool(a.get("iscrowd")) for a in annotations], dtype=np.bool_),
         labels=np.array([label[a["category_id"]] for a in annotations], dtype=np.int64),
         classes=tuple(str(category["name"]) for category in categories),
     )
@@ -130,6 +133,7 @@ def _read_voc(folder: Path) -> GroundTruth:
         boxes=boxes,
         area=boxes[:, 2] * boxes[:, 3],
         ignore=np.array([found.findtext("difficult", "0").strip() == "1" for _, found in objects], np.bool_),
+        crowd=np.zeros(len(objects), np.bool_),
         labels=np.array([classes.index(name) for name in names], dtype=np.int64),
         classes=classes,
     )
@@ -178,6 +182,7 @@ def _grouped(
     boxes: npt.NDArray[np.float64],
     area: npt.NDArray[np.float64],
     ignore: npt.NDArray[np.bool_],
+    crowd: npt.NDArray[np.bool_],
     labels: npt.NDArray[np.int64],
     classes: tuple[str, ...],
 ) -> GroundTruth:
@@ -191,6 +196,7 @@ def _grouped(
         boxes=boxes[order],
         area=area[order],
         ignore=ignore[order],
+        crowd=crowd[order],
         labels=labels[order],
         classes=classes,
     )

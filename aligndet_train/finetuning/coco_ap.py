@@ -16,12 +16,42 @@ _NAMES = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 class ClassFigures(TypedDict):
-    """One class: AP and AP50 in per cent, -1 where no box is of it, and how many boxes are (crowds aside)."""
+    """One class: AP and AP50 in per cent, -1 where no box is of it, and how many are; crowds and difficult ones not."""
 
     name: str
     AP: float
     AP50: float
     boxes: int
+
+
+class _Evaluation(COCOeval):
+    """COCO's, in which any number of boxes may lie on (by IoU, as in VOC) a box of ``difficult``, by annotation id.
+
+    They count neither for nor against. A crowd excuses what lies in it instead: pycocotools knows nothing else, and
+    forgets ``ignore``.
+    """
+
+    def __init__(self, truth: Any, found: Any, difficult: frozenset[int]) -> None:
+        super().__init__(truth, found, "bbox")
+        self._difficult = difficult
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for box in self._excusing(list(self._gts.values())):
+            box.update(ignore=1, iscrowd=1)
+
+    def computeIoU(self, image: int, category: int) -> Any:  # noqa: N802, pycocotools' name
+        """[boxes found, boxes] IoU."""
+        excusing = self._excusing([self._gts[image, category]])
+        for box in excusing:
+            box["iscrowd"] = 0
+        overlaps = super().computeIoU(image, category)
+        for box in excusing:
+            box["iscrowd"] = 1
+        return overlaps
+
+    def _excusing(self, groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        return [box for group in groups for box in group if box["id"] in self._difficult]
 
 
 @METRICS.register_module(name=METRIC, force=True)
@@ -35,6 +65,8 @@ class CocoAp(CocoMetric):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.of_classes: list[ClassFigures] = []
+        listed = self._coco_api.anns.values()
+        self._difficult = frozenset(box["id"] for box in listed if box.get("ignore") and not box["iscrowd"])
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """``bbox_mAP`` and so on, as fractions, -1 where nothing is of that size; empty when no box was found.
@@ -51,7 +83,7 @@ class CocoAp(CocoMetric):
         if not boxes:
             self.of_classes = self._figures_of_classes(None)
             return {}
-        evaluation = COCOeval(truth, truth.loadRes(boxes), "bbox")
+        evaluation = _Evaluation(truth, truth.loadRes(boxes), self._difficult)
         evaluation.params.catIds = self.cat_ids
         evaluation.params.imgIds = self.img_ids
         evaluation.params.maxDets = list(self.proposal_nums)
@@ -67,8 +99,8 @@ class CocoAp(CocoMetric):
         """Means over what stats[0] and stats[1] are means of; 0 where no box was found, as ``evaluation`` is None."""
         found: list[ClassFigures] = []
         for index, category in enumerate(self._coco_api.load_cats(self.cat_ids)):
-            annotations = self._coco_api.load_anns(self._coco_api.get_ann_ids(cat_ids=[category["id"]]))
-            boxes = sum(not one.get("iscrowd", 0) for one in annotations)
+            listed = self._coco_api.get_ann_ids(img_ids=self.img_ids, cat_ids=[category["id"]])
+            boxes = sum(not one["iscrowd"] for one in self._coco_api.load_anns(listed))
             ap = ap50 = 0.0 if boxes else -1.0
             if evaluation is not None and boxes:
                 # (IoU, recall, class, size, most boxes of an image)

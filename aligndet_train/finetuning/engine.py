@@ -2,9 +2,14 @@
 
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import nn
+
+from aligndet_train.finetuning.loading import plain
 
 _RUNS = count()
 
@@ -16,4 +21,23 @@ def new_runner(config: Config) -> Runner:
     if "experiment_name" not in config:
         # mmengine keeps logs by this name and the second: the next run of a process gets its own.
         config.experiment_name = f"{Path(config.filename or 'config').stem}_{next(_RUNS)}"
-    return Runner.from_cfg(config)
+    runner = Runner.from_cfg(config)
+    _start_alone(runner.model)
+    return runner
+
+
+def _start_alone(model: nn.Module) -> None:
+    """Leave torch's generator as it was once the backbone is initialised, of which weights may have spared parts.
+
+    So neck and heads begin alike in all runs of a seed, wherever their backbones' weights come from.
+    """
+    backbone: Any = getattr(plain(model), "backbone", None)
+    if not hasattr(backbone, "init_weights"):
+        return
+    init_weights = backbone.init_weights
+
+    def init_alone() -> None:
+        with torch.random.fork_rng(devices=[]):
+            init_weights()
+
+    backbone.init_weights = init_alone

@@ -224,7 +224,7 @@ def _fit(content: Mapping[str, Any]) -> bool:
     """Whether what the file says is what mmdet and pycocotools take it for.
 
     Both number classes by the order of ``categories``, not by their ids, and find them by name; pycocotools
-    keeps the ids of boxes as numbers and takes 0 for unmatched, and overwrites ``ignore``.
+    keeps the ids of boxes as numbers and takes 0 for unmatched.
     """
     numbers = [category["id"] for category in content["categories"]]
     boxes = [annotation.get("id") for annotation in content["annotations"]]
@@ -235,7 +235,6 @@ def _fit(content: Mapping[str, Any]) -> bool:
         and len(set(boxes)) == len(boxes)
         and all(
             annotation.keys() >= _OF_ANNOTATIONS
-            and not annotation.get("ignore")
             and annotation["iscrowd"] in (0, 1)
             and all(isinstance(value, int | float) for value in annotation["bbox"])
             and _has_area(annotation)
@@ -258,6 +257,8 @@ def _is_positive(value: Any) -> bool:
 def coco_form(truth: GroundTruth, classes: tuple[str, ...], source: Path) -> dict[str, Any]:
     """``truth`` as the content of a COCO json of ``classes``; ``source`` is named in errors.
 
+    What is difficult is marked ``ignore``: mmdet does not learn it, and see `coco_ap`.
+
     Raises AlignDetError when an image's size is not known, or two classes have one name.
     """
     if (truth.sizes <= 0).any():
@@ -278,7 +279,8 @@ def coco_form(truth: GroundTruth, classes: tuple[str, ...], source: Path) -> dic
             "category_id": number[truth.classes[truth.labels[row]]],
             "bbox": truth.boxes[row].tolist(),
             "area": float(area[row]),
-            "iscrowd": int(truth.ignore[row]),
+            "iscrowd": int(truth.crowd[row]),
+            **({"ignore": 1} if truth.ignore[row] and not truth.crowd[row] else {}),
         }
         for row in range(len(truth.boxes))
     ]

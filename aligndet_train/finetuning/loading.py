@@ -1,5 +1,7 @@
 """Weights into a detector of mmdet: what fits by name and shape, and what is said of the rest."""
 
+import re
+
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -13,6 +15,7 @@ from aligndet_train.export import KeyReport, key_report
 from proposals.errors import AlignDetError
 
 _NAMED = 20  # tensors that weights leave new
+_REGRESSOR = re.compile(r"^roi_head\.bbox_head\.(\d+\.)?fc_reg\.(weight|bias)$")
 
 
 class LoadWeightsHook(Hook):
@@ -45,7 +48,7 @@ class LoadWeightsHook(Hook):
 def load_into(model: torch.nn.Module, state: dict[str, Tensor]) -> KeyReport:
     """Load what fits by name and shape, and say what did not."""
     own = model.state_dict()
-    state = {name: _for_all_classes(value, own.get(name)) for name, value in state.items()}
+    state = {name: _for_all_classes(name, value, own.get(name)) for name, value in state.items()}
     report = key_report(state, own)
     if not report.beyond_backbone and not only_backbone(state):
         raise AlignDetError(
@@ -58,6 +61,7 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor]) -> KeyReport:
 
 
 def only_backbone(state: dict[str, Tensor]) -> bool:
+    """Whether ``state`` has a detector's names, all of its backbone."""
     return all(name.startswith("backbone.") for name in state)
 
 
@@ -66,16 +70,19 @@ def plain(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def skip_downloads(config: Config) -> None:
-    # The backbone's weights are about to be overwritten: fetching others first would be in vain, or fail.
+    """Let the backbone of ``config`` begin without weights, in place.
+
+    They are about to be overwritten: fetching others first would be in vain, or fail.
+    """
     backbone = config.model.backbone
     names = ("init_cfg", "pretrained", *(("weights",) if class_name(backbone.type) == "TimmBackbone" else ()))
     for name in names:
         backbone.pop(name, None)
 
 
-def _for_all_classes(value: Tensor, own: Tensor | None) -> Tensor:
-    """A box regressor that `export` repeated for every class of one config, for as many as another has."""
-    if own is None or value.shape == own.shape or value.ndim == 0 or len(value) % 4:
+def _for_all_classes(name: str, value: Tensor, own: Tensor | None) -> Tensor:
+    """A RoI head's box regressor that `export` repeated for each class of one config, for as many as another has."""
+    if own is None or value.shape == own.shape or not _REGRESSOR.search(name) or len(value) % 4:
         return value
     of_class = value.reshape(-1, 4, *value.shape[1:])
     return repeated_regressor(value[:4], own) if bool((of_class == of_class[:1]).all()) else value

@@ -5,7 +5,6 @@ usual ones (AlignDet's fine-tuning). The rate is also scaled linearly from the b
 (see `base_batch`).
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -19,21 +18,20 @@ from aligndet_train.finetuning.base_batch import base_batch
 from aligndet_train.finetuning.coco_ap import METRIC
 from aligndet_train.finetuning.labels import Labels, require_boxes
 from aligndet_train.finetuning.resizing import ImageSize
+from aligndet_train.finetuning.schedule import move_schedule, move_switches, scale_floor
 from aligndet_train.optimizer import Bfloat16OptimWrapper
 from proposals.errors import AlignDetError
 
 PRETRAINED_LR_FACTOR = 1.5
 PRETRAINED_WEIGHT_DECAY_FACTOR = 0.5
-_WARMUP_SHARE = 10
 # pycocotools' own. With mmdet's (100, 300, 1000) AP50 would count 1000 boxes an image, and AP 100.
 _MOST_BOXES = (1, 10, 100)
 # Datasets of which an epoch has images more than once.
 _REPEATING = ("RepeatDataset", "ClassBalancedDataset")
 # Detectors that cannot be built without their mask branch.
 _NEED_MASKS = ("SCNet", "PointRend", "PanopticFPN")
-# At their last step, not after it, they are back at the whole rate: of one step they never are.
-_OF_TWO_STEPS = ("LinearLR", "ConstantLR", "LinearMomentum", "ConstantMomentum")
-_WARM_UPS = ("Linear", "Constant", "QuadraticWarmup")
+# Box heads that predict masks as well.
+_OF_MASKS = ("RTMDetInsHead", "RTMDetInsSepBNHead")
 # What a config must have to train, and to be measured, beside its model.
 _TO_TRAIN = (
     "train_dataloader.dataset",
@@ -146,7 +144,7 @@ def finetune_config(
         config.optim_wrapper.type = Bfloat16OptimWrapper.__name__  # the config is also printed, as Python
     _set_schedule(config, kept.number, options, chosen.batch, size)
     for scheduler in config.param_scheduler:
-        _scale(scheduler, chosen.lr / usual if usual else 1.0)
+        scale_floor(scheduler, chosen.lr / usual if usual else 1.0)
     config.work_dir = str(work_dir)
     config.default_scope = config.get("default_scope") or "mmdet"
     config.randomness = {**(config.get("randomness") or {}), "seed": options.seed}
@@ -294,7 +292,8 @@ def _with_classes(node: Any) -> Iterator[Any]:
 
 
 def _has_masks(model: ConfigDict) -> bool:
-    return bool((model.get("roi_head") or {}).get("mask_head") or model.get("mask_head"))
+    of_rois = (model.get("roi_head") or {}).get("mask_head")
+    return bool(of_rois or model.get("mask_head") or class_name(_final_head(model)["type"]) in _OF_MASKS)
 
 
 def _set_loader(
@@ -352,68 +351,12 @@ def _set_schedule(config: Config, images: int, options: FinetuneOptions, batch: 
     if usual is None:
         raise AlignDetError("the config counts iterations, not epochs: use an epoch-based schedule of it")
     epochs = options.epochs or usual
+    # Of an epoch, about.
+    move_schedule(config, epochs, max(1, images * _repeats(config.train_dataloader.dataset) // batch))
+    move_switches(config, epochs)
     config.train_cfg.update(max_epochs=epochs, val_interval=options.eval_interval)
     for name in ("val_begin", "dynamic_intervals"):
         config.train_cfg.pop(name, None)
-    # Of an epoch, about.
-    steps = max(1, images * _repeats(config.train_dataloader.dataset) // batch)
-    schedulers = config.get("param_scheduler") or []
-    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
-    for scheduler in schedulers:
-        _move(scheduler, usual, epochs, steps * epochs)
-    config.param_scheduler = [scheduler for scheduler in schedulers if _has_time(scheduler, steps)]
     for hook in config.get("custom_hooks") or []:
-        for name in ("switch_epoch", "num_last_epochs"):  # RTMDet, YOLOX: the last epochs without mosaics
-            if name in hook:
-                hook[name] = max(1, round(hook[name] * epochs / usual))
         if "switch_pipeline" in hook:
             hook.switch_pipeline = size.fit(hook.switch_pipeline, training=True)
-
-
-def _has_time(scheduler: ConfigDict, steps: int) -> bool:
-    """Whether a short run of ``steps`` an epoch leaves the phase any, and a warm-up enough of them to end."""
-    time = scheduler.get("end", math.inf) - scheduler.get("begin", 0)
-    if scheduler.get("by_epoch", True) and scheduler.get("convert_to_iter_based"):
-        time *= steps
-    return bool(time >= (2 if class_name(scheduler["type"]) in _OF_TWO_STEPS else 1))
-
-
-def _scale(scheduler: ConfigDict, factor: float) -> None:
-    """Move the learning rates that a schedule names as such with the one it is for."""
-    for name in ("eta_min", "eta_max"):
-        if class_name(scheduler["type"]).endswith("LR") and scheduler.get(name) is not None:
-            scheduler[name] *= factor
-
-
-def _require_warm_up(scheduler: ConfigDict) -> None:
-    """Raise AlignDetError for a phase in steps that is the schedule itself: its steps are those of other images."""
-    kind = class_name(scheduler["type"])
-    falls = scheduler.get("start_factor", 0) > scheduler.get("end_factor", 1)
-    if not kind.startswith(_WARM_UPS) or scheduler.get("begin", 0) or falls:
-        raise AlignDetError(
-            f"the config's {kind} counts steps, which are those of the config's own images: count epochs, "
-            "by_epoch=True, convert_to_iter_based=True"
-        )
-
-
-def _move(scheduler: ConfigDict, usual: int, epochs: int, steps: int) -> None:
-    if not scheduler.get("by_epoch", True):
-        _require_warm_up(scheduler)
-        if "end" in scheduler:
-            scheduler.end = max(1, min(scheduler.end, steps // _WARMUP_SHARE))
-        return
-    factor = epochs / usual
-    if "milestones" in scheduler:
-        # A drop at the end of the last epoch would be none; two at one place count twice.
-        latest = max(1, epochs - 1)
-        scheduler.milestones = [min(max(1, round(m * factor)), latest) for m in scheduler.milestones]
-    to_the_end = scheduler.get("end", usual) >= usual
-    falls_to_its_end = scheduler.get("T_max") == scheduler.get("end", usual) - scheduler.get("begin", 0)
-    for name in ("begin", "end", "T_max"):
-        if name in scheduler:
-            # A first phase (a warm-up) keeps an epoch.
-            scheduler[name] = max(round(scheduler[name] * factor), int(name != "begin"))
-    if "end" in scheduler and to_the_end:
-        scheduler.end = epochs
-    if falls_to_its_end:  # rounded by itself a cosine may end before its phase, and rise again
-        scheduler.T_max = scheduler.get("end", epochs) - scheduler.get("begin", 0)

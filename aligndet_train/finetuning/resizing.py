@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config
 
 from aligndet_train.detectors.class_names import class_name
+from proposals.errors import AlignDetError
 
 _RESIZES = ("Resize", "RandomResize", "RandomChoiceResize")
 _MIXES = ("Mosaic", "CachedMosaic", "MixUp", "CachedMixUp")
@@ -32,7 +33,9 @@ class ImageSize:
 
     @classmethod
     def of(cls, config: Config, sides: tuple[int, int] | None) -> "ImageSize":
-        """Of ``sides`` in ``config``."""
+        """Of ``sides`` in ``config``. Raises AlignDetError where images are tested as large as they are."""
+        if sides is not None:
+            _require_resized(config)
         usual = _tested_at(config)
         if sides is None or usual is None or not _has_canvas(config):
             return cls(sides)
@@ -65,7 +68,8 @@ class ImageSize:
             return
         for name in ("scales", "resize_type", "ratio_range"):
             step.pop(name, None)
-        step.update(type="Resize", scale=self.sides, keep_ratio=True)
+        # Some detectors stretch what they see to a fixed shape (SSD); mmcv's own default is to stretch, too.
+        step.update(type="Resize", scale=self.sides, keep_ratio=step.get("keep_ratio", False))
 
 
 def steps_of(pipeline: Any) -> Iterator[Any]:
@@ -93,7 +97,7 @@ def _scaled(value: Any, factor: float, multiple: int, rounded: Callable[[float],
 
 
 def _has_canvas(config: Config) -> bool:
-    train = list(_train_steps(config.get("train_dataloader") or {}))
+    train = list(_steps_of_loader(config.get("train_dataloader") or {}))
     mixed = any(class_name(step["type"]) in _MIXES for step in train)
     padded = any(class_name(step["type"]) == "Pad" and step.get("size") for step in train)
     return mixed or padded or bool(_batch_augments(config))
@@ -104,21 +108,33 @@ def _batch_augments(config: Config) -> Any:
     return preprocessor.get("batch_augments") or ()
 
 
-def _train_steps(node: Any) -> Iterator[Any]:
+def _steps_of_loader(node: Any) -> Iterator[Any]:
     """Of all pipelines of a loader, whatever wraps its dataset."""
     if isinstance(node, dict):
         yield from steps_of(node.get("pipeline") or ())
         for name in ("dataset", "datasets"):
-            yield from _train_steps(node.get(name))
+            yield from _steps_of_loader(node.get(name))
     elif isinstance(node, (list, tuple)):
         for part in node:
-            yield from _train_steps(part)
+            yield from _steps_of_loader(part)
+
+
+def _require_resized(config: Config) -> None:
+    steps = list(_steps_of_loader(_tested(config)))
+    if steps and not any(class_name(step["type"]) in _RESIZES for step in steps):
+        raise AlignDetError(
+            f"{config.filename or 'the config'} tests images as large as they are, and --image-size would train at "
+            "another size than it measures at: drop it, or put a Resize into the config's test pipeline"
+        )
+
+
+def _tested(config: Config) -> Any:
+    return config.get("val_dataloader") or config.get("test_dataloader") or {}
 
 
 def _tested_at(config: Config) -> int | None:
     """Longer side in px to which images are brought for the test; None where the config does not say."""
-    loader = config.get("val_dataloader") or config.get("test_dataloader") or {}
-    for step in _train_steps(loader):
+    for step in _steps_of_loader(_tested(config)):
         if class_name(step["type"]) == "Resize" and isinstance(step.get("scale"), (list, tuple)):
             return int(max(step["scale"]))
     return None

@@ -87,5 +87,6 @@ def _part(truth: GroundTruth, kept: npt.NDArray[np.bool_]) -> GroundTruth:
         boxes=truth.boxes[rows],
         area=truth.area[rows],
         ignore=truth.ignore[rows],
+        crowd=truth.crowd[rows],
         labels=truth.labels[rows],
     )

@@ -92,7 +92,7 @@ def scored(path: Path) -> object:
 
     size, box, zero = np.zeros((1, 2), np.int64), np.array([[10.0, 10, 80, 60]]), np.zeros(1, np.int64)
     truth = GroundTruth(
-        ["cat.jpg"], size, np.array([0, 1]), box, np.array([4800.0]), np.zeros(1, bool), zero, ("cat",)
+        ["cat.jpg"], size, np.array([0, 1]), box, np.array([4800.0]), *np.zeros((2, 1), bool), zero, ("cat",)
     )
     return measure_dataset(open_dataset(path), truth)[1].paired
 

@@ -67,6 +67,28 @@ def test_rates_that_were_tried_are_told_and_are_no_result(tmp_path):
     assert "that each rate was chosen on" not in reported(write(tmp_path / "finals.json", finals))
 
 
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"options": {"amp": False, "epochs": 36}}, "epochs"),
+        ({"options": {"amp": False, "image_size": [128, 128]}}, "image_size"),
+        ({"val": {"sha256": "b"}}, "what they are measured on"),
+        ({"train": {"sha256": "b"}}, "the pictures of seed 0"),
+    ],
+)
+def test_arms_of_different_studies_are_not_paired(tmp_path, changed, what):
+    told = {
+        "options": {"amp": False, "epochs": 12, "image_size": [160, 160]},
+        "val": {"sha256": "a"},
+        "train": {"sha256": "a"},
+    }
+    runs = [{**run_of(arm, 0, 5.0), "run": told} for arm in ("backbone", "box")]
+    assert "| +0.0 |" in reported(write(tmp_path / "one.json", runs))
+    runs[1]["run"] = {**told, **changed}
+    with pytest.raises(SystemExit, match=f"fcos_lite0, short, 100 % differ in {what}"):
+        reported(write(tmp_path / "two.json", runs))
+
+
 def test_seeds_of_different_rates_are_no_mean():
     with pytest.raises(SystemExit, match="different learning rates"):
         by_cell([run_of("box", 0, 5.0, lr=0.006), run_of("box", 1, 5.0, lr=0.012)])

@@ -118,6 +118,71 @@ def test_every_class_has_the_ap_of_a_set_that_holds_it_alone(tmp_path):
     assert mean == pytest.approx(100 * overall["coco/bbox_mAP"], abs=0.01)
 
 
+def corner_case(path: Path, kind: dict[str, int]) -> dict[str, float]:
+    """Figures of two right boxes and three wrong ones within a large box of ``kind``, which another one finds."""
+    truth, _ = truth_and_found(0)
+    placed = [(0, [0.0, 0.0, 200.0, 200.0], kind), (0, [250.0, 100.0, 100.0, 100.0], {}),
+              (1, [10.0, 10.0, 50.0, 50.0], {})]  # fmt: skip
+    truth["annotations"] = [
+        {
+            "id": number,
+            "image_id": image,
+            "category_id": 1,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+            **marks,
+        }
+        for number, (image, box, marks) in enumerate(placed, 1)
+    ]
+    path.write_text(json.dumps(truth))
+    wrong = [[x, x, x + 50.0, x + 50.0] for x in (5.0, 60.0, 130.0)]
+    found = [
+        {"img_id": 0, "bboxes": np.array([*wrong, [0, 0, 200, 195], [0, 5, 200, 200], [250, 100, 350, 200]]),
+         "scores": np.array([0.9, 0.8, 0.7, 0.95, 0.94, 0.6]), "labels": np.zeros(6, np.int64)},
+        {"img_id": 1, "bboxes": np.array([[10.0, 10, 60, 60]]), "scores": np.array([0.5]), "labels": np.zeros(1, int)},
+    ]  # fmt: skip
+    return measured(path, found)
+
+
+def test_a_difficult_box_excuses_what_lies_on_it_and_a_crowd_what_lies_in_it(tmp_path):
+    # Of seven boxes: two are right, behind three that are wrong, and two lie on the large one.
+    assert corner_case(tmp_path / "c.json", {"iscrowd": 1})["coco/bbox_mAP_50"] == 1
+    difficult = corner_case(tmp_path / "d.json", {"ignore": 1})["coco/bbox_mAP_50"]
+    assert difficult == pytest.approx(2 / 5, abs=0.01)
+    # One that counts is found, and its second box is wrong.
+    plain = corner_case(tmp_path / "p.json", {})["coco/bbox_mAP_50"]
+    assert plain == pytest.approx((34 * 1 + 67 * 3 / 7) / 101, abs=0.01)
+
+
+def test_what_is_difficult_stays_so_in_the_next_evaluation(tmp_path):
+    truth, found = truth_and_found(0)
+    for box in truth["annotations"][::3]:
+        box["ignore"] = 1
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    metric, first = metric_and_figures(tmp_path / "t.json", found)
+    counted = sum(one["boxes"] for one in metric.of_classes)
+    assert counted == IMAGES * BOXES - len(truth["annotations"][::3])
+    for image in found:
+        prediction = {name: torch.tensor(image[name]) for name in ("bboxes", "scores", "labels")}
+        metric.process(
+            {}, [{"img_id": image["img_id"], "ori_shape": (300, 400), "pred_instances": prediction}]
+        )
+    assert metric.evaluate(size=IMAGES) == first
+    assert sum(one["boxes"] for one in metric.of_classes) == counted
+
+
+def test_boxes_of_images_that_are_not_listed_are_no_class_s(tmp_path):
+    truth, found = truth_and_found(0)
+    for box in truth["annotations"]:
+        if box["category_id"] == 2:
+            box["image_id"] = 99
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    one, two, _ = metric_and_figures(tmp_path / "t.json", found)[0].of_classes
+    assert (two["AP"], two["AP50"], two["boxes"]) == (-1, -1, 0)
+    assert one["AP"] > 10
+
+
 def test_a_class_without_a_box_has_no_ap_and_one_that_is_not_found_has_zero(tmp_path):
     truth, found = truth_and_found(0)
     truth["annotations"] = [box for box in truth["annotations"] if box["category_id"] != 2]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from aligndet_train.box_domain import build_detector, build_pretrainer
 from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.config import load_run_config, read_config
 from aligndet_train.export import export, exported_state
+from aligndet_train.finetuning.engine import new_runner
 from aligndet_train.finetuning.labels import Labels, read_labels
 from aligndet_train.finetuning.loading import LoadWeightsHook, load_into
 from aligndet_train.finetuning.nonfinite import image_paths
@@ -456,6 +458,46 @@ def test_kept_box_regressors_fit_any_number_of_classes():
     assert set(report.left_at_init) == {"roi_head.bbox_head.fc_cls.weight", "roi_head.bbox_head.fc_cls.bias"}
     learned = model.student.roi_head.bbox_head.fc_reg.weight
     assert torch.equal(detector.roi_head.bbox_head.fc_reg.weight, learned.repeat(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("config", "learned", "wanted"), [("tiny_fcos.py", 4, 8), ("tiny_faster_rcnn.py", 3, 7)]
+)
+def test_a_class_predictor_is_never_loaded_for_other_classes(config, learned, wanted):
+    """Four rows look like one regressor's, repeated."""
+
+    def detector(classes: int) -> torch.nn.Module:
+        two_stage = "faster" in config
+        head = "model.roi_head.bbox_head" if two_stage else "model.bbox_head"
+        return build_detector(
+            load_run_config(CONFIGS / config, {}, {f"{head}.num_classes": classes}).stock_model
+        )
+
+    report = load_into(detector(wanted), detector(learned).state_dict())
+    assert [name for name in report.loaded if "_cls.w" in name and "rpn" not in name] == []
+    assert any("_cls.weight" in name for name in report.left_at_init)
+
+
+def test_neck_and_head_begin_alike_wherever_the_backbones_weights_come_from(labels, tmp_path):
+    stock = read_config(CONFIGS / "tiny_retinanet.py", {})
+    stock.model.backbone = {"type": "ResNet", "depth": 18, "out_indices": (1, 2, 3)}
+    stock.model.neck.in_channels = [128, 256, 512]
+    torch.save(build_detector(dict(stock.model)).backbone.state_dict(), tmp_path / "b.pth")
+    begun = []
+    for number, start in enumerate((None, {"type": "Pretrained", "checkpoint": str(tmp_path / "b.pth")})):
+        stock.model.backbone.init_cfg = start
+        made, _ = finetune_config(
+            stock, labels, None, tmp_path / str(number), FinetuneOptions(workers=0), pretrained=True
+        )
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            runner = new_runner(made)
+            runner._init_model_weights()
+        begun.append(runner.model.state_dict())
+    backbone, others = (
+        [name for name in begun[0] if name.startswith("backbone.") is there] for there in (True, False)
+    )
+    assert not all(torch.equal(begun[0][name], begun[1][name]) for name in backbone)
+    assert all(torch.equal(begun[0][name], begun[1][name]) for name in others)
 
 
 def two_ranks(labels: Labels, work_dir: Path, epochs: int) -> list[Command]:

@@ -190,8 +190,9 @@ def test_what_is_marked_ignore_is_neither_learned_nor_measured(first_id, photos,
     content = coco([(3, "a"), (7, "b")], first_id)
     content["annotations"][1]["ignore"] = 1
     labels = read_labels(written(tmp_path / "t.json", content), photos, tmp_path / "scratch")
-    (truth,) = (json.loads(labels.annotations.read_text()),)
-    assert [box["iscrowd"] for box in truth["annotations"]] == [0, 1]
+    truth = json.loads(labels.annotations.read_text())
+    assert [bool(box.get("ignore")) for box in truth["annotations"]] == [False, True]
+    assert [box["iscrowd"] for box in truth["annotations"]] == [0, 0]
     assert [box["id"] for box in truth["annotations"]] == [1, 2]
 
 

@@ -15,6 +15,7 @@ from mmengine.optim import CosineAnnealingLR
 
 from aligndet_train.config import read_config
 from aligndet_train.finetuning.labels import Labels, read_labels
+from aligndet_train.finetuning.options import require_read
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
 from proposals.errors import AlignDetError
 from tests.aligndet_train.finetuning.test_labels import coco
@@ -277,6 +278,121 @@ def test_a_cosine_falls_to_its_floor_and_stays_there(epochs, labels):
         scheduler.step()
     assert seen == sorted(seen, reverse=True)
     assert seen[-1] < seen[0] * 0.06 + cosine["eta_min"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 8, 12])
+def test_a_short_run_ends_without_mosaics(epochs, labels):
+    rtmdet = recipe(stock("rtmdet/rtmdet_tiny_8xb32-300e_coco"), labels, epochs=epochs)
+    switch = next(hook.switch_epoch for hook in rtmdet.custom_hooks if "switch_epoch" in hook)
+    assert any(epoch >= switch for epoch in range(epochs))
+    yolox = recipe(stock("yolox/yolox_tiny_8xb8-300e_coco"), labels, epochs=epochs)
+    last = next(hook.num_last_epochs for hook in yolox.custom_hooks if "num_last_epochs" in hook)
+    assert any(epoch + 1 == epochs - last for epoch in range(epochs))
+
+
+def rates_by_epoch(config: Config) -> list[float]:
+    """Of every epoch, as mmengine's schedulers leave it."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    (scheduler,) = (
+        PARAM_SCHEDULERS.build({**s, "_scope_": "mmdet"}, default_args={"optimizer": optimizer})
+        for s in config.param_scheduler
+    )
+    rates = [float(optimizer.param_groups[0]["lr"])]
+    for _ in range(config.train_cfg.max_epochs - 1):
+        optimizer.step()
+        scheduler.step()
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+    return rates
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"type": "StepLR", "step_size": 4, "gamma": 0.5},
+        {"type": "ExponentialLR", "gamma": 0.5},
+        {"type": "CosineRestartLR", "periods": [4, 8], "restart_weights": [1, 0.5], "eta_min": 0.0},
+        {"type": "PolyLR", "power": 1.0, "eta_min": 0.0, "begin": 0, "end": 12},
+        {"type": "MultiStepLR", "milestones": [8, 11], "gamma": 0.1},
+    ],
+)
+def test_a_schedule_of_any_kind_moves_with_the_run(settings, labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    config.param_scheduler = [{**settings, "by_epoch": True}]
+    usual = rates_by_epoch(recipe(config, labels))
+    assert usual[-1] < usual[0]
+    for times in (2, 5):
+        longer = rates_by_epoch(recipe(config, labels, epochs=12 * times))
+        # A polynomial ends at its floor with the last epoch, whose share of a longer run is smaller.
+        assert longer[::times] == pytest.approx(usual, rel=0.15, abs=0.1)
+    assert rates_by_epoch(recipe(config, labels, epochs=6))[-1] < 0.6 * usual[0]
+
+
+def test_a_cycle_ends_with_the_run(labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    config.param_scheduler = [
+        {"type": "OneCycleLR", "eta_max": 1.0, "total_steps": 12, "by_epoch": True, "pct_start": 0.3}
+    ]
+    usual = rates_by_epoch(recipe(config, labels))
+    for epochs in (6, 24):
+        moved = rates_by_epoch(recipe(config, labels, epochs=epochs))
+        assert (moved[0], moved[-1]) == pytest.approx((usual[0], usual[-1]))
+
+
+def test_drops_behind_a_configs_own_end_stay_there(labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco", **{"train_cfg.max_epochs": 6})
+    assert recipe(config, labels).param_scheduler[-1].milestones == [8, 11]
+    assert recipe(config, labels, epochs=12).param_scheduler[-1].milestones == []
+
+
+def test_a_detector_that_stretches_its_images_goes_on_to(labels):
+    made = recipe(stock("ssd/ssd300_coco"), labels, labels, image_size=(320, 240))
+    assert tuple(first_sample(made)["inputs"].shape) == (3, 240, 320)
+    assert resized(made.val_dataloader.dataset).keep_ratio is False
+
+
+def resized(dataset: Any) -> Any:
+    return next(step for step in dataset.pipeline if step["type"].endswith("Resize"))
+
+
+def test_a_size_is_refused_where_images_are_measured_as_large_as_they_are(labels):
+    config = stock("centernet/centernet_r18_8xb16-crop512-140e_coco")
+    with pytest.raises(AlignDetError, match=r"centernet_r18.* tests images as large as they are"):
+        recipe(config, labels, labels, image_size=(128, 96))
+    recipe(config, labels, labels)
+
+
+def test_a_box_head_that_predicts_masks_is_refused(labels):
+    with pytest.raises(AlignDetError, match=r"box-only sibling$"):
+        recipe(stock("rtmdet/rtmdet-ins_tiny_8xb32-300e_coco"), labels)
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("randomness.seed", "use --seed"),
+        ("train_dataloader.num_workers", "use --workers"),
+        ("train_dataloader.dataset.dataset.ann_file", "use --train and --train-images"),
+        ("val_dataloader.dataset.data_prefix.img", "use --val and --val-images"),
+        ("train_cfg.val_interval", "use --eval-interval"),
+        ("train_pipeline.1.prob", "name the dataset's"),
+        ("val_evaluator.metric", "AP of boxes"),
+        ("pretrain.epochs", "of `aligndet pretrain`"),
+        ("resume", "goes on"),
+    ],
+)
+def test_an_option_that_a_run_would_overwrite_is_refused(option, instead):
+    for verb in ("finetune", "evaluate"):
+        with pytest.raises(AlignDetError, match=f"{re.escape(option)}.*{verb}.*{instead}"):
+            require_read(["model.bbox_head.num_classes", option], verb)
+
+
+def test_options_that_a_run_reads_pass():
+    options = ["randomness.deterministic", "train_dataloader.batch_size", "train_dataloader.dataset.pipeline",
+               "train_dataloader.dataset.filter_cfg.min_size", "train_cfg.max_epochs", "load_from",
+               "default_hooks.checkpoint.save_best", "resume_from_nothing", "optim_wrapper.optimizer.lr"]  # fmt: skip
+    require_read(options, "finetune")
+    with pytest.raises(AlignDetError, match=r"optim_wrapper.*evaluate"):
+        require_read(["val_dataloader.batch_size", "optim_wrapper.clip_grad"], "evaluate")
 
 
 def test_one_scheduler_needs_no_list(labels):
