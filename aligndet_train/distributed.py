@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.dist import get_rank, get_world_size
-from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from torch import Tensor, nn
 
 from proposals.errors import AlignDetError
@@ -31,6 +31,11 @@ _LOST = (
     "Timed out waiting",
     "gloo",
 )
+
+
+def unwrapped(model: Any) -> Any:
+    """``model`` itself, where mmengine wrapped it for several processes."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def is_first(launcher: str) -> bool:

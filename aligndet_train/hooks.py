@@ -8,20 +8,18 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook, IterTimerHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from aligndet_train.box_domain import BoxDomainPretrainer
 from aligndet_train.checkpoint import save_checkpoint
-from aligndet_train.distributed import sum_over_hosts
+from aligndet_train.distributed import sum_over_hosts, unwrapped
 from aligndet_train.monitoring.nonfinite import ADVICE, require_finite
 from aligndet_train.schedules import Schedule
 from proposals.dataset.files import remove_leftovers
 
 
 def _pretrainer(runner: Runner) -> BoxDomainPretrainer:
-    model = runner.model
-    pretrainer: BoxDomainPretrainer = model.module if is_model_wrapper(model) else model
+    pretrainer: BoxDomainPretrainer = unwrapped(runner.model)
     return pretrainer
 
 

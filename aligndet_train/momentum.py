@@ -74,7 +74,7 @@ def teacher_line(momentum: Schedule) -> str:
     """What a run with this ``momentum`` [steps] should know of its teacher, and what to try where that is too slow."""
     start, end, left = float(momentum[0]), float(momentum[-1]), random_share(momentum)
     said, faster = f"teacher's momentum {start:g} to {end:g}", faster_start(len(momentum))
-    if left < _MUCH_OF_A_WEIGHT or faster >= start or len(momentum) < _FEWEST_STEPS:
+    if left < _MUCH_OF_A_WEIGHT or len(momentum) < _FEWEST_STEPS:
         return said
     return (
         f"{said}: after so few steps {left:.0%} of each averaged weight is still the random one it starts with; "

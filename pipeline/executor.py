@@ -1,4 +1,4 @@
-"""What the scheduler asks of whoever runs shard tasks: Ray, or the simulation of a cluster in `benchmarks/`."""
+"""What the scheduler asks of whoever runs shard tasks: Ray, or `simulated_executor`'s cluster."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

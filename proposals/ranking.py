@@ -1,6 +1,6 @@
 """The order of an image's boxes, best first. NMS runs in this order, so it decides which boxes survive."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,6 @@ import numpy.typing as npt
 from proposals.boxes import Boxes
 
 RankName = Literal["agreement", "opencv"]
-RANKS: tuple[RankName, ...] = get_args(RankName)
 
 
 def order(

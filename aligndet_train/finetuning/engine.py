@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from aligndet_train.finetuning.loading import plain
+from aligndet_train.distributed import unwrapped
 
 _RUNS = count()
 
@@ -31,7 +31,7 @@ def _start_alone(model: nn.Module) -> None:
 
     So neck and heads begin alike in all runs of a seed, wherever their backbones' weights come from.
     """
-    backbone: Any = getattr(plain(model), "backbone", None)
+    backbone: Any = getattr(unwrapped(model), "backbone", None)
     if not hasattr(backbone, "init_weights"):
         return
     init_weights = backbone.init_weights

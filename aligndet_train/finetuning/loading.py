@@ -5,12 +5,12 @@ import re
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
 from aligndet_train.detectors.class_names import class_name
 from aligndet_train.detectors.two_stage import repeated_regressor
+from aligndet_train.distributed import unwrapped
 from aligndet_train.export import KeyReport, key_report
 from proposals.errors import AlignDetError
 
@@ -31,7 +31,7 @@ class LoadWeightsHook(Hook):
         """Load by name and shape; the class predictor of other categories stays at its initial value."""
         if runner.iter:
             return
-        self.report = report = load_into(plain(runner.model), self.state)
+        self.report = report = load_into(unwrapped(runner.model), self.state)
         new = [*report.left_at_init[:_NAMED], *(["..."] if len(report.left_at_init) > _NAMED else [])]
         runner.logger.info(
             f"weights: {len(report.loaded)} tensors loaded, {len(report.left_at_init)} new"
@@ -63,10 +63,6 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor]) -> KeyReport:
 def only_backbone(state: dict[str, Tensor]) -> bool:
     """Whether ``state`` has a detector's names, all of its backbone."""
     return all(name.startswith("backbone.") for name in state)
-
-
-def plain(model: torch.nn.Module) -> torch.nn.Module:
-    return model.module if is_model_wrapper(model) else model  # type: ignore[return-value]
 
 
 def skip_downloads(config: Config) -> None:

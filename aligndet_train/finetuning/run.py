@@ -18,13 +18,13 @@ from aligndet_train.allocator import keep_freed_memory
 from aligndet_train.backbones.files import read_file
 from aligndet_train.console import say, warn
 from aligndet_train.detectors.float32 import keep_sensitive_float32
-from aligndet_train.distributed import joined_processes, lost_ranks_explained
+from aligndet_train.distributed import joined_processes, lost_ranks_explained, unwrapped
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.export import KeyReport
 from aligndet_train.finetuning.engine import new_runner
 from aligndet_train.finetuning.label_warnings import label_warnings
 from aligndet_train.finetuning.labels import LABELS, Labels, matched
-from aligndet_train.finetuning.loading import LoadWeightsHook, only_backbone, plain, skip_downloads
+from aligndet_train.finetuning.loading import LoadWeightsHook, only_backbone, skip_downloads
 from aligndet_train.finetuning.nonfinite import StopAtNonFiniteHook
 from aligndet_train.finetuning.other_model import other_model_warning
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, finetune_config
@@ -114,9 +114,9 @@ def _finetune(
     loader = LoadWeightsHook(state) if state is not None else None
     with DefaultScope.overwrite_default_scope("mmdet"):
         runner = new_runner(config)
-        put_equals_in_place(plain(runner.model), samplers=False)
+        put_equals_in_place(unwrapped(runner.model), samplers=False)
         if options.amp:
-            keep_sensitive_float32(plain(runner.model))
+            keep_sensitive_float32(unwrapped(runner.model))
         order = ChannelsLastHook() if options.channels_last else None
         for hook in (StopAtNonFiniteHook(_advice(run["lr"], options)), results, loader, order):
             if hook is not None:

@@ -10,10 +10,9 @@ import torch
 from mmengine.dist import get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from aligndet_train.distributed import any_rank
+from aligndet_train.distributed import any_rank, unwrapped
 from aligndet_train.image_domain.collapse import CollapseMonitor
 from aligndet_train.image_domain.knn import LabelledCrops, knn_figures
 from aligndet_train.image_domain.model import ImageDomainModel
@@ -28,7 +27,7 @@ KNN_LOG = "knn.jsonl"
 
 
 def _plain(runner: Runner) -> ImageDomainModel:
-    model: ImageDomainModel = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model: ImageDomainModel = unwrapped(runner.model)
     return model
 
 

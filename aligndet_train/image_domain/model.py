@@ -95,7 +95,7 @@ def pooled(maps: Sequence[Tensor], images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def output_std(projections: Tensor) -> Tensor:
-    """Mean over components of the deviation of z/|z| over the batch; ``projections`` [B, D] (section 4.1).
+    """Mean over components of the deviation of z/|z| over the batch; ``projections`` [B, D] (SimSiam, section 4.1).
 
     1/sqrt(D) for directions spread evenly, 0 when all are one.
     """

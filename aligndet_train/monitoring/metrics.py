@@ -7,10 +7,10 @@ from typing import IO, Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from aligndet_train.detectors.query import QueryAdapter
+from aligndet_train.distributed import unwrapped
 from proposals.dataset.files import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -88,7 +88,7 @@ def step_figures(runner: Runner, images: int) -> dict[str, float]:
 
 def layers_counted(runner: Runner) -> int:
     """The decoder layers whose boxes ``positives`` counts together; 1 unless the detector has queries."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     return len(model.student.decoder.layers) if isinstance(model.adapter, QueryAdapter) else 1
 
 

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from aligndet_train.box_domain import BoxDomainPretrainer
+from aligndet_train.distributed import unwrapped
 from aligndet_train.monitoring.predicted import Watched, watched_boxes
 from aligndet_train.stream import Sample
 from proposals.errors import AlignDetError
@@ -57,7 +57,7 @@ class PictureHook(Hook):
         done = runner.iter + 1
         if not self.interval or done % self.interval or not data_batch:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         name, views, failure = type(model.student).__name__, [], ""
         try:
             # On every rank: most losses average their counts over the ranks, and would wait for those not there.

@@ -1,6 +1,6 @@
 """mmcv's compiled ops on torchvision, so that stock mmdet runs on a current torch with nothing to compile.
 
-Call :func:`install` before the first ``import mmdet.models`` or ``import mmcv.ops``.
+Importing aligndet_train is enough for ``import mmcv.ops``; :func:`install` says beforehand what is missing.
 """
 
 import importlib

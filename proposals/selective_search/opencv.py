@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from proposals.boxes import as_boxes
 from proposals.opencv import require_ximgproc
 from proposals.selective_search.types import Mode, Proposals
 
@@ -34,6 +35,6 @@ def propose(image_bgr: npt.NDArray[np.uint8], mode: Mode, seed: int) -> Proposal
     with _DRAWING:
         _LIBC.srand(ctypes.c_uint(seed & 0xFFFFFFFF))
         found = search.process()
-    xywh = np.asarray(found, dtype=np.float32).reshape(-1, 4)
+    xywh = as_boxes(found)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     return Proposals(boxes=boxes, rank=np.arange(len(boxes), dtype=np.float32))

@@ -1,5 +1,7 @@
 """Figures with a fixed meaning, checked where the answer is known."""
 
+import math
+
 import pytest
 import torch
 
@@ -34,6 +36,39 @@ def test_a_proposal_missing_in_the_other_view_cannot_be_missed():
         eye, eye[:2], torch.tensor([0, 1, 2]), torch.tensor([0, 1]), background=BACKGROUND
     )
     assert figures["retrieval"] == 1
+    assert figures["with_key"] == pytest.approx(2 / 3)
+
+
+def test_alignment_is_the_mean_squared_distance_of_the_boxes_of_one_proposal():
+    eye = torch.eye(4)
+    apart = embedding_diagnostics(
+        eye, eye.roll(1, 0), torch.arange(4), torch.arange(4), background=BACKGROUND
+    )
+    assert apart["alignment"] == pytest.approx(2)
+    torch.manual_seed(0)
+    query, key = (torch.nn.functional.normalize(torch.randn(50, 8)) for _ in range(2))
+    ids, others = torch.randint(-1, 6, (50,)), torch.randint(-1, 6, (50,))
+    expected = [
+        float((q - k).square().sum())
+        for q, i in zip(query, ids, strict=True)
+        for k, j in zip(key, others, strict=True)
+        if i == j != BACKGROUND
+    ]
+    figures = embedding_diagnostics(query, key, ids, others, background=BACKGROUND)
+    assert figures["alignment"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_uniformity_is_of_rows_from_everywhere():
+    """Of images that come one after the other, all must be seen: the last half is one point here, the first is not."""
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(4096, 16))
+    rows[2048:] = rows[0]
+    ids = torch.arange(4096)
+    figures = embedding_diagnostics(rows, rows, ids, ids, background=BACKGROUND)
+    alone = embedding_diagnostics(rows[:2048], rows[:2048], ids[:2048], ids[:2048], background=BACKGROUND)
+    # A quarter of all pairs are equal, whose exp is 1.
+    assert figures["uniformity"] == pytest.approx(math.log(0.25), abs=0.1)
+    assert alone["uniformity"] < -3
 
 
 def test_no_boxes_at_all():

@@ -43,7 +43,7 @@ def test_update_is_the_exponential_moving_average():
         expected = 0.9 * expected + 0.1 * student.neck.weight.detach()
     assert torch.allclose(teacher.neck.weight, expected, atol=1e-6)
     assert torch.equal(teacher.norm.running_mean, student.norm.running_mean)
-    # Learned queries are copied, not averaged (METHOD section 3).
+    # Learned queries are copied, not averaged (as in the release).
     assert torch.equal(teacher.query_embedding.weight, student.query_embedding.weight)
 
 

@@ -9,7 +9,7 @@ from aligndet_train.detectors import ADAPTERS
 from aligndet_train.detectors.unsupported import REASONS
 from aligndet_train.zoo import zoo_table
 
-# Issue 6: at the least these, by the folder of their configs.
+# What users ask for first, by the folder of their configs.
 WANTED = {
     "atss", "cascade_rcnn", "conditional_detr", "dab_detr", "deformable_detr", "detr", "dino", "faster_rcnn", "fcos",
     "gfl", "htc", "mask_rcnn", "paa", "retinanet", "rtmdet", "sparse_rcnn", "tood", "vfnet", "yolox",
