@@ -104,21 +104,6 @@ class _Unmasked(nn.Module):
         return embeddings
 
 
-class SSDAdapter(DenseHeadAdapter):
-    """SSD: an embedding per default box on every level. Its hard-negative mining, a ranking by class loss, goes, as
-    does PISA's reweighting: ``sampled_boxes`` limits the negatives."""
-
-    family = "SSD"
-    head_types = ("SSDHead", "PISASSDHead")
-    embedding_layers = ("bbox_head.cls_convs.",)
-    predictors = ("bbox_head.reg_convs.",)
-
-    def convert(self, detector: nn.Module, embed_dims: int) -> None:
-        """See FamilyAdapter."""
-        super().convert(detector, embed_dims)
-        detector.bbox_head.__class__ = _EmbeddingSSDHead
-
-
 class _EmbeddingSSDHead(SSDHead):
     """SSDHead computes its class loss itself, from scores of one image: the tap gets them there."""
 
@@ -138,6 +123,23 @@ class _EmbeddingSSDHead(SSDHead):
         return losses
 
 
+class SSDAdapter(DenseHeadAdapter):
+    """SSD: an embedding per default box on every level. Its hard-negative mining, a ranking by class loss, goes, as
+    does PISA's reweighting: ``sampled_boxes`` limits the negatives."""
+
+    family = "SSD"
+    head_types = ("SSDHead", "PISASSDHead")
+    embedding_layers = ("bbox_head.cls_convs.",)
+    predictors = ("bbox_head.reg_convs.",)
+    head_class = _EmbeddingSSDHead
+
+
+class _EmbeddingYOLOFHead(AttachedBoxLoss, YOLOFHead):
+    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, H, W] -> embeddings [B, A * D, H, W] and box deltas [B, A * 4, H, W]."""
+        return self.cls_score(self.cls_subnet(x)), self.bbox_pred(self.bbox_subnet(x))
+
+
 class YOLOFAdapter(DenseHeadAdapter):
     """YOLOF: uniform assignment by geometry. The class score is multiplied by an implicit objectness, which without
     classes no loss reaches: that layer stays at its initial value."""
@@ -147,14 +149,4 @@ class YOLOFAdapter(DenseHeadAdapter):
     embedding_layers = ("bbox_head.cls_score.",)
     predictors = ("bbox_head.bbox_pred.",)
     untrained = ("bbox_head.object_pred.",)
-
-    def convert(self, detector: nn.Module, embed_dims: int) -> None:
-        """See FamilyAdapter."""
-        super().convert(detector, embed_dims)
-        detector.bbox_head.__class__ = _EmbeddingYOLOFHead
-
-
-class _EmbeddingYOLOFHead(AttachedBoxLoss, YOLOFHead):
-    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, H, W] -> embeddings [B, A * D, H, W] and box deltas [B, A * 4, H, W]."""
-        return self.cls_score(self.cls_subnet(x)), self.bbox_pred(self.bbox_subnet(x))
+    head_class = _EmbeddingYOLOFHead

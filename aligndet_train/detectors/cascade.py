@@ -7,21 +7,21 @@ from typing import Any, ClassVar
 
 from mmdet.models import CascadeRoIHead
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import nn
 
-from aligndet_train.detectors.adapter import EmbeddingTap, FamilyAdapter
+from aligndet_train.detectors.adapter import EmbeddingTap
 from aligndet_train.detectors.neutral import use_loss_of
 from aligndet_train.detectors.two_stage import (
     FasterRCNNAdapter,
+    RoIHeadAdapter,
     embed_roi_head,
-    repeated_regressor,
     switch_off_labelled_branches,
 )
 
 _STAGES = range(10)
 
 
-class CascadeRCNNAdapter(FamilyAdapter):
+class CascadeRCNNAdapter(RoIHeadAdapter):
     """Cascade R-CNN, HTC, DetectoRS, SCNet: a projector and one box regressor for all ids, at every stage.
 
     Stock samplers stay, as in the release: their negatives are background. Mask, semantic, global-context and relay
@@ -46,11 +46,6 @@ class CascadeRCNNAdapter(FamilyAdapter):
         "roi_head.feat_relay_head.", "roi_head.semantic_roi_extractor.",
     )  # fmt: skip
 
-    @classmethod
-    def matches(cls, detector_type: str, head_type: str) -> bool:
-        """By both: the same box heads serve detectors of one stage."""
-        return detector_type in cls.detector_types and head_type in cls.head_types
-
     def convert(self, detector: nn.Module, embed_dims: int) -> None:
         """See FamilyAdapter."""
         roi_head: Any = detector.roi_head
@@ -63,17 +58,6 @@ class CascadeRCNNAdapter(FamilyAdapter):
         for head, weight in zip(roi_head.bbox_head, roi_head.stage_loss_weights, strict=True):
             embed_roi_head(head, embed_dims, EmbeddingTap(weight))
             head.__class__ = _refining(head.__class__)
-
-    def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
-        """See FamilyAdapter."""
-        roi_head: Any = detector.roi_head
-        return [head.loss_cls for head in roi_head.bbox_head]
-
-    def to_stock_shape(self, name: str, value: Tensor, stock: Tensor) -> Tensor | None:
-        """As FasterRCNNAdapter."""
-        if name.startswith(self.predictors):
-            value = repeated_regressor(value, stock)
-        return super().to_stock_shape(name, value, stock)
 
 
 @cache

@@ -14,6 +14,8 @@ class DenseHeadAdapter(FamilyAdapter):
 
     kernel_size: ClassVar[int] = 3
     """Of the projector's first convolution."""
+    head_class: ClassVar[type[nn.Module] | None] = None
+    """What the head becomes where the stock class cannot learn from embeddings; None leaves it."""
     defaults: ClassVar[dict[str, Any]] = {
         "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
     }
@@ -26,6 +28,8 @@ class DenseHeadAdapter(FamilyAdapter):
         self.replace_predictor(head, lambda stock, anchors: self.projector(stock, embed_dims, anchors))
         head.cls_out_channels = embed_dims
         head.num_classes = BACKGROUND
+        if self.head_class is not None:
+            head.__class__ = self.head_class
 
     def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
         """See FamilyAdapter."""

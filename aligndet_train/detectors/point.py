@@ -25,6 +25,10 @@ class FCOSAdapter(DenseHeadAdapter):
     predictors = ("bbox_head.conv_reg.", "bbox_head.conv_centerness.", "bbox_head.scales.")
 
 
+class _AttachedFoveaHead(AttachedBoxLoss, FoveaHead):
+    pass
+
+
 class FoveaBoxAdapter(DenseHeadAdapter):
     """FoveaBox: points assigned by the shrunk box on the level of its scale."""
 
@@ -32,15 +36,7 @@ class FoveaBoxAdapter(DenseHeadAdapter):
     head_types = ("FoveaHead",)
     embedding_layers = ("bbox_head.conv_cls.",)
     predictors = ("bbox_head.conv_reg.",)
-
-    def convert(self, detector: nn.Module, embed_dims: int) -> None:
-        """See FamilyAdapter."""
-        super().convert(detector, embed_dims)
-        detector.bbox_head.__class__ = _AttachedFoveaHead
-
-
-class _AttachedFoveaHead(AttachedBoxLoss, FoveaHead):
-    pass
+    head_class = _AttachedFoveaHead
 
 
 class RepPointsAdapter(DenseHeadAdapter):

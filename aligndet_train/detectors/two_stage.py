@@ -57,7 +57,31 @@ def _require_plain_sampler(sampler: Mapping[str, Any]) -> None:
         )
 
 
-class FasterRCNNAdapter(FamilyAdapter):
+class RoIHeadAdapter(FamilyAdapter):
+    """What detectors with one RoI head, or one for every stage, have in common: a box regressor for all ids."""
+
+    detector_types: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def matches(cls, detector_type: str, head_type: str) -> bool:
+        """By both: the same box heads serve detectors that need other adapters."""
+        return detector_type in cls.detector_types and head_type in cls.head_types
+
+    def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
+        """See FamilyAdapter."""
+        roi_head: Any = detector.roi_head
+        found = roi_head.bbox_head
+        heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
+        return [head.loss_cls for head in heads]
+
+    def to_stock_shape(self, name: str, value: Tensor, stock: Tensor) -> Tensor | None:
+        """The class-agnostic box regressor is repeated for every class of a stock one."""
+        if name.startswith(self.predictors):
+            value = repeated_regressor(value, stock)
+        return super().to_stock_shape(name, value, stock)
+
+
+class FasterRCNNAdapter(RoIHeadAdapter):
     """Faster R-CNN and what is built on it: fc - ReLU - fc on the RoI head's features; one box regressor for all ids.
 
     The stock head and assigners stay; the sampler becomes the release's (``rois_per_image``). The release trains a
@@ -90,11 +114,6 @@ class FasterRCNNAdapter(FamilyAdapter):
         "roi_head.mask_head.", "roi_head.mask_iou_head.", "roi_head.point_head.", "roi_head.mask_roi_extractor.",
         "semantic_head.", "panoptic_fusion_head.",
     )  # fmt: skip
-
-    @classmethod
-    def matches(cls, detector_type: str, head_type: str) -> bool:
-        """By both: the same box heads serve detectors that need other adapters."""
-        return detector_type in cls.detector_types and head_type in cls.head_types
 
     def pretraining_model(self, stock_model: Mapping[str, Any], config: "PretrainConfig") -> dict[str, Any]:
         """With the release's RoI sampler: positives alone, proposals among the candidates.
@@ -130,14 +149,3 @@ class FasterRCNNAdapter(FamilyAdapter):
                 module.test_branch_idx = -1
         switch_off_labelled_branches(detector)
         embed_roi_head(roi_head.bbox_head, embed_dims, EmbeddingTap())
-
-    def taps(self, detector: nn.Module) -> list[EmbeddingTap]:
-        """See FamilyAdapter."""
-        roi_head: Any = detector.roi_head
-        return [roi_head.bbox_head.loss_cls]
-
-    def to_stock_shape(self, name: str, value: Tensor, stock: Tensor) -> Tensor | None:
-        """The class-agnostic box regressor is repeated for every class of a stock one."""
-        if name.startswith(self.predictors):
-            value = repeated_regressor(value, stock)
-        return super().to_stock_shape(name, value, stock)
