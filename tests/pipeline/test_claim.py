@@ -12,99 +12,73 @@ import pytest
 
 from pipeline import claim, heartbeat
 from pipeline.append import start_append
-from pipeline.begin import begin
-from pipeline.claim import release
 from pipeline.commit import commit
 from pipeline.heartbeat import NAME, this_process, write_beat
 from pipeline.plan import make_plan
 from pipeline.retry import begin_retry
-from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
 from pipeline.status import StatusReader
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import library_versions, read_manifest, write_model
+from proposals.dataset.manifest import read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
-from proposals.recipe import Recipe
-
-_RECIPE = Recipe(max_side=64)
+from tests.pipeline.jobs_by_hand import RECIPE, begun, finish, mined, two_images
 
 
 @pytest.fixture
 def images(photos, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("cat.jpg", "china.jpg"):
-        shutil.copy(photos / name, folder / name)
-    return folder
-
-
-def _begin(images, out, said=None):
-    plan = make_plan(FolderSource(images).entries(), 2)
-    identity = JobIdentity(
-        recipe=_RECIPE, source=plan.source("folder"), images_per_shard=2, versions=library_versions()
-    )
-    return begin(out, plan, identity, (said if said is not None else []).append)
-
-
-def _mine(images, opened, tasks):
-    work = Work(FolderSource(images), opened.out, _RECIPE, opened.identity.fingerprint())
-    return {task.name: mine_shard(task, work) for task in tasks}
-
-
-def _finish(images, opened):
-    commit(opened, {**opened.done, **_mine(images, opened, opened.pending)})
+    return two_images(photos, tmp_path / "in")
 
 
 def test_of_two_appends_at_once_none_commits_what_the_other_wrote(images, photos, tmp_path):
     out = tmp_path / "out"
-    _finish(images, _begin(images, out))
+    finish(images, begun(images, out))
     for name in ("n1.jpg", "n2.jpg", "n3.jpg"):
         shutil.copy(photos / "coffee.jpg", images / name)
-    one = _begin(images, out)
+    one = begun(images, out)
     first, second = one.pending
-    mined = _mine(images, one, [first])
+    records = mined(images, one, [first])
     shutil.copy(photos / "flower.jpg", images / "b.jpg")
     (images / "n1.jpg").unlink()  # or the other would go on with this one's plan
-    other = _begin(images, out)  # of this same process, which the heartbeat lets pass
-    theirs = _mine(images, other, other.pending)
-    mined |= _mine(images, one, [second])
+    other = begun(images, out)  # of this same process, which the heartbeat lets pass
+    theirs = mined(images, other, other.pending)
+    records |= mined(images, one, [second])
     before = (out / layout.MANIFEST).read_bytes()
-    for opened, records in ((one, mined), (other, theirs)):
+    for opened, written in ((one, records), (other, theirs)):
         with pytest.raises(AlignDetError, match="another run took over"):
-            commit(opened, {**opened.done, **records})
+            commit(opened, {**opened.done, **written})
         assert (out / layout.MANIFEST).read_bytes() == before
         assert not verify_dataset(out, deep=True).problems
-    again = _begin(images, out)
-    _finish(images, again)
+    again = begun(images, out)
+    finish(images, again)
     assert len(open_dataset(out)) == 5
     assert not verify_dataset(out, deep=True).problems
 
 
 def test_of_two_runs_of_one_append_each_commits_the_same(images, photos, tmp_path):
     out = tmp_path / "out"
-    _finish(images, _begin(images, out))
+    finish(images, begun(images, out))
     shutil.copy(photos / "coffee.jpg", images / "n1.jpg")
-    one = _begin(images, out)
-    mined = _mine(images, one, one.pending)
+    one = begun(images, out)
+    records = mined(images, one, one.pending)
     shutil.copy(photos / "flower.jpg", images / "b.jpg")
-    other = _begin(images, out)
+    other = begun(images, out)
     assert not other.pending
     commit(other, other.done)
     with pytest.raises(AlignDetError, match="another run took over"):
-        commit(one, {**one.done, **mined})
-    _finish(images, _begin(images, out))
+        commit(one, {**one.done, **records})
+    finish(images, begun(images, out))
     assert len(open_dataset(out)) == 4
     assert not verify_dataset(out, deep=True).problems
 
 
 def test_a_run_whose_plan_another_one_replaced_commits_nothing(images, photos, tmp_path):
     out = tmp_path / "out"
-    opened = _begin(images, out)
-    records = _mine(images, opened, opened.pending)
+    opened = begun(images, out)
+    records = mined(images, opened, opened.pending)
     shutil.copy(photos / "coffee.jpg", images / "new.jpg")
-    shutil.copy(_begin(images, tmp_path / "other").out / layout.PLAN, out / layout.PLAN)
+    shutil.copy(begun(images, tmp_path / "other").out / layout.PLAN, out / layout.PLAN)
     with pytest.raises(AlignDetError, match="another run took over"):
         commit(opened, records)
     assert not (out / layout.MANIFEST).exists()
@@ -146,13 +120,13 @@ def test_a_second_run_is_refused_while_another_one_lives(images, tmp_path, beati
     out, said = tmp_path / "out", []
     process = beating(out, *host)
     with pytest.raises(AlignDetError, match=rf"another run writes to .*process {process.pid} on"):
-        _begin(images, out, said)
+        begun(images, out, said)
     assert not (out / layout.PLAN).exists()
     assert "to see whether it still runs" in said[0]
     process.send_signal(signal.SIGKILL)
     process.wait()
     (out / NAME).unlink()
-    _finish(images, _begin(images, out))
+    finish(images, begun(images, out))
     assert not (out / NAME).exists()
 
 
@@ -161,7 +135,7 @@ def test_a_run_that_was_killed_on_this_machine_is_followed_at_once(images, tmp_p
     process = beating(out)
     process.kill()
     process.wait()
-    _finish(images, _begin(images, out, said))
+    finish(images, begun(images, out, said))
     assert said == []
     assert not list(out.glob("*.tmp-*"))
 
@@ -173,7 +147,7 @@ def test_a_run_that_was_killed_elsewhere_is_waited_for_and_followed(images, tmp_
     out.mkdir()
     last = {"host": "elsewhere", "space": "", "pid": 1, "started": 0.0, "updated": time.time()}
     (out / NAME).write_text(json.dumps(last))
-    _finish(images, _begin(images, out, said))
+    finish(images, begun(images, out, said))
     assert "process 1 on elsewhere" in said[0]
     assert len(open_dataset(out)) == 2
 
@@ -216,7 +190,7 @@ def test_of_three_that_start_in_one_instant_one_goes_on(tmp_path):
 
 def test_status_of_a_job_that_has_only_begun(images, tmp_path):
     out = tmp_path / "out"
-    _begin(images, out)
+    begun(images, out)
     assert StatusReader(out).read().state == "running"
     (out / NAME).unlink()
     assert StatusReader(out).read().state == "stopped"
@@ -224,7 +198,7 @@ def test_status_of_a_job_that_has_only_begun(images, tmp_path):
 
 def test_the_time_left_is_that_of_images_neither_mined_nor_rejected(images, tmp_path):
     out = tmp_path / "out"
-    _begin(images, out)
+    begun(images, out)
     beat = json.loads((out / NAME).read_text())
     done = {"images": 0, "rejected": 1, "proposals": 0, "running": ["00000"], "failed": {}, "rate": 0.5}
     (out / NAME).write_text(json.dumps({**beat, **done}))
@@ -235,10 +209,10 @@ def test_the_time_left_is_that_of_images_neither_mined_nor_rejected(images, tmp_
 def test_a_retry_is_refused_while_another_run_lives(images, tmp_path, beating):
     out = tmp_path / "out"
     (images / "torn.jpg").write_bytes(b"no image")
-    _finish(images, _begin(images, out))
+    finish(images, begun(images, out))
     beating(out)
     with pytest.raises(AlignDetError, match="another run writes to"):
-        begin_retry(out, _RECIPE, FolderSource(images))
+        begin_retry(out, RECIPE, FolderSource(images))
     assert not (out / layout.APPEND).exists()
 
 
@@ -287,8 +261,8 @@ def test_a_run_that_waits_for_something_else_does_not_grow_old(tmp_path, monkeyp
 
 def test_a_shard_that_another_run_mined_with_other_rejections_is_not_committed(images, tmp_path):
     (images / "torn.jpg").write_bytes(b"no image")
-    opened = _begin(images, tmp_path / "out")
-    records = _mine(images, opened, opened.pending)
+    opened = begun(images, tmp_path / "out")
+    records = mined(images, opened, opened.pending)
     (name,) = (name for name, record in records.items() if record.rejected)
     refused = [row.model_copy(update={"reason": "timeout"}) for row in records[name].rejected]
     theirs = records[name].model_copy(update={"rejected": tuple(refused)})
@@ -299,10 +273,10 @@ def test_a_shard_that_another_run_mined_with_other_rejections_is_not_committed(i
 
 def test_nothing_is_removed_for_an_append_when_the_dataset_has_grown_meanwhile(images, photos, tmp_path):
     out = tmp_path / "out"
-    _finish(images, _begin(images, out))
+    finish(images, begun(images, out))
     seen = read_manifest(out)
     shutil.copy(photos / "coffee.jpg", images / "new.jpg")
-    _finish(images, _begin(images, out))
+    finish(images, begun(images, out))
     shards = sorted((out / "shards").iterdir())
     plan = make_plan(FolderSource(images).entries(), 2)
     with pytest.raises(AlignDetError, match="another run took over"):
@@ -315,81 +289,13 @@ def test_a_run_whose_clock_is_behind_is_seen_to_beat(images, tmp_path, beating, 
     out, said = tmp_path / "out", []
     beating(out, "elsewhere")
     with pytest.raises(AlignDetError, match=r"another run writes to .* on elsewhere"):
-        _begin(images, out, said)
+        begun(images, out, said)
     assert "to see whether it still runs" in said[0]
     assert not (out / layout.PLAN).exists()
 
 
-def test_a_job_that_was_stopped_is_finished_before_images_that_came_since_are_added(images, photos, tmp_path):
-    out = tmp_path / "out"
-    shutil.copy(photos / "flower.jpg", images / "flower.jpg")
-    begun = _begin(images, out)
-    first, _ = begun.pending
-    _mine(images, begun, [first])
-    release(out)
-    done = layout.record_path(out, first.name).read_bytes()
-    shutil.copy(photos / "coffee.jpg", images / "added.jpg")
-    said = []
-    again = _begin(images, out, said)
-    assert "1 images came since this job began" in said[0]
-    assert [task.name for task in again.pending] == ["00001"]
-    _finish(images, again)
-    assert [record.uri for record in open_dataset(out)] == ["cat.jpg", "china.jpg", "flower.jpg"]
-    assert layout.record_path(out, first.name).read_bytes() == done
-    _finish(images, _begin(images, out))
-    assert [record.uri for record in open_dataset(out)] == ["cat.jpg", "china.jpg", "flower.jpg", "added.jpg"]
-    assert verify_dataset(out, deep=True).problems == ()
-
-
-def test_images_that_are_gone_since_a_job_was_stopped_are_named(images, photos, tmp_path):
-    out = tmp_path / "out"
-    _begin(images, out)
-    release(out)
-    (images / "cat.jpg").unlink()
-    shutil.copy(photos / "coffee.jpg", images / "china.jpg")
-    with pytest.raises(AlignDetError, match="belongs to another job") as refused:
-        _begin(images, out)
-    assert "1 images removed: cat.jpg" in str(refused.value)
-    assert "1 images changed in size: china.jpg" in str(refused.value)
-
-
 def test_status_takes_a_beat_that_lacks_counts_for_one_of_a_job_that_has_begun(images, tmp_path):
     out = tmp_path / "out"
-    _begin(images, out)
+    begun(images, out)
     write_beat(out, {**this_process(), "updated": time.time(), "images": 1})
     assert StatusReader(out).read().state == "running"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(photos, mine_folder, tmp_path_factory):
-    return mine_folder(photos, tmp_path_factory.mktemp("undisturbed") / "out", _RECIPE)
-
-
-@pytest.fixture(scope="module")
-def other(photos, mine_folder, tmp_path_factory):
-    """The same images by another recipe: other boxes in files of the same names."""
-    return mine_folder(photos, tmp_path_factory.mktemp("other") / "out", Recipe(max_side=100))
-
-
-@pytest.mark.parametrize("damage", ["lost", "short", "of another shard", "of another job"])
-def test_a_shard_without_a_proof_is_mined_again(
-    photos, undisturbed, other, mine_folder, content, tmp_path, damage
-):
-    # As of a job that was stopped when all of its shards were done.
-    out = shutil.copytree(undisturbed, tmp_path / "out")
-    for name in (layout.MANIFEST, layout.REJECTED):
-        (out / name).unlink()
-    tar, record = layout.tar_path(out, "00001"), layout.record_path(out, "00001")
-    if damage == "lost":
-        tar.unlink()
-    elif damage == "short":
-        os.truncate(tar, tar.stat().st_size - 512)
-    elif damage == "of another shard":
-        shutil.copy(layout.record_path(out, "00000"), record)
-    else:
-        for path in (other / layout.SHARDS).glob("00001.*"):
-            shutil.copy(path, out / layout.SHARDS)
-    kept = layout.record_path(out, "00002").stat().st_mtime_ns
-    mine_folder(photos, out, _RECIPE)
-    assert content(out) == content(undisturbed)
-    assert layout.record_path(out, "00002").stat().st_mtime_ns == kept

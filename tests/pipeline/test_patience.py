@@ -1,4 +1,4 @@
-"""What is committed to a store that answers now and then; a log that nobody can write to."""
+"""A store that answers now and then, a disk that does not; a log that nobody can write to."""
 
 import errno
 import os
@@ -9,27 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import commit, patience
-from pipeline.begin import begin
+from pipeline import patience
 from pipeline.patience import patiently
-from pipeline.plan import make_plan
 from pipeline.progress import LiveProgress
 from pipeline.shard_task import Count
-from pipeline.sources import SourceEntry
 from proposals.dataset import layout
 from proposals.dataset.assemble import read_identity
-from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import (
-    CommitRecord,
-    Rejection,
-    ShardEntry,
-    library_versions,
-    read_manifest,
-    write_model,
-)
 from proposals.errors import AlignDetError, DeniedError, UnansweredError
 from proposals.paths import as_path
-from proposals.recipe import Recipe
 
 _BUSY = OSError(errno.EBUSY, "SlowDown: please reduce your request rate")
 
@@ -87,66 +74,6 @@ def test_a_local_disk_is_not_waited_for(pauses, tmp_path):
     with pytest.raises(OSError, match="SlowDown"):
         patiently(tmp_path, _Store(_BUSY), lambda _: None)
     assert not pauses
-
-
-@pytest.fixture
-def mined():
-    """(workspace, records) of a job whose two shards are mined, each of one rejected image, at a URL."""
-    out = as_path("memory://committed/out")
-    plan = make_plan([SourceEntry(f"{number}.jpg", 10) for number in range(2)], 1)
-    identity = JobIdentity(
-        recipe=Recipe(), source=plan.source("folder"), images_per_shard=1, versions=library_versions()
-    )
-    opened = begin(out, plan, identity)
-    records = {task.name: _record(task, identity) for task in opened.pending}
-    for name, record in records.items():
-        write_model(layout.record_path(out, name), record)
-    yield opened, records
-    out.fs.rm("/committed", recursive=True)
-
-
-def _record(task, identity):
-    refused = Rejection(
-        key=task.keys[0],
-        uri=task.uris[0],
-        stage="decode",
-        reason="corrupt",
-        detail="",
-        traceback_hash="0" * 16,
-    )
-    shard = ShardEntry(name=task.name, images=0, proposals=0, statuses={}, tar=None, parquet=None)
-    job = identity.fingerprint()
-    return CommitRecord(
-        job=job, shard=shard, rejected=(refused,), timing={"total": 1.0}, versions=library_versions()
-    )
-
-
-@pytest.mark.parametrize("step", ["written_records", "remove_leftovers", "assemble", "_forget_overtaken"])
-def test_a_hiccup_while_the_whole_is_committed_accuses_nobody(mined, pauses, monkeypatch, step):
-    opened, records = mined
-    real, errors = getattr(commit, step), [_BUSY, UnansweredError("s3://b cannot be reached")]
-
-    def flaky(*arguments):
-        if errors:
-            raise errors.pop(0)
-        return real(*arguments)
-
-    monkeypatch.setattr(commit, step, flaky)
-    said = []
-    manifest = commit.commit(opened, records, said.append)
-    assert (len(said), pauses) == (2, [1.0, 2.0])
-    assert read_manifest(opened.out) == manifest
-
-
-def test_a_record_that_does_not_answer_is_not_another_runs(mined, monkeypatch):
-    from pipeline import proofs
-
-    def unanswered(path):
-        raise UnansweredError(f"{path} cannot be reached")
-
-    monkeypatch.setattr(proofs, "read_record", unanswered)
-    with pytest.raises(UnansweredError):
-        proofs.written_records(mined[0].out, ["00000"])
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES])
