@@ -7,39 +7,36 @@ of boxes that the detector's own assigner gave the same proposal in the two view
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.dist import get_world_size
-from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from aligndet_train.building import mmdets_scope
 from aligndet_train.compiling import compile_backbone, require_compiler
 from aligndet_train.config import PretrainConfig, head_type
 from aligndet_train.detectors import BACKGROUND, adapter_for
 from aligndet_train.detectors.adapter import FamilyAdapter, Reading
 from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.diagnostics import contrastive_floor, embedding_diagnostics
-from aligndet_train.distributed import averaged_figures, mean_over_ranks, rows_of_other_ranks
+from aligndet_train.distributed import mean_over_ranks, rows_of_other_ranks
 from aligndet_train.equals import put_equals_in_place
 from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
 from aligndet_train.memory_order import order_weights
 from aligndet_train.momentum import make_teacher, update_teacher
 from aligndet_train.preprocess import FIRST_ID, InputSpec, TwoViewPreprocessor
+from aligndet_train.pretraining_model import Losses, PretrainingModel, require_losses
 from aligndet_train.rank_counts import normalised_by_all_ranks, roi_box_losses
 from aligndet_train.sampling import sample_both_views
 from proposals.errors import AlignDetError
 
-Losses = dict[str, Any]
 Stages = list[Reading | None]
 
 
-class BoxDomainPretrainer(BaseModel):
+class BoxDomainPretrainer(PretrainingModel):
     """Student f_q and momentum teacher f_k over one frozen backbone.
 
     student: a detector as mmdet builds it from a stock config; converted in place by ``adapter``.
@@ -84,8 +81,7 @@ class BoxDomainPretrainer(BaseModel):
 
         Only ``mode="loss"`` exists: a pretraining model predicts nothing.
         """
-        if mode != "loss":
-            raise ValueError(f"a pretraining model only computes losses, not {mode!r}")
+        require_losses(mode)
         (inputs, targets), (other_inputs, other_targets) = views
         stock = self.student.loss(inputs, self.adapter.targets(targets))
         queries = self.adapter.read(self.student)
@@ -99,11 +95,6 @@ class BoxDomainPretrainer(BaseModel):
     def momentum_step(self, momentum: float) -> None:
         """Let the teacher follow the student; call it after every optimiser step."""
         update_teacher(self.teacher, self.student, momentum)
-
-    def parse_losses(self, losses: Losses) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of this rank, to go back through; and for the log, all figures averaged over the ranks."""
-        loss, figures = super().parse_losses(losses)
-        return loss, averaged_figures(figures)
 
     def _regression_losses(self, stock: Losses) -> Losses:
         kept = {name: value for name, value in stock.items() if self.adapter.keeps(name)}
@@ -209,11 +200,7 @@ def build_detector(stock_model: dict[str, Any]) -> nn.Module:
 
     Raises AlignDetError when a class it names is not registered, or does not take its settings.
     """
-    # mmengine logs every initialised parameter at INFO: hundreds of lines that say nothing.
-    if not MMLogger.check_instance_created("aligndet-build"):
-        MMLogger.get_instance("aligndet-build", log_level="WARNING")
-    import_module("aligndet_train.backbones")
-    with DefaultScope.overwrite_default_scope("mmdet"):
+    with mmdets_scope():
         try:
             detector: nn.Module = MODELS.build(ConfigDict(stock_model))
         except KeyError as error:

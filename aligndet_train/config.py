@@ -19,13 +19,10 @@ from pydantic.dataclasses import dataclass
 from aligndet_train.detectors import adapter_for
 from aligndet_train.detectors.class_names import class_name, with_registered_names
 from aligndet_train.plain_config import is_plain, read_plain
+from aligndet_train.setting_types import Count, Positive, Share
 from aligndet_train.views import ViewConfig
 from aligndet_train.zoo import OF_MMDET
 from proposals.errors import AlignDetError
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -4,9 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, IterTimerHook
 from mmengine.runner import Runner
 
@@ -15,6 +14,7 @@ from aligndet_train.checkpoint import save_checkpoint
 from aligndet_train.distributed import sum_over_hosts, unwrapped
 from aligndet_train.monitoring.nonfinite import ADVICE, require_finite
 from aligndet_train.schedules import Schedule
+from aligndet_train.step_seed import seed_step
 from proposals.dataset.files import remove_leftovers
 
 
@@ -54,8 +54,7 @@ class StepHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed torch for this step and rank (mmdet's samplers draw from it), set the learning rate."""
-        sequence = np.random.SeedSequence([self.seed, runner.iter, get_rank()])
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        seed_step(self.seed, runner.iter)
         for group in runner.optim_wrapper.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * float(self.learning_rate[runner.iter])
 

@@ -10,17 +10,16 @@ import inspect
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from aligndet_train.building import mmdets_scope
 from aligndet_train.config import preprocessor_of, read_config
 from aligndet_train.detectors.class_names import with_registered_names
 from aligndet_train.plain_config import is_config
@@ -84,11 +83,7 @@ def build_backbone(config: dict[str, Any]) -> nn.Module:
 
     Raises AlignDetError when its class is not registered or refuses its settings.
     """
-    # mmengine logs every initialised parameter at INFO: hundreds of lines that say nothing.
-    if not MMLogger.check_instance_created("aligndet-build"):
-        MMLogger.get_instance("aligndet-build", log_level="WARNING")
-    import_module("aligndet_train.backbones")
-    with DefaultScope.overwrite_default_scope("mmdet"):
+    with mmdets_scope():
         try:
             backbone: Any = MODELS.build(ConfigDict(config))
         except (AssertionError, KeyError, TypeError, ValueError) as error:

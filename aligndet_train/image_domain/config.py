@@ -9,10 +9,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from aligndet_train.image_domain.views import ImageViewConfig
+from aligndet_train.setting_types import Count, Positive
 from proposals.errors import AlignDetError
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 Crops = Literal["images", "proposals"]
 Optimizer = Literal["sgd", "adamw"]
 

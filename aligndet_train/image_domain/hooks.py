@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -18,6 +16,7 @@ from aligndet_train.image_domain.knn import LabelledCrops, knn_figures
 from aligndet_train.image_domain.model import ImageDomainModel
 from aligndet_train.monitoring.metrics import lines_before
 from aligndet_train.schedules import Schedule
+from aligndet_train.step_seed import seed_step
 from proposals.dataset.files import write_atomically
 from proposals.errors import AlignDetError
 
@@ -45,8 +44,7 @@ class ScheduleHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed torch for this step and rank (stochastic depth draws from it), set the learning rate."""
-        sequence = np.random.SeedSequence([self.seed, runner.iter, get_rank()])
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        seed_step(self.seed, runner.iter)
         for group in runner.optim_wrapper.optimizer.param_groups:
             factor = 1.0 if group[FIXED_RATE] else float(self.learning_rate[runner.iter])
             group["lr"] = group["initial_lr"] * factor

@@ -4,15 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 import torch
-from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from aligndet_train.backbones.registry import without_input
-from aligndet_train.distributed import averaged_figures
 from aligndet_train.image_domain.crops import CropSample
 from aligndet_train.image_domain.views import ImageView, ImageViewConfig, apply_image_views, draw_two_views
 from aligndet_train.preprocess import InputSpec
+from aligndet_train.pretraining_model import PretrainingModel, require_losses
 from aligndet_train.stream import Sample
 
 
@@ -44,7 +44,7 @@ class TwoCropPreprocessor(BaseDataPreprocessor):
         return draw_two_views(self.seed, sample.epoch, sample.index, sample.image, self.config)
 
 
-class ImageDomainModel(BaseModel, ABC):
+class ImageDomainModel(PretrainingModel, ABC):
     """A backbone that learns from two views of every picture, in whatever way a method has for it.
 
     backbone: any module that returns a sequence of feature maps. Those of find_backbone return the last alone; of one
@@ -78,14 +78,8 @@ class ImageDomainModel(BaseModel, ABC):
 
     def forward(self, views: tuple[Tensor, Tensor], mode: str = "loss") -> dict[str, Tensor]:
         """See losses. Only ``mode="loss"`` exists: a pretraining model predicts nothing."""
-        if mode != "loss":
-            raise ValueError(f"a pretraining model only computes losses, not {mode!r}")
+        require_losses(mode)
         return self.losses(*views)
-
-    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of this rank, to go back through; and for log and monitors, all figures averaged over the ranks."""
-        loss, figures = super().parse_losses(losses)
-        return loss, averaged_figures(figures)
 
 
 def pooled(maps: Sequence[Tensor], images: Tensor) -> Tensor:
