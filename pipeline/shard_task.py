@@ -17,12 +17,14 @@ from pipeline.limits import Limits
 from pipeline.plan import ShardTask
 from pipeline.planted_faults import strike_worker
 from pipeline.sources import Source, SourceUnavailableError
+from pipeline.sources.base import as_text
 from pipeline.timed_reader import timed_reads
 from proposals.dataset import layout
 from proposals.dataset.manifest import CommitRecord, Rejection, library_versions, write_model
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
 from proposals.fetch import as_spelled
+from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
 from proposals.paths import scheme_of
 from proposals.recipe import Recipe
@@ -209,16 +211,20 @@ def _read_source(source: Source, listed: frozenset[str], uri: str) -> bytes:
         return source.read(uri)
     except ImageRejected as error:
         if error.reason in ("missing", "permission_denied") and not scheme_of(uri):
-            _require_folder(_folder_of(source.images.root, uri, uri in listed))
+            _require_folder(_folder_of(source.images, uri, uri in listed))
         raise
 
 
-def _folder_of(root: str, uri: str, listed: bool) -> str | None:
+def _folder_of(images: ImageRoot, uri: str, listed: bool) -> str | None:
     """The folder that must be there, with something in it, for ``uri`` to be missing; None where that says nothing."""
-    if uri.startswith("/"):
-        # Of a list of absolute paths, whose folders may be many: one that was there when it was listed.
-        return os.path.dirname(uri) if listed else None  # noqa: PTH120 - as the uri spells it
-    return None if scheme_of(root) else root or None
+    if scheme_of(images.root):
+        return None
+    if not listed:
+        return None if uri.startswith("/") else images.root or None
+    # Its own, and not the source's: mounts lie below that as well, and links lead out of it.
+    place = images.file_of(uri)
+    spelled = Path(as_spelled(place))
+    return str(spelled.resolve().parent) if spelled.is_symlink() else str(Path(place).parent)
 
 
 def _require_folder(folder: str | None) -> None:
@@ -234,7 +240,9 @@ def _require_folder(folder: str | None) -> None:
         return
     except OSError as error:
         why = str(error.strerror)
-    raise SourceUnavailableError(f"the folder of the images, {folder}, cannot be read: {why}. Is it mounted?")
+    raise SourceUnavailableError(
+        f"the folder of the images, {as_text(folder)}, cannot be read: {why}. Is it mounted?"
+    )
 
 
 def _read(key: str, uri: str, read: Callable[[str], bytes]) -> _Read:

@@ -90,6 +90,12 @@ class ImageRoot(BaseModel):
             raise ImageRejected("read", "not_allowed", "a path that leaves the folder is not read")
         return f"{self.root.rstrip('/') or '/'}/{uri}" if self.root else uri
 
+    def file_of(self, uri: str) -> str:
+        """The path or URL of the file that holds the image ``uri``: its tar or table, else as `locate`."""
+        pattern = {"webdataset": _MEMBER, "parquet": _ROW, "arrow": _ROW}.get(self.kind)
+        found = pattern.match(uri) if pattern is not None else None
+        return self.locate(found[1] if found is not None else uri)
+
     def require_told_apart(self, path: str) -> None:
         """Raise AlignDetError when uris of what is in the tar or table ``path`` would name something in another."""
         pattern, example = (_MEMBER, f"{path}/0+0/x") if self.kind == "webdataset" else (_ROW, f"{path}/0")

@@ -1,6 +1,7 @@
 """A source that is lost is no fault of its images; a machine with other libraries mines nothing."""
 
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,3 +104,58 @@ def test_absolute_paths_that_were_not_there_when_they_were_listed_are_missing(li
     shutil.rmtree(folder)
     gone = ShardTask("00001", task.keys[2:], task.uris[2:], task.sizes[2:])
     assert [row.reason for row in mine_shard(gone, work).rejected] == ["missing"]
+
+
+@pytest.fixture
+def nested_mining(photos, tmp_path):
+    """Makes what mines (a source of one image beside a nested disk that holds another): (that disk, task, work)."""
+    disk = tmp_path / "images" / "disk"
+    (disk / "deep").mkdir(parents=True)
+    shutil.copy(photos / "cat.jpg", tmp_path / "images" / "cat.jpg")
+    shutil.copy(photos / "china.jpg", disk / "deep" / "china.jpg")
+    (tmp_path / "out" / "shards").mkdir(parents=True)
+
+    def made(source):
+        (task,) = tasks(make_plan(source.entries(), 2))
+        return disk, task, Work(source, tmp_path / "out", _RECIPE, "job")
+
+    return made
+
+
+def _listed_by_name(images):
+    (images.parent / "list.txt").write_text("cat.jpg\ndisk/deep/china.jpg\n")
+    return open_source(str(images.parent / "list.txt"), image_root=str(images))
+
+
+@pytest.mark.parametrize("opened", [FolderSource, _listed_by_name])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_disk_below_the_source_that_is_lost_rejects_no_image(nested_mining, tmp_path, opened, emptied):
+    disk, task, work = nested_mining(opened(tmp_path / "images"))
+    _lose(disk, emptied)
+    with pytest.raises(SourceUnavailableError, match=r"images/disk/deep, cannot be read.*Is it mounted"):
+        mine_shard(task, work)
+
+
+def test_links_to_images_of_a_disk_that_is_lost_reject_no_image(nested_mining, tmp_path):
+    (tmp_path / "links").mkdir()
+    for name in ("cat.jpg", "disk/deep/china.jpg"):
+        (tmp_path / "links" / Path(name).name).symlink_to(tmp_path / "images" / name)
+    disk, task, work = nested_mining(FolderSource(tmp_path / "links"))
+    _lose(disk, emptied=True)
+    with pytest.raises(SourceUnavailableError, match=r"images/disk/deep, cannot be read"):
+        mine_shard(task, work)
+
+
+def test_a_tar_that_is_gone_from_a_folder_with_others_is_missing_and_its_disk_is_not(nested_mining, tmp_path):
+    images = tmp_path / "images"
+    for name in ("a.tar", "disk/b.tar"):
+        with tarfile.open(images / name, "w") as tar:
+            tar.add(images / "cat.jpg", "cat.jpg")
+    (images / "cat.jpg").unlink()
+    disk, task, work = nested_mining(open_source(str(images), "webdataset"))
+    (images / "a.tar").unlink()
+    (images / "another.tar").touch()
+    assert [row.reason for row in mine_shard(task, work).rejected] == ["missing"]
+    _lose(disk, emptied=True)
+    with pytest.raises(SourceUnavailableError, match=r"images/disk, cannot be read: it is empty"):
+        mine_shard(task, work)
