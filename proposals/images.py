@@ -5,6 +5,7 @@ Mining and training both decode here, so a box always refers to the same pixels.
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from proposals.errors import AlignDetError
 from proposals.jpeg_scans import MAX_SCANS, has_too_many_scans
+from proposals.orientation import FIRST_ON_ITS_SIDE, UPRIGHT, exif_orientation, forget_xmp
 from proposals.png_checksums import has_sound_checksums, without_what_follows
+from proposals.sixteen_bit import as_eight_bit
 
 Bgr = npt.NDArray[np.uint8]
 
@@ -35,17 +39,14 @@ _NOT_READ = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2"})
 
 # Never all that Pillow knows: opening an EPS, for one, runs Ghostscript on it.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# A BMP has but two bytes for it, and text may begin with them.
+_BEGINS = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
 }
-_FIRST_ON_ITS_SIDE = 5  # of the orientations: with it and above width and height are swapped
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _EIGHT_BIT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
 
@@ -100,9 +101,10 @@ def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedI
     """Decode the first frame of ``data`` (JPEG, PNG, WebP, GIF, BMP or TIFF) to upright BGR.
 
     The size in the header is checked against ``max_pixels`` before any pixel is decoded. EXIF orientation is
-    applied; 16-bit gray is scaled to 8 bit (v / 257), transparency is laid over white; CMYK, palette and gray
-    become colour. Raises ImageRejected(stage "decode") for everything else, a truncated file included: no image
-    is ever returned in part.
+    applied; gray of 12 and 16 bits is scaled to 8 (v / 16.06, v / 257), transparency is laid over white; CMYK, palette
+    and gray become colour. Raises ImageRejected(stage "decode") for everything else, a truncated file included: no
+    image is ever returned in part. What was changed inside of a file of its full length, as zeros where its end was,
+    is only certain to be found in a PNG: the other formats have no checksums.
     """
     if not data:
         raise ImageRejected("decode", "empty_file", "0 bytes")
@@ -111,7 +113,7 @@ def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedI
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so broken files would pass as half-gray "
             "images. Set it back to False before reading images."
         )
-    with _rejecting_broken_bytes(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _rejecting_broken_bytes(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         pixels = image.width * image.height
         if pixels > max_pixels:
             detail = f"{image.width} x {image.height} = {pixels} pixels, the limit is {max_pixels}"
@@ -129,7 +131,7 @@ def decode_bgr(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedI
                 raise
     # What stands behind the pixels spoils no image: viewers do not read it either.
     with (
-        _rejecting_broken_bytes(),
+        _rejecting_broken_bytes(data),
         Image.open(io.BytesIO(without_what_follows(data)), formats=("PNG",)) as image,
     ):
         return _decode(image)
@@ -142,7 +144,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     """
     with path.open("rb") as file, _rejecting_broken_bytes(), Image.open(file, formats=_FORMATS) as image:
         # Pillow says the size of a TIFF upright already.
-        turned = image.format != "TIFF" and _orientation(image) >= _FIRST_ON_ITS_SIDE
+        turned = image.format != "TIFF" and exif_orientation(image) >= FIRST_ON_ITS_SIDE
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
@@ -166,7 +168,7 @@ def ran_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def _rejecting_broken_bytes() -> Iterator[None]:
+def _rejecting_broken_bytes(data: bytes = b"") -> Iterator[None]:
     # Pillow's decoders raise almost anything on hostile bytes; its messages may hold object addresses, so the
     # stable part of a rejection is our word and the exception's type.
     try:
@@ -174,7 +176,7 @@ def _rejecting_broken_bytes() -> Iterator[None]:
     except (AlignDetError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageRejected("decode", "not_an_image", f"none of {', '.join(_FORMATS)}") from error
+        raise _why_not_opened(data) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRejected("decode", "too_many_pixels", str(error)) from error
     except Exception as error:
@@ -186,42 +188,50 @@ def _rejecting_broken_bytes() -> Iterator[None]:
         ) from error
 
 
-def _decode(image: Image.Image) -> DecodedImage:
-    # Pillow turns TIFF files upright itself while loading; of a PNG it would load to say, and hide that it could not.
-    stored = _orientation(image) if image.format == "TIFF" else None
-    image.load()
-    orientation = _orientation(image)
-    pending = _UPRIGHT.get(orientation)
-    rgb = _to_rgb(image)
-    if pending is not None:
-        rgb = rgb.transpose(pending)
-    bgr = np.asarray(cv2.cvtColor(np.asarray(rgb, dtype=np.uint8), cv2.COLOR_RGB2BGR), dtype=np.uint8)
-    return DecodedImage(bgr, rgb.width, rgb.height, stored or orientation, str(image.format))
+def _why_not_opened(data: bytes) -> ImageRejected:
+    begun = next((name for name, pattern in _BEGINS.items() if pattern.match(data)), None)
+    if begun is None:
+        return ImageRejected("decode", "not_an_image", f"none of {', '.join(_FORMATS)}")
+    if begun == "TIFF" and _has_unknown_pixels(data):
+        return ImageRejected("decode", "unsupported_pixels", "a TIFF of a pixel type that is not read")
+    return ImageRejected("decode", "corrupt", f"it begins as a {begun} file does, and goes on otherwise")
 
 
-def _orientation(image: Image.Image) -> int:
+def _has_unknown_pixels(data: bytes) -> bool:
     try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:
-        return 1  # broken EXIF beside sound pixels: viewers show the image as stored
-    return value if value in _UPRIGHT else 1
+        TiffImageFile(io.BytesIO(data))
+    except Exception as error:  # the one that Image.open keeps to itself
+        return str(error) == "unknown pixel mode"
+    return False
+
+
+def _decode(image: Image.Image) -> DecodedImage:
+    # Pillow turns TIFF files upright itself while loading.
+    turned = exif_orientation(image) if image.format == "TIFF" else None
+    forget_xmp(image)
+    image.load()
+    orientation = turned or exif_orientation(image)
+    rgb = _to_rgb(image)
+    if turned is None and orientation in UPRIGHT:
+        rgb = rgb.transpose(UPRIGHT[orientation])
+    bgr = np.asarray(cv2.cvtColor(np.asarray(rgb, dtype=np.uint8), cv2.COLOR_RGB2BGR), dtype=np.uint8)
+    return DecodedImage(bgr, rgb.width, rgb.height, orientation, str(image.format))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     # Some versions of Pillow open 16-bit gray of a PNG as 32-bit; of other formats nobody knows what white is.
     if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format == "PNG"):
-        return _from_sixteen_bit(image)
+        return as_eight_bit(image).convert("RGB")
     if image.mode not in _EIGHT_BIT:
         why = "32-bit gray without a known range" if image.mode == "I" else f"pixel type {image.mode}"
         raise ImageRejected("decode", "unsupported_pixels", why)
-    if image.has_transparency_data:
+    if image.has_transparency_data and not _has_unused_alpha(image):
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    gray = (values.astype(np.uint32) + 128) // 257
-    return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+def _has_unused_alpha(image: Image.Image) -> bool:
+    # Programs that write such a BMP leave the fourth byte of a pixel 0, and readers take no notice of it.
+    return image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)

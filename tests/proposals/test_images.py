@@ -101,6 +101,72 @@ def test_an_orientation_out_of_range_is_ignored():
     assert decode_bgr(_png(_RGB, exif=exif)).orientation == 1
 
 
+_XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def _with_xmp(kind):
+    if kind == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", _XMP.decode())
+        return _png(_RGB, pnginfo=info)
+    if kind == "TIFF":
+        return _encode(Image.fromarray(_RGB), kind, tiffinfo={700: _XMP})
+    return _encode(Image.fromarray(_RGB), kind, xmp=_XMP)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_orientation_that_xmp_alone_has_turns_nothing(kind, tmp_path):
+    data = _with_xmp(kind)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getexif()[0x0112] == 6
+    image = decode_bgr(data)
+    assert (image.width, image.height, image.orientation) == (20, 12, 1)
+    (tmp_path / "image").write_bytes(data)
+    assert upright_size(tmp_path / "image") == (20, 12)
+
+
+def test_an_orientation_that_is_no_whole_number_is_ignored():
+    fraction = struct.pack("<HIIII", 5, 1, 26, 0, 0)[:10] + bytes(4) + struct.pack("<II", 6, 1)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHH", 8, 1, 0x0112) + fraction
+    image = decode_bgr(_encode(Image.fromarray(_RGB), "JPEG", exif=exif))
+    assert (image.width, image.height, image.orientation) == (20, 12, 1)
+
+
+def _gray_tiff(data, width, bits, photometric):
+    """One line of gray: ``data`` as stored."""
+    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric)]
+    tags += [(273, 8), (277, 1), (278, 1), (279, len(data))]
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + fields + bytes(4)
+    )
+
+
+def test_gray_of_twelve_bits_is_scaled_from_twelve():
+    data = _gray_tiff(bytes.fromhex("000 001 800 fff".replace(" ", "")), 4, 12, photometric=1)
+    assert decode_bgr(data).bgr[0, :, 0].tolist() == [0, 0, 128, 255]
+
+
+def test_sixteen_bit_gray_whose_zero_is_white_is_no_negative():
+    stored = np.array([0, 257, 65535], "<u2").tobytes()
+    assert decode_bgr(_gray_tiff(stored, 3, 16, photometric=0)).bgr[0, :, 0].tolist() == [255, 254, 0]
+    assert decode_bgr(_gray_tiff(stored, 3, 16, photometric=1)).bgr[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_transparent_gray_of_sixteen_bits_lies_over_white():
+    values = np.array([[0, 256, 257]], dtype=np.uint16)
+    assert decode_bgr(_png(values, transparency=256)).bgr[0, :, 0].tolist() == [0, 255, 1]
+
+
+@pytest.mark.parametrize(("alpha", "shown"), [((0, 0), [40, 40]), ((0, 255), [255, 40])])
+def test_a_bmp_whose_alpha_is_all_zero_has_none(alpha, shown):
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + masks
+    pixels = b"".join(bytes([40, 50, 60, value]) for value in alpha)
+    data = b"BM" + struct.pack("<IHHI", 14 + 108 + 8, 0, 0, 14 + 108) + head.ljust(108, b"\0") + pixels
+    assert decode_bgr(data).bgr[0, :, 0].tolist() == shown
+
+
 def test_sixteen_bit_gray_is_scaled_not_cut():
     values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
     gray = decode_bgr(_png(values)).bgr[0, :, 0]
@@ -140,6 +206,18 @@ def test_what_is_no_image_is_refused():
     assert _reason(b"") == "empty_file"
     assert _reason(b"just text\n" * 50) == "not_an_image"
     assert _reason(_encode(Image.new("F", (4, 4)), "TIFF")) == "unsupported_pixels"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+def test_the_first_bytes_of_an_image_are_a_corrupt_one(kind):
+    assert _reason(_encode(Image.fromarray(_RGB), kind)[:14]) in ("corrupt", "truncated")
+
+
+def test_a_tiff_that_cannot_be_opened_is_corrupt_or_has_pixels_that_are_not_read():
+    squeezed = _encode(Image.fromarray(_RGB), "TIFF", compression="tiff_lzw")
+    assert _reason(squeezed[:-1]) == "corrupt"
+    colours_of_floats = cv2.imencode(".tiff", _RGB.astype(np.float32))[1].tobytes()
+    assert _reason(colours_of_floats) == "unsupported_pixels"
 
 
 def test_formats_that_run_programs_are_not_opened():
