@@ -1,5 +1,6 @@
 """A job from end to end: list the source, begin or resume, mine what is pending, commit."""
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, library_versions, read_record
 from proposals.errors import AlignDetError
+from proposals.fetch import with_raw_bytes
+from proposals.image_roots import LISTS
 from proposals.opencv import require_ximgproc
 from proposals.paths import is_remote, real_path
 from proposals.recipe import Recipe
@@ -122,6 +125,13 @@ def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions, observ
     if options.retry_rejected:
         return begin_retry(out, recipe, source, observer.say)
     plan = make_plan(source.entries(), options.images_per_shard)
+    if source.left_out:
+        observer.say(f"datasets below the source, no part of it: {', '.join(source.left_out[:10])}")
+    if plan.repeated is not None and source.kind not in LISTS:
+        raise AlignDetError(
+            f"{plan.repeated} and {os.fsencode(with_raw_bytes(plan.repeated))!r}, which is not UTF-8, would have one "
+            f"name in a dataset. Rename one of these two below {source.images.root}."
+        )
     if plan.again:
         observer.say(f"names that the source has again, each image counting once: {plan.again}")
     identity = JobIdentity(

@@ -56,8 +56,10 @@ class ListedPlan(Plan):
 
     hashes: [images] uint64, of the uris: the first 16 hex digits of their sha256, which end a key. sizes: [images]
     int64, bytes, -1 for what is no file or not known. again: how many entries were left out, as they name an image
-    that came before.
+    that came before. repeated: the first such name, None without.
     """
+
+    repeated: str | None = None
 
     def __init__(self, entries: Iterable[SourceEntry], images_per_shard: int) -> None:
         self._per_shard, self.again = images_per_shard, 0
@@ -136,6 +138,7 @@ class ListedPlan(Plan):
                 first[key] = entry.uri
             elif first[key] == entry.uri:
                 again.add(place)
+                self.repeated = self.repeated or entry.uri
             else:
                 raise AlignDetError(f"{entry.uri!r} has the same key as {first[key]!r}. Rename one of them.")
         return again

@@ -89,7 +89,12 @@ def as_spelled(location: str) -> str:
     r"""The path as the system spells it: uris have the bytes of a name that are no UTF-8 as ``\xNN``."""
     if "\\x" not in location or "\0" in location or os.path.lexists(location):
         return location
-    return _NO_UTF8.sub(lambda found: chr(0xDC00 + int(found[1], 16)), location)
+    return with_raw_bytes(location)
+
+
+def with_raw_bytes(name: str) -> str:
+    r"""``name`` with the bytes that it has as ``\xNN``, as Python holds what is no UTF-8."""
+    return _NO_UTF8.sub(lambda found: chr(0xDC00 + int(found[1], 16)), name)
 
 
 def _read_remote(url: str, start: int, size: int | None) -> bytes:

@@ -26,7 +26,8 @@ MAX_NAME_BYTES = 8000
 
 Kind = Literal["folder", "list", "coco", "webdataset", "parquet", "arrow"]
 KINDS: tuple[Kind, ...] = ("folder", "list", "coco", "webdataset", "parquet", "arrow")
-_LISTS = ("list", "coco")
+# Of these a name may come again, and be a URL.
+LISTS = ("list", "coco")
 _MEMBER = re.compile(r"^(.+?\.tar)/(\d{1,15})\+(\d{1,12})/.", re.DOTALL | re.IGNORECASE)
 _SHORTENED = re.compile(r"\.\.\. \(\d+ bytes, sha256 [0-9a-f]{16}\)$")
 _ROW = re.compile(r"^(.+?\.(?:parquet|arrow))/(\d{1,12})(?:/|$)", re.DOTALL | re.IGNORECASE)
@@ -78,11 +79,11 @@ class ImageRoot(BaseModel):
             raise ImageRejected("read", "bad_name", f"a name of more than {MAX_NAME_BYTES} bytes is not read")
         scheme, remote = scheme_of(uri), scheme_of(self.root) is not None
         if scheme is not None:
-            if self.kind not in _LISTS or scheme not in SCHEMES or "::" in uri:
+            if self.kind not in LISTS or scheme not in SCHEMES or "::" in uri:
                 raise ImageRejected("read", "not_allowed", f"a URL of scheme {scheme} is not read")
             return uri
         path = PurePosixPath(uri)
-        if path.is_absolute() and (remote or self.kind not in _LISTS):
+        if path.is_absolute() and (remote or self.kind not in LISTS):
             raise ImageRejected("read", "not_allowed", "an absolute path is not read")
         if path.is_absolute():
             return uri
@@ -111,7 +112,11 @@ class ImageRoot(BaseModel):
         if found is None:
             raise ImageRejected("read", "broken_container", "the tar cannot be read to its end")
         size = int(found[3])
-        return fetch(self.locate(found[1]), int(found[2]), size) if size else b""
+        if not size:
+            raise ImageRejected(
+                "read", "empty_member", "no bytes, a sparse file, or a link to what is no image before it"
+            )
+        return fetch(self.locate(found[1]), int(found[2]), size)
 
     def _read_row(self, uri: str) -> bytes:
         found = _ROW.match(uri)

@@ -32,6 +32,7 @@ class Source(ABC):
     """Images of one place. Small and picklable: it travels to every worker, which opens what it needs by itself."""
 
     kind: ClassVar[Kind]
+    left_out: tuple[str, ...] = ()  # datasets below it, whose tars and tables are no part of it
 
     @abstractmethod
     def entries(self) -> Iterator[SourceEntry]:

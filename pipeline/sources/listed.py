@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TextIO
 from pipeline.sources.base import Source, SourceEntry, as_text
 from proposals.convert.json_stream import members
 from proposals.errors import AlignDetError
+from proposals.fetch import as_spelled
 from proposals.image_roots import ImageRoot, Kind, shortened
 from proposals.images import ImageRejected
 from proposals.paths import is_remote, scheme_of
@@ -22,6 +23,8 @@ from proposals.paths import is_remote, scheme_of
 _COLUMNS = ("uri", "url", "path", "file_name", "filename", "image_path", "image_url", "image", "file")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LOOKED_AT = 100
+# Characters: a picture's features beside its name have more than the 131,072 that Python allows.
+_LARGEST_CELL = 2**20
 # The marks at the beginning of such a file, as `_opened` gives what is no UTF-8.
 _UTF16 = ("\\xff\\xfe", "\\xfe\\xff")
 _NAMELESS = re.compile(r"(entry|line) [0-9]+ without a name")
@@ -125,6 +128,7 @@ def _column(stream: TextIO, delimiter: str, path: Path) -> Iterator[str]:
 def _rows(stream: TextIO, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """(its last line, cells) of every row. Quotation marks inside of a cell are as they are, but a cell of several
     lines must end in one: where nothing closes it, all lines behind it would be lost in it."""
+    csv.field_size_limit(_LARGEST_CELL)
     lines: list[str] = []
     rows = csv.reader(_noted(_lines(stream, path), lines), delimiter=delimiter)
     begin = 1
@@ -136,9 +140,18 @@ def _rows(stream: TextIO, delimiter: str, path: Path) -> Iterator[tuple[int, lis
             begin = rows.line_num + 1
             lines.clear()
     except csv.Error as error:
-        raise AlignDetError(
-            f"{path}, line {begin}, is no CSV: {error}. Where a cell begins with a quotation mark, one must end it."
-        ) from error
+        raise _no_csv(path, begin, error) from error
+
+
+def _no_csv(path: Path, line: int, error: csv.Error) -> AlignDetError:
+    if "field limit" in str(error):
+        return AlignDetError(
+            f"{path}, line {line}, has a cell of more than {_LARGEST_CELL} characters. Leave its column out, or end "
+            "the cell with a quotation mark where it begins with one."
+        )
+    return AlignDetError(
+        f"{path}, line {line}, is no CSV: {error}. Where a cell begins with a quotation mark, one must end it."
+    )
 
 
 def _noted(stream: Iterable[str], lines: list[str]) -> Iterator[str]:
@@ -182,7 +195,7 @@ def _sized(images: ImageRoot, names: Iterable[str], origin: Path) -> Iterator[So
 def _size(images: ImageRoot, name: str) -> int:
     try:
         place = images.locate(name)
-        return Path(place).stat().st_size if scheme_of(place) is None else -1
+        return Path(as_spelled(place)).stat().st_size if scheme_of(place) is None else -1
     except (ImageRejected, OSError, ValueError):
         return -1  # reading it gives the reason
 

@@ -1,9 +1,12 @@
 """From what a user types to a source: which kind it is, when they do not say."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from pipeline.sources.base import Source, as_text
+from pipeline.sources.compressed import has_compressed_suffix, refuse_compressed
+from pipeline.sources.datasets_inside import datasets_among, is_sign, outside
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.listed import CocoSource, ListSource
 from pipeline.sources.tables import ArrowSource, ParquetSource, image_column, read_schema
@@ -42,8 +45,9 @@ def open_source(
     kind: None guesses, by the suffix of a file and by what lies in a folder. ``name`` may hold braces, as
     ``train-{000..146}.tar``. glob: of image names, in folders and tars. column: of images, in tables. image_root:
     where relative names of a list or COCO json start, its own folder by default. out: a folder whose tars and tables
-    are no part of the source. Raises AlignDetError when there is nothing there, nothing to decide the kind by, or an
-    option that this kind has no use for.
+    are no part of the source; nor are those of datasets below a folder, which its ``left_out`` names. Raises
+    AlignDetError when there is nothing there, or something compressed, nothing to decide the kind by, or an option
+    that this kind has no use for.
     """
     source = _opened(name, kind, glob, column, image_root, out)
     for option, value, kinds in (
@@ -70,6 +74,8 @@ def _opened(
     if "{" in name and (is_remote(path) or not path.exists()):
         return _of_files(_expanded(name), kind, glob, column)
     place = path if is_remote(path) else _resolved(path)
+    if not name.endswith("/") and (is_remote(place) or place.is_file()):
+        refuse_compressed(str(place))
     found = _BY_SUFFIX.get(place.suffix.lower())
     if _is_file(name, place, kind or found, found):
         _require_file(place)
@@ -104,6 +110,7 @@ def _of_file(place: Path, kind: Kind, glob: str | None, column: str | None, imag
 
 
 def _of_files(names: list[str], kind: Kind | None, glob: str | None, column: str | None) -> Source:
+    refuse_compressed(names[0])
     guessed = kind or _BY_SUFFIX.get(PurePosixPath(names[0]).suffix.lower())
     if guessed not in _CONTAINERS:
         raise AlignDetError(f"{names[0]}: braces are for tars, Parquet and Arrow files.")
@@ -122,12 +129,25 @@ def _of_folder(place: Path, kind: Kind, glob: str | None, column: str | None, ou
     if kind not in _CONTAINERS:
         raise AlignDetError(f"{place} is a folder: a source of kind {kind} is a file.")
     there = [found.path for found in _walked(place, out)]
-    files = [path for path in there if path.lower().endswith(_CONTAINERS[kind])]
+    found = [path for path in there if path.lower().endswith(_CONTAINERS[kind])]
     if kind == "arrow":
-        files = _without_caches(files, there)
+        found = _without_caches(found, there)
+    datasets = datasets_among(there, found)
+    files = outside(found, datasets)
     if not files:
-        raise AlignDetError(f"{place} holds no {_CONTAINERS[kind]} file.")
-    return _of_containers(str(place), files, kind, glob, column)
+        raise _nothing_in(place, _CONTAINERS[kind], there, datasets)
+    return replace(_of_containers(str(place), files, kind, glob, column), left_out=datasets)
+
+
+def _nothing_in(place: Path, suffix: str, there: list[str], datasets: Sequence[str]) -> AlignDetError:
+    compressed = next(filter(has_compressed_suffix, there), None)
+    if datasets:
+        why = f" but those of datasets that were mined: {', '.join(datasets[:3])}. Name one to mine its images again"
+    elif compressed is not None:
+        why = f", and {compressed} is compressed. Decompress it: of tars only plain ones are read"
+    else:
+        why = ""
+    return AlignDetError(f"{place} holds no {suffix} file{why}.")
 
 
 def _walked(place: Path, out: Path | None) -> Iterator[Found]:
@@ -159,7 +179,9 @@ def _without_caches(files: list[str], there: list[str]) -> list[str]:
     ]
 
 
-def _of_containers(root: str, files: list[str], kind: Kind, glob: str | None, column: str | None) -> Source:
+def _of_containers(
+    root: str, files: list[str], kind: Kind, glob: str | None, column: str | None
+) -> TarSource | ParquetSource:
     _require_suffix(root, files, kind)
     if kind == "webdataset":
         return TarSource(root, tuple(files), glob)
@@ -213,16 +235,27 @@ def _guess(place: Path, out: Path | None) -> Kind:
         raise AlignDetError(
             f"{place} is neither a folder nor a file that names or holds images. See --source-kind."
         )
-    seen: set[Kind] = set()
+    signs, files, compressed = list[str](), list[str](), ""
     for found in _walked(place, out):
         if has_image_suffix(found.path):
             return "folder"
-        seen |= {kind for kind, suffix in _CONTAINERS.items() if found.path.lower().endswith(suffix)}
+        if found.path.lower().endswith(tuple(_CONTAINERS.values())):
+            files.append(found.path)
+        if is_sign(found.path):
+            signs.append(found.path)
+        compressed = compressed or (found.path if has_compressed_suffix(found.path) else "")
+    seen = _kinds(outside(files, datasets_among(signs, files))) or _kinds(files)
     if len(seen) > 1:
         raise AlignDetError(
             f"{place} holds no image file, but {' and '.join(sorted(seen))}: choose with --source-kind."
         )
+    if compressed and not seen:
+        refuse_compressed(compressed)
     return seen.pop() if seen else "folder"
+
+
+def _kinds(files: list[str]) -> set[Kind]:
+    return {kind for kind, suffix in _CONTAINERS.items() if any(f.lower().endswith(suffix) for f in files)}
 
 
 def _expanded(name: str) -> list[str]:

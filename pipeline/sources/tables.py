@@ -28,6 +28,7 @@ class ParquetSource(Source):
     root: str
     files: tuple[str, ...]
     column: str
+    left_out: tuple[str, ...] = ()
 
     @property
     def images(self) -> ImageRoot:

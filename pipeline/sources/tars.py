@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from pipeline.sources.base import Source, SourceEntry, as_text
+from pipeline.sources.compressed import HEAD, refuse_compressed
 from pipeline.sources.containers import listed
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
@@ -27,13 +28,15 @@ class TarSource(Source):
 
     tars: paths below ``root``. glob: only members whose name matches. Links to members before them are images of
     their own; a link to elsewhere, and a sparse member, are listed without bytes. A tar that cannot be read to its
-    end, or that others were joined to, gives what comes before, and one entry more, which is rejected.
+    end, or that others were joined to, gives what comes before, and one entry more, which is rejected. A compressed
+    one stops the job.
     """
 
     kind: ClassVar[Kind] = "webdataset"
     root: str
     tars: tuple[str, ...]
     glob: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def images(self) -> ImageRoot:
@@ -55,6 +58,8 @@ class TarSource(Source):
             raise AlignDetError(f"the {len(self.tars)} tars of {self.root or Path.cwd()} hold no image.")
 
     def _members(self, tar: str, stream: BinaryIO) -> Iterator[SourceEntry]:
+        refuse_compressed(self.images.locate(tar), stream.read(HEAD))
+        stream.seek(0)
         headers, places = TarHeaders(stream), dict[str, tuple[int, int]]()
         for member in headers:
             name = as_text(member.name)
@@ -70,17 +75,18 @@ class TarSource(Source):
 
 def _place(member: tarfile.TarInfo, places: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
     """First byte and bytes of an image; none of them where the tar does not hold it in one piece, so that it is
-    rejected as empty. None for folders and devices.
+    rejected. None for folders and devices.
 
-    places: of the images before it, to which links may point.
+    places: of the images before it, to which links may point, links to them among these.
     """
     if member.islnk() or member.issym():
         beside = posixpath.dirname(member.name) if member.issym() else ""
         target = posixpath.normpath(posixpath.join(beside, member.linkname))
-        return places.get(target, (member.offset_data, 0))
-    if not member.isreg():
+        place = places.get(target, (member.offset_data, 0))
+    elif member.isreg():
+        place = (member.offset_data, 0 if member.issparse() else member.size)
+    else:
         return None
-    place = (member.offset_data, 0 if member.issparse() else member.size)
     if len(places) < _LINK_TARGETS:
         places[posixpath.normpath(member.name)] = place
     return place

@@ -26,7 +26,8 @@ class Found:
 def walk(root: Path, without: Path | None = None) -> Iterator[Found]:
     """Files below ``root`` in ascending order of ``path``, and folders that have the name of an image.
 
-    Linked folders are followed once. without: a local folder that is left out, by whichever link it is reached.
+    Linked folders are followed once; one that lies below ``root`` is there by its own name alone, so that a link to it
+    changes nothing. without: a local folder that is left out, by whichever link it is reached.
     Raises AlignDetError when a folder cannot be listed.
     """
     if is_remote(root):
@@ -42,6 +43,7 @@ def _walk_local(root: Path, without: Path | None) -> Iterator[Found]:
         with suppress(OSError):  # a job's folder that is not there yet
             status = without.stat()
             seen.add((status.st_dev, status.st_ino))
+    real = root.resolve()
     # A stack and no recursion: folders may lie a thousand deep.
     open_folders = [(str(root), "", _listed(str(root), seen))]
     while open_folders:
@@ -52,9 +54,15 @@ def _walk_local(root: Path, without: Path | None) -> Iterator[Found]:
         elif name.endswith("/"):
             # A folder counts as "name/", so all that is in it comes where its path belongs.
             inner = f"{folder}/{raw}"
+            if _leads_back(Path(inner), real):
+                continue
             open_folders.append((inner, prefix + name, _listed(inner, seen)))
         else:
             yield Found(prefix + name, _local_size(f"{folder}/{raw}"))
+
+
+def _leads_back(folder: Path, root: Path) -> bool:
+    return folder.is_symlink() and folder.resolve().is_relative_to(root)
 
 
 def _listed(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:

@@ -134,8 +134,13 @@ LISTS = {
     "no_text": (b"ok.jpg\n\xff\xfe.jpg\n", "txt", "value", "['5 bytes', 'missing']"),
     "zeros": (b"ok.jpg\na\0b.jpg\n", "txt", "value", "['5 bytes', 'bad_name']"),
     "itself": (b"ok.jpg\nlist.txt\n.\n", "txt", "value", "['5 bytes', '"),
-    "a_field_of_a_megabyte": (b"path\nok.jpg\n" + b"a" * 10**6 + b"\n", "csv", "refused", "is no CSV"),
-    "a_quote_that_never_ends": (b'path\nok.jpg\n"' + b"a\n" * 10**6, "csv", "refused", "is no CSV"),
+    "a_field_of_a_megabyte": (
+        b"path\nok.jpg\n" + b"a" * 10**6 + b"\n",
+        "csv",
+        "value",
+        "['5 bytes', 'bad_name']",
+    ),
+    "a_quote_that_never_ends": (b'path\nok.jpg\n"' + b"a\n" * 10**6, "csv", "refused", "quotation mark"),
     "no_column": (b"a,b\n1,2\n", "csv", "refused", "no column of images"),
     "one_image_twice": (b"ok.jpg\nok.jpg\n", "txt", "value", "['5 bytes']"),
     "many_rows_without_a_name": (

@@ -45,7 +45,7 @@ TARS = {
     "names_that_leave": (member("../../up.jpg") + member("/etc/abs.jpg") + END, ["3 bytes", "3 bytes"]),
     "links_and_devices": (
         b"".join(header(f"{kind.decode()}.jpg", kind=kind) for kind in (b"1", b"2", b"3", b"4", b"6")) + _OK + END,
-        ["0 bytes", "0 bytes", "5 bytes"],
+        ["empty_member", "empty_member", "5 bytes"],
     ),
     "a_name_that_is_no_text": (member("bX.jpg", raw_name=b"b\xe9") + END, ["3 bytes"]),
     "a_name_of_many_lines": (member("a\n\n/b.jpg") + END, ["3 bytes"]),

@@ -1,20 +1,23 @@
 """The job on a real Ray, in real processes, with real kills."""
 
+import os
 import shutil
 import signal
 from importlib.util import find_spec
 
 import cv2
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from pipeline.job import JobOptions, run_job
 from pipeline.progress import LiveProgress
-from pipeline.sources import FolderSource
+from pipeline.sources import FolderSource, open_source
 from proposals.dataset import open_dataset
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
+from tests.pipeline.nobody import Nobody
 
 _ONE = ("--images-per-shard", "1", "--max-side", "200")
 
@@ -167,3 +170,27 @@ def test_wrong_options_are_one_sentence(photos, tmp_path, start):
         assert status == 1
         assert message in output
         assert "Traceback" not in output
+
+
+def test_two_files_that_a_dataset_could_not_tell_apart_are_refused_and_none_is_dropped(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in (b"a\xff.jpg", b"a\\xff.jpg"):
+        with open(os.fsencode(tmp_path / "in") + b"/" + name, "wb") as stream:  # noqa: PTH123 - a name that is no text
+            stream.write(name)
+    with pytest.raises(AlignDetError, match=r"a\\xff.jpg and b'a\\xff.jpg', which is not UTF-8"):
+        run_job(FolderSource(tmp_path / "in"), tmp_path / "out", Recipe(), JobOptions(), Nobody())
+    assert not (tmp_path / "out").exists()
+
+
+def test_datasets_below_the_source_are_named(photos, tmp_path, mine_folder):
+    out = mine_folder(photos, tmp_path / "tables" / "earlier", Recipe(max_side=64))
+    pq.write_table(pa.table({"raw": [(photos / "cat.jpg").read_bytes()]}), tmp_path / "tables" / "a.parquet")
+    source, said = open_source(str(tmp_path / "tables"), "parquet"), list[str]()
+
+    class Listening(Nobody):
+        def say(self, sentence):
+            said.append(sentence)
+
+    with pytest.raises(AlignDetError, match="belongs to another job"):
+        run_job(source, out, Recipe(), JobOptions(), Listening())
+    assert said == ["datasets below the source, no part of it: earlier"]

@@ -95,6 +95,18 @@ def test_order_is_that_of_whole_paths(tmp_path):
     assert [entry.uri for entry in FolderSource(tmp_path).entries()] == sorted(names)
 
 
+def test_a_link_to_a_folder_below_the_source_renames_nothing_in_it(tmp_path):
+    for name in ("in/z/0.jpg", "outside/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in" / "m").symlink_to(tmp_path / "outside")
+    (tmp_path / "in" / "a").symlink_to("z")
+    (tmp_path / "outside" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "source").symlink_to("in")
+    for root in ("in", "source"):
+        assert [entry.uri for entry in FolderSource(tmp_path / root).entries()] == ["m/1.jpg", "z/0.jpg"]
+
+
 def test_names_are_sorted_in_runs_that_fit_in_memory():
     pairs = [(f"{(7919 * i) % 1000:03d}\n", f"\udcff{i}") for i in range(1000)]
     assert list(sorted_pairs(iter(pairs), run=64)) == sorted(pairs)
@@ -115,6 +127,22 @@ def test_a_text_list_keeps_its_order_and_every_line(folder):
 @pytest.mark.parametrize("name", ["a\0b.jpg", "x" * 5000 + ".jpg", "x/" * 3000 + "a.jpg", "\udcff.jpg"])
 def test_a_name_that_no_file_can_have_is_a_refusal(tmp_path, name):
     assert _reason(ImageRoot(kind="list", root=str(tmp_path)), name) in ("bad_name", "missing")
+
+
+def test_a_list_of_names_that_are_no_utf8_finds_their_files(tmp_path):
+    name = b"A\xf1o.jpg"
+    with open(os.fsencode(tmp_path) + b"/" + name, "wb") as stream:  # noqa: PTH123 - a name that is no text
+        stream.write(b"abc")
+    (tmp_path / "list.txt").write_bytes(name)
+    assert _content(open_source(str(tmp_path / "list.txt"))) == [("A\\xf1o.jpg", 3, b"abc")]
+
+
+def test_a_cell_of_a_csv_may_be_long_and_one_without_end_is_named(folder):
+    (folder / "list.csv").write_text("path,features\na.jpg," + "1" * 140_000 + "\n")
+    assert [uri for uri, _, _ in _content(open_source(str(folder / "list.csv")))] == ["a.jpg"]
+    (folder / "list.csv").write_text("path,features\na.jpg,1\na.jpg," + "1" * (2**20 + 1) + "\n")
+    with pytest.raises(AlignDetError, match="line 3, has a cell of more than 1048576 characters"):
+        list(open_source(str(folder / "list.csv")).entries())
 
 
 def test_a_csv_list_names_its_column(folder):
@@ -246,6 +274,7 @@ def test_links_in_a_tar_are_images_and_what_it_does_not_hold_is_rejected(tmp_pat
             ("a/0.jpg", tarfile.REGTYPE, ""),
             ("hard.jpg", tarfile.LNKTYPE, "a/0.jpg"),
             ("a/soft.jpg", tarfile.SYMTYPE, "0.jpg"),
+            ("a/again.jpg", tarfile.SYMTYPE, "soft.jpg"),
             ("away.jpg", tarfile.SYMTYPE, "/etc/0.jpg"),
             ("folder.jpg", tarfile.DIRTYPE, ""),
         ):
@@ -253,13 +282,16 @@ def test_links_in_a_tar_are_images_and_what_it_does_not_hold_is_rejected(tmp_pat
             info.type, info.linkname = kind, target
             info.size = 3 if kind == tarfile.REGTYPE else 0
             tar.addfile(info, io.BytesIO(b"one"))
-    found = _content(open_source(str(tmp_path)))
-    assert [(uri.split("/", 2)[2], size, data) for uri, size, data in found] == [
-        ("a/0.jpg", 3, b"one"),
-        ("hard.jpg", 3, b"one"),
-        ("a/soft.jpg", 3, b"one"),
-        ("away.jpg", 0, b""),
+    source = open_source(str(tmp_path))
+    *found, away = source.entries()
+    assert [(entry.uri.split("/", 2)[2], source.read(entry.uri)) for entry in found] == [
+        ("a/0.jpg", b"one"),
+        ("hard.jpg", b"one"),
+        ("a/soft.jpg", b"one"),
+        ("a/again.jpg", b"one"),
     ]
+    assert (away.uri.split("/", 2)[2], away.size) == ("away.jpg", 0)
+    assert _reason(source, away.uri) == "empty_member"
 
 
 def test_a_sparse_image_is_rejected_and_not_lost(tmp_path):
@@ -267,9 +299,10 @@ def test_a_sparse_image_is_rejected_and_not_lost(tmp_path):
         file.truncate(10**6)
         file.write(b"end")
     subprocess.run(["tar", "cSf", "x.tar", "0.bmp"], cwd=tmp_path, check=True)
-    ((uri, size, data),) = _content(open_source(str(tmp_path / "x.tar")))
-    assert uri.endswith("/0.bmp")
-    assert (size, data) == (0, b"")
+    source = open_source(str(tmp_path / "x.tar"))
+    (entry,) = source.entries()
+    assert entry.uri.endswith("/0.bmp")
+    assert (entry.size, _reason(source, entry.uri)) == (0, "empty_member")
 
 
 def test_a_tar_that_another_was_joined_to_says_so(tmp_path):
@@ -306,6 +339,39 @@ def test_a_job_inside_of_its_source_does_not_mine_itself(tmp_path, kind):
     remote = _copy_to_url(tmp_path, f"inside-{kind}")
     found = open_source(remote, kind, out=as_path(f"{remote}/deep/OUT"))
     assert _content(found) == before
+
+
+@pytest.mark.parametrize("kind", [None, "webdataset", "parquet"])
+@pytest.mark.parametrize("sign", ["dataset.json", "plan.parquet"])
+def test_a_dataset_below_the_source_is_no_part_of_it(tmp_path, kind, sign):
+    if kind == "parquet":
+        pq.write_table(pa.table({"raw": [b"x"]}), tmp_path / "a.parquet")
+    else:
+        _tar(tmp_path / "x.tar", [("0.jpg", b"one")])
+    earlier = tmp_path / "deep" / "earlier"
+    (earlier / "shards").mkdir(parents=True)
+    _tar(earlier / "shards" / "00000.tar", [("0.jpg", b"one")])
+    for name in ("plan.parquet", "rejected.parquet", "shards/00000.parquet"):
+        pq.write_table(pa.table({"raw": [b"x"]}), earlier / name)
+    (earlier / sign).touch()
+    for place in (str(tmp_path), _copy_to_url(tmp_path, f"{sign}-below-{kind}")):
+        source = open_source(place, kind, out=tmp_path / "another")
+        assert len(_content(source)) == 1
+        assert source.left_out == ("deep/earlier",)
+    assert len(_content(open_source(str(earlier), "webdataset"))) == 1
+    with pytest.raises(AlignDetError, match=r"no \.tar file but those of datasets that were mined: earlier"):
+        open_source(str(tmp_path / "deep"), "webdataset")
+
+
+@pytest.mark.parametrize("place", ["x.tar.gz", "x-{0..3}.tgz", "", "folder_of_gz", "renamed.tar"])
+@pytest.mark.parametrize("kind", [None, "webdataset"])
+def test_a_compressed_tar_is_said_to_be_one(tmp_path, place, kind):
+    (tmp_path / "folder_of_gz").mkdir()
+    for name in ("x.tar.gz", "folder_of_gz/y.tar.zst", "renamed.tar"):
+        with tarfile.open(tmp_path / name, "w:gz") as tar:
+            tar.addfile(tarfile.TarInfo("0.jpg"))
+    with pytest.raises(AlignDetError, match=r"compressed\. Decompress it"):
+        list(open_source(f"{tmp_path}/{place}", kind).entries())
 
 
 def test_a_dead_url_in_a_table_is_a_refusal_like_one_in_a_list(tmp_path):
