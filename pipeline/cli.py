@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from pipeline import cli_regions
+from pipeline.cli_limits import ImageMemory, ImageTimeout
 from pipeline.cli_status import status
 from pipeline.cli_verify import verify
+from pipeline.limits import GIBIBYTES, limits_of
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -103,17 +105,6 @@ _Address = Annotated[
 _Engine = Annotated[
     EngineName, typer.Option(help="Of the selective search: both give the same boxes, opencv 15x slower.")
 ]
-_ImageTimeout = Annotated[
-    float | None,
-    typer.Option(
-        min=0.1,
-        max=86400.0,
-        help="Seconds for one image, then it is rejected. Default: 120, more when large.",
-    ),
-]
-_ImageMemory = Annotated[
-    float, typer.Option(min=0.05, max=2**20, help="GiB of memory for one image, then it is rejected.")
-]
 _Images = Annotated[
     ImagesMode,
     typer.Option(help="embed: image files become part of OUT; reference: they stay in SOURCE, boxes only."),
@@ -150,8 +141,8 @@ def mine(
     max_pixels: _MaxPixels = 89_478_485,
     address: _Address = None,
     engine: _Engine = EngineName.fast,
-    image_timeout: _ImageTimeout = None,
-    image_memory: _ImageMemory = 4.0,
+    image_timeout: ImageTimeout = None,
+    image_memory: ImageMemory = GIBIBYTES,
     images: _Images = ImagesMode.embed,
     source_kind: _SourceKind = None,
     glob: _Glob = None,
@@ -173,7 +164,6 @@ def mine(
     from rich.console import Console
 
     from pipeline.job import JobOptions, run_job
-    from pipeline.limits import READ_SECONDS, Limits, default_seconds
     from pipeline.progress import LiveProgress, tell_end
     from pipeline.sources import open_source
     from proposals.recipe import Recipe
@@ -188,8 +178,7 @@ def mine(
     )
     console, start, place = Console(), time.monotonic(), _place(out)
     with LiveProgress(console, quiet) as progress:
-        seconds = image_timeout or default_seconds(recipe, engine.value)
-        limits = Limits(seconds, int(image_memory * 2**30), max(seconds, READ_SECONDS))
+        limits = limits_of(recipe, engine.value, image_timeout, image_memory)
         embed = images is ImagesMode.embed
         options = JobOptions(images_per_shard, workers, address, engine.value, limits, retry_rejected, embed)
         opened = open_source(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli_limits import ImageMemory, ImageTimeout
+from pipeline.limits import GIBIBYTES
 from proposals.errors import AlignDetError
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def verify(
         list[Path] | None,
         typer.Option(help="Folder the images came from; give it again for each folder of a merged dataset."),
     ] = None,
+    image_timeout: ImageTimeout = None,
+    image_memory: ImageMemory = GIBIBYTES,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that check shards.")] = 1,
 ) -> None:
@@ -40,7 +44,8 @@ def verify(
     every bit of every file is covered, at about the speed of sha256.
 
     --repair mines exactly the damaged shards again and replaces them only when the bytes come out as they were
-    committed; dataset.json, plan.parquet and rejected.parquet are rebuilt from the rest.
+    committed; dataset.json, plan.parquet and rejected.parquet are rebuilt from the rest. Give it the --image-timeout
+    and --image-memory that the dataset was mined with.
 
     Example: `aligndet verify mined/ --deep`, `aligndet verify mined/ --repair --images photos/`
     """
@@ -54,6 +59,8 @@ def verify(
             images or [],
             workers,
             on_repair=lambda file: typer.echo(f"repaired: {file}", err=as_json),
+            seconds=image_timeout,
+            gibibytes=image_memory,
         )
     else:
         report = verify_dataset(dataset, deep=deep, workers=workers)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.image_records import Refusal
+from pipeline.limits import GIBIBYTES, Limits, limits_of
 from pipeline.plan import PlanFile, ShardTask, tasks
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource, SourceUnavailableError
@@ -47,16 +48,30 @@ from proposals.paths import local_only, scheme_of
 # Kinds of sources whose images are no files of their own.
 _CONTAINED = frozenset({"webdataset", "parquet", "arrow"})
 
+# Reasons that limits and machines decide, and what to do about them.
+_OF_THIS_MACHINE = {
+    "timeout": "Give a longer --image-timeout, at least the one that it was mined with",
+    "out_of_memory": "Give more --image-memory, at least as much as it was mined with",
+    "crashed": "Give more --image-memory, or try on another machine",
+}
+
 OnRepair = Callable[[str], None]
 
 
-def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair: OnRepair) -> Report:
+def repair_dataset(
+    root: Path,
+    folders: Sequence[Path],
+    workers: int,
+    on_repair: OnRepair,
+    seconds: float | None = None,
+    gibibytes: float = GIBIBYTES,
+) -> Report:
     """Repair what `verify_dataset` finds in ``root`` and return what it finds afterwards.
 
-    folders: where the images are. ``on_repair`` is told each file that was replaced. Files that do not belong to
-    the dataset are left alone; a proposals.zarr that dataset.json does not list is written again and listed. Raises
-    AlignDetError when something cannot be made again, saying why; NewerFormatError, with nothing touched, when a
-    newer format wrote a part of it.
+    folders: where the images are. seconds, gibibytes: that one image may take, see `limits_of`. ``on_repair`` is told
+    each file that was replaced. Files that do not belong to the dataset are left alone; a proposals.zarr that
+    dataset.json does not list is written again and listed. Raises AlignDetError when something cannot be made again,
+    saying why; NewerFormatError, with nothing touched, when a newer format wrote a part of it.
     """
     root = local_only(root, "verify --repair")
     if (root / layout.SHARDS).is_symlink():
@@ -72,7 +87,8 @@ def repair_dataset(root: Path, folders: Sequence[Path], workers: int, on_repair:
         _replace(root, manifest.plan, _rebuilt_plan(root, manifest, folders))
         on_repair(layout.PLAN)
     if report.damaged_shards:
-        _mine_again(root, manifest, report.damaged_shards, folders, on_repair)
+        limits = limits_of(manifest.recipe, "fast", seconds, gibibytes)
+        _mine_again(root, manifest, report.damaged_shards, folders, limits, on_repair)
     if _has(report, layout.REJECTED):
         records = [read_record(layout.record_path(root, shard.name)) for shard in manifest.shards]
         _replace(root, manifest.rejected, rejected_bytes(records))
@@ -192,7 +208,12 @@ def _size_below(folder: Path, uri: str) -> int:
 
 
 def _mine_again(
-    root: Path, manifest: Manifest, names: Sequence[str], folders: Sequence[Path], on_repair: OnRepair
+    root: Path,
+    manifest: Manifest,
+    names: Sequence[str],
+    folders: Sequence[Path],
+    limits: Limits,
+    on_repair: OnRepair,
 ) -> None:
     if manifest.source.imported:
         raise AlignDetError(
@@ -221,7 +242,8 @@ def _mine_again(
                 row.key: Refusal(row.stage, row.reason, row.detail, row.traceback_hash)
                 for row in rejected or ()
             }
-            work = Work(source, staging, manifest.recipe, job, embed=manifest.images is None)
+            embed = manifest.images is None
+            work = Work(source, staging, manifest.recipe, job, limits=limits, embed=embed)
             try:
                 record = mine_shard(task, work, quarantine=refused)
             except SourceUnavailableError as error:
@@ -282,19 +304,22 @@ def _require_same(
     same = rejected is None or known == {row.key for row in record.rejected}
     if record.shard == entry and same:
         return
-    lost = [row.uri for row in record.rejected if row.key not in known]
-    shown = f"; rejected: {', '.join(lost[:3])}" if lost else ""
+    lost = [row for row in record.rejected if row.key not in known]
+    shown = f"; rejected: {', '.join(row.uri for row in lost[:3])}" if lost else ""
     raise AlignDetError(
         f"shard {entry.name} mined again from {source} is not what was committed: {_cause(lost, manifest)}{shown}. "
         "Nothing was replaced by it. Give the original images and libraries, or mine into a new folder."
     )
 
 
-def _cause(lost: Sequence[str], manifest: Manifest) -> str:
-    """Why a shard may have come out otherwise. lost: uris of images that were not rejected when it was committed."""
-    elsewhere = next((uri for uri in lost if scheme_of(uri) or uri.startswith("/")), None)
+def _cause(lost: Sequence[Rejection], manifest: Manifest) -> str:
+    """Why a shard may have come out otherwise. lost: images that were not rejected when it was committed."""
+    elsewhere = next((row.uri for row in lost if scheme_of(row.uri) or row.uri.startswith("/")), None)
     if elsewhere is not None:
         return f"{elsewhere} is a URL or an absolute path, and --repair reads files below --images alone"
+    spent = next((row for row in lost if row.reason in _OF_THIS_MACHINE), None)
+    if spent is not None:
+        return f"{spent.uri} is rejected as {spent.reason} here. {_OF_THIS_MACHINE[spent.reason]}"
     here = library_versions()
     versions = [
         f"{name} {there} then, {here.get(name)} now"

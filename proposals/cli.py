@@ -194,6 +194,10 @@ _USERS: dict[int | None, str] = {
         (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
         "Is the name right?",
     ),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+        "See to the disk or mount, then run the same command again",
+    ),
 }
 
 

@@ -6,7 +6,8 @@ The command line prints them as one sentence, without a traceback.
 # What a script may rely on; docs/exit-codes.md is this table.
 EXIT_CODES = {
     0: "Done. `verify`: intact. `doctor`: healthy.",
-    1: "Refused, or failed on bad input: the message names the thing, the cause and the next step. `verify`: damaged.",
+    1: "Refused, or failed on bad input, or on a disk or mount that is full, fails or is gone: "
+    "the message names the thing, the cause and the next step. `verify`: damaged.",
     2: "The command line is wrong: no such verb or option, or a value of the wrong kind.",
     3: "An optional half or library is not installed; the message has the `pip install` line.",
     4: "Something that is installed is broken. `aligndet doctor` says what, and how to repair it.",

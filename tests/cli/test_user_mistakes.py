@@ -1,5 +1,6 @@
 """Whatever a user gets wrong ends with one of the documented codes and one sentence: never with a traceback."""
 
+import errno
 import json
 import os
 import shutil
@@ -348,6 +349,27 @@ def test_a_name_that_no_dataset_can_keep_is_refused_before_anything_is_done(
     assert ended.value.code == 1
     assert "caf\\udce9' is not UTF-8" in capfd.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN])
+def test_a_disk_or_a_mount_that_fails_is_no_fault_of_this_program(
+    fault, mined_dataset, tmp_path, monkeypatch, capfd
+):
+    real, out = os.mkdir, tmp_path / "out"
+
+    def failing(path, *args, **options):
+        if Path(path).is_relative_to(out):
+            raise OSError(fault, os.strerror(fault), str(path))
+        real(path, *args, **options)
+
+    monkeypatch.setattr(os, "mkdir", failing)
+    monkeypatch.setattr(sys, "argv", ["aligndet", "merge", str(mined_dataset), "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr().err
+    assert ended.value.code == 1, said
+    assert f"{os.strerror(fault)}. See to the disk or mount" in said
+    assert str(out) in said
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J", "\x1b]0;title\x07", "\u202etxt", "tab\t"])

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipeline import image_process
 from pipeline.image_records import Refusal
+from pipeline.planted_faults import VARIABLE
 from pipeline.sources import open_source
 from proposals.cli import build_app
 from proposals.dataset import layout
@@ -19,6 +21,7 @@ from proposals.dataset.merge import merge_datasets
 from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError, NewerFormatError
+from proposals.recipe import Recipe
 from tests.damage import flip_a_bit
 
 
@@ -39,9 +42,9 @@ def copy(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "copy")
 
 
-def _repair(root, *folders):
-    options = [part for folder in folders for part in ("--images", str(folder))]
-    return CliRunner().invoke(build_app(), ["verify", str(root), "--repair", *options])
+def _repair(root, *folders, options=()):
+    images = [part for folder in folders for part in ("--images", str(folder))]
+    return CliRunner().invoke(build_app(), ["verify", str(root), "--repair", *images, *options])
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,35 @@ def test_why_an_image_was_rejected_stays_what_was_committed(source, mine_folder,
     result = _repair(root, source)
     assert result.exit_code == 0, result.output
     assert content(root) == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "advice"),
+    [
+        ("hang", "timeout", "longer --image-timeout"),
+        ("memory", "out_of_memory", "more --image-memory"),
+        ("crash", "crashed", "another machine"),
+    ],
+)
+def test_an_image_that_this_machine_is_too_small_for_is_called_neither_changed_nor_gone(
+    copy, source, monkeypatch, fault, reason, advice
+):
+    flip_a_bit(copy / "shards" / "00000.tar")
+    monkeypatch.setenv(VARIABLE, json.dumps({"cat.jpg": fault}))
+    limits = ["--image-timeout", "3" if fault == "hang" else "60", "--image-memory", "0.5"]
+    refusal = str(_repair(copy, source, options=limits).exception)
+    assert f"cat.jpg is rejected as {reason} here" in refusal
+    assert advice in refusal
+    assert "an image changed" not in refusal
+
+
+def test_a_dataset_of_large_images_has_the_time_it_was_mined_with_to_be_repaired(
+    source, mine_folder, tmp_path
+):
+    root = mine_folder(source, tmp_path / "out", Recipe(max_side=1500))
+    flip_a_bit(root / "shards" / "00000.tar")
+    assert _repair(root, source).exit_code == 0
+    assert image_process._shared.limits.seconds == 270
 
 
 def test_images_that_a_list_names_elsewhere_are_said_to_be_no_files_below_a_folder(
