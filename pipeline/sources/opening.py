@@ -250,7 +250,7 @@ def _guess(place: Path, out: Path | None) -> Kind:
             f"{place} holds no image file, but {' and '.join(sorted(seen))}: choose with --source-kind."
         )
     if compressed and not seen:
-        refuse_compressed(compressed)
+        refuse_compressed(f"{place}/{compressed}")
     return seen.pop() if seen else "folder"
 
 

@@ -117,8 +117,7 @@ def _with_xmp(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_an_orientation_that_xmp_alone_has_turns_nothing(kind, tmp_path):
     data = _with_xmp(kind)
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.getexif()[0x0112] == 6
+    assert _XMP in data
     image = decode_bgr(data)
     assert (image.width, image.height, image.orientation) == (20, 12, 1)
     (tmp_path / "image").write_bytes(data)
