@@ -100,13 +100,9 @@ class ShardWriter:
         )
 
     def _member(self, name: str, data: bytes) -> int:
-        info = tarfile.TarInfo(
-            name
-        )  # its defaults (mtime, uid, gid 0; mode 0644) are what makes bytes repeatable
-        info.size = len(data)
         offset = self._stream.tell() + _BLOCK
         # As tarfile's own addfile would, which copies in small pieces.
-        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._write(member_header(name, len(data)))
         self._write(data)
         self._write(bytes(-len(data) % _BLOCK))
         return offset
@@ -122,6 +118,18 @@ class ShardWriter:
     def _write(self, data: bytes) -> None:
         self._digest.update(data)
         self._stream.write(data)
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The one header, of 512 bytes, that a member of so many bytes has in a shard's tar.
+
+    Raises ValueError for a name of more than 100 bytes or a size that ustar has no digits for.
+    """
+    info = tarfile.TarInfo(
+        name
+    )  # its defaults (mtime, uid, gid 0; mode 0644) are what makes bytes repeatable
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _annotation(image: MinedImage) -> bytes:

@@ -25,6 +25,13 @@ def member(name: str, data: bytes = b"abc", kind: bytes = b"0", **raw: bytes) ->
     return header(name, len(data), kind, **raw) + data.ljust(-(-len(data) // 512) * 512, b"\0")
 
 
+def ustar(name: str, data: bytes) -> bytes:
+    """A member as POSIX has it and the datasets' tars do: no GNU magic."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+
+
 def negative(size: int) -> bytes:
     """The size field of a number below zero, in base 256."""
     return b"\xff" + (256**11 + size).to_bytes(11, "big")

@@ -4,13 +4,16 @@ import io
 import os
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.sources import open_source
 from pipeline.sources.tars import TarSource
 from proposals.dataset import layout
+from proposals.dataset.verify import verify_dataset
 from proposals.images import ImageRejected
-from tests.attacks.tars import END, giant, header, member, negative, pax
+from tests.attacks.tars import END, giant, header, member, negative, pax, ustar
 
 _OK = member("ok.jpg", b"12345")
 _BROKEN = "broken_container"
@@ -93,6 +96,83 @@ def test_verify_goes_through_any_tar(name, confined, tmp_path):
     outcome = confined.read("tar_members", path, megabytes=64, seconds=20)
     assert outcome.kind == "value", outcome
     assert "is unexpected" in outcome.text or "is no sound tar" in outcome.text
+
+
+def _tarred(root, parts, place):
+    """Make ``parts`` the tar of shard 00001, and its table say where its images are now, from ``place`` on."""
+    layout.tar_path(root, "00001").write_bytes(
+        b"".join(parts).ljust(-(-sum(map(len, parts)) // 10240) * 10240, b"\0")
+    )
+    ends = [sum(map(len, parts[:count])) for count in range(len(parts))]
+    path = layout.parquet_path(root, "00001")
+    table = pq.read_table(path)
+    field = table.schema.field("tar_offset")
+    starts = pa.array([ends[place(row)] + 512 for row in range(len(table))], pa.int64())
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("tar_offset"), field, starts), path, compression="zstd"
+    )
+
+
+def _members_of(root):
+    with tarfile.open(layout.tar_path(root, "00001")) as archive:
+        return [(info.name, archive.extractfile(info).read()) for info in archive.getmembers()]
+
+
+def _faults(root, deep=True):
+    report = verify_dataset(root, deep=deep)
+    return [problem.what for problem in report.problems if problem.file == "shards/00001.tar"]
+
+
+def test_what_tarfile_does_not_show_is_named(copy, reseal):
+    """A name that other readers go by, in the plain header behind an extended one, and a text in that one."""
+    parts = [ustar(name, data) for name, data in _members_of(copy)]
+    name, data = _members_of(copy)[3]
+    hidden = pax(b"path=" + name.encode(), b"comment=#!/bin/sh hidden")
+    parts[3:4] = [hidden, ustar("../../../tmp/evil.pkl", data)]
+    _tarred(copy, [*parts, END], lambda row: 2 * row + (row > 1))
+    reseal(copy)
+    with tarfile.open(layout.tar_path(copy, "00001")) as archive:
+        assert archive.getnames() == [name for name, _ in _members_of(copy)]
+    begin = len(b"".join(parts[:3]))
+    assert _faults(copy) == [f"member {name!r} has another header than the format fixes, at byte {begin}"]
+
+
+def _linked(parts):
+    info = tarfile.TarInfo.frombuf(parts[4][:512], "ascii", "strict")
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    parts[4] = info.tobuf(tarfile.USTAR_FORMAT) + parts[4][512:]
+    return 0
+
+
+def _commented(parts):
+    parts[0:0] = [pax(b"comment=hidden")]
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_linked, "holds no image of"),
+        (_commented, "does not begin with the image of"),
+    ],
+)
+def test_what_hides_at_either_end_of_a_tar_is_named_without_deep(copy, reseal, change, words):
+    parts = [ustar(name, data) for name, data in _members_of(copy)]
+    more = change(parts)
+    _tarred(copy, [*parts, END], lambda row: 2 * row + more)
+    reseal(copy)
+    (fault,) = _faults(copy, deep=False)
+    assert words in fault
+
+
+def test_what_lies_between_two_members_is_named(copy, reseal):
+    name, data = _members_of(copy)[0]
+    assert len(data) % 512
+    parts = [ustar(name, data) for name, data in _members_of(copy)]
+    parts[0] = parts[0][: 512 + len(data)] + b"hidden".ljust(-len(data) % 512, b"\0")
+    _tarred(copy, [*parts, END], lambda row: 2 * row)
+    reseal(copy)
+    assert _faults(copy) == [f"holds something behind member {name!r}, at byte {512 + len(data)}"]
 
 
 def test_a_shard_of_ten_gigabytes_of_nothing_is_named(confined, copy, reseal):

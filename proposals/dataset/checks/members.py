@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,12 +18,43 @@ from proposals.dataset import layout
 from proposals.dataset.bounds import MAX_RECORD_BYTES
 from proposals.dataset.files import open_any, read_range
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
+from proposals.dataset.writer import member_header
 from proposals.fetch import MAX_IMAGE_BYTES
 from proposals.png_checksums import has_sound_checksums
 from proposals.tar_headers import TarHeaders
 
 _PICKLES = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member as tarfile resolves it, and the byte where what came before it ends: there its header must be."""
+
+    info: tarfile.TarInfo
+    begin: int
+
+    def header_faults(self, stream: BinaryIO) -> Iterator[str]:
+        """Other readers may go by the plain header alone, where tarfile goes by an extended one before it."""
+        stream.seek(self.begin)
+        if stream.read(tarfile.BLOCKSIZE) == _header(self.info.name, self.info.size):
+            return
+        if (self.info.mtime, self.info.uid, self.info.gid, self.info.mode) != (0, 0, 0, 0o644):
+            yield f"member {self.info.name!r} has another time, owner or mode than the format fixes"
+        else:
+            yield f"member {self.info.name!r} has another header than the format fixes, at byte {self.begin}"
+
+    def read(self, stream: BinaryIO, most: int) -> bytes:
+        """Its content, at most so many bytes of it."""
+        stream.seek(self.info.offset_data)
+        return stream.read(min(self.info.size, most))
+
+    def padding_faults(self, stream: BinaryIO) -> Iterator[str]:
+        """Whether there is anything between its content and the next header."""
+        end = self.info.offset_data + self.info.size
+        stream.seek(end)
+        if stream.read(-end % tarfile.BLOCKSIZE).strip(b"\0"):
+            yield f"holds something behind member {self.info.name!r}, at byte {end}"
 
 
 def tar_faults(path: Path, table: pa.Table) -> Iterator[str]:
@@ -35,7 +67,7 @@ def tar_faults(path: Path, table: pa.Table) -> Iterator[str]:
             wanted = [name for row in _rows(table) for name in _member_names(row)]
             if [member.name for member in members] != wanted:
                 yield from _order_faults([member.name for member in members], wanted)
-            found = {member.name: member for member in members if member.isreg()}
+            found = {each.info.name: each for each in _placed(members) if each.info.isreg()}
             for row in _rows(table):
                 yield from _row_faults(stream, found, row, table)
             yield from _end_faults(stream, headers.end)
@@ -45,15 +77,13 @@ def tar_faults(path: Path, table: pa.Table) -> Iterator[str]:
 
 def edge_faults(path: Path, table: pa.Table) -> Iterator[str]:
     """Whether the first and the last image of a shard are where its table says, by their tar headers alone."""
-    rows = table.select(("key", "uri", "tar_offset"))
-    edges = [*rows.slice(0, 1).to_pylist(), *rows.slice(len(rows) - 1).to_pylist()]
-    for row in edges:
-        name = (
-            read_range(path, row["tar_offset"] - tarfile.BLOCKSIZE, 100)
-            .rstrip(b"\0")
-            .decode("ascii", "replace")
-        )
-        if name != _member_names(row)[0]:
+    rows = table.select(("key", "uri", "tar_offset", "tar_size"))
+    first, last = rows.slice(0, 1).to_pylist(), rows.slice(len(rows) - 1).to_pylist()
+    if first[0]["tar_offset"] != tarfile.BLOCKSIZE:
+        yield f"does not begin with the image of {first[0]['uri']!r}, by the table"
+    for row in (*first, *last):
+        header = read_range(path, row["tar_offset"] - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        if header != _header(_member_names(row)[0], row["tar_size"]):
             yield f"holds no image of {row['uri']!r} where the table says: it is another shard's, or damaged"
             return
 
@@ -69,8 +99,6 @@ def _name_faults(members: list[tarfile.TarInfo]) -> Iterator[str]:
             yield f"member {member.name!r} is a {_kind(member)}, not a file"
         if member.name.lower().endswith(_PICKLES):
             yield f"member {member.name!r} is a pickle: loading it could run any code"
-        if (member.mtime, member.uid, member.gid, member.mode) != (0, 0, 0, 0o644):
-            yield f"member {member.name!r} has another time, owner or mode than the format fixes"
 
 
 def _order_faults(found: list[str], wanted: list[str]) -> Iterator[str]:
@@ -83,20 +111,29 @@ def _order_faults(found: list[str], wanted: list[str]) -> Iterator[str]:
         yield "its members are not in the order of the rows, image then annotation"
 
 
+def _placed(members: list[tarfile.TarInfo]) -> Iterator[_Member]:
+    begin = 0
+    for member in members:
+        yield _Member(member, begin)
+        begin = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
+
+
 def _row_faults(
-    stream: BinaryIO, found: dict[str, tarfile.TarInfo], row: dict[str, Any], table: pa.Table
+    stream: BinaryIO, found: dict[str, _Member], row: dict[str, Any], table: pa.Table
 ) -> Iterator[str]:
     image, annotation = (found.get(name) for name in _member_names(row))
     if image is not None:
-        if (image.offset_data, image.size) != (row["tar_offset"], row["tar_size"]):
-            yield f"image {image.name} is at bytes {image.offset_data} + {image.size}, the table says otherwise"
-        stream.seek(image.offset_data)
-        yield from _image_faults(image.name, stream.read(min(image.size, MAX_IMAGE_BYTES)), row)
+        name, at, size = image.info.name, image.info.offset_data, image.info.size
+        if (at, size) != (row["tar_offset"], row["tar_size"]):
+            yield f"image {name} is at bytes {at} + {size}, the table says otherwise"
+        yield from image.header_faults(stream)
+        yield from _image_faults(name, image.read(stream, MAX_IMAGE_BYTES), row)
+        yield from image.padding_faults(stream)
     if annotation is not None:
-        stream.seek(annotation.offset_data)
-        data = stream.read(min(annotation.size, MAX_RECORD_BYTES))
-        if not _agrees(data, row, table):
-            yield f"{annotation.name} does not say what the table says"
+        yield from annotation.header_faults(stream)
+        if not _agrees(annotation.read(stream, MAX_RECORD_BYTES), row, table):
+            yield f"{annotation.info.name} does not say what the table says"
+        yield from annotation.padding_faults(stream)
 
 
 def _image_faults(name: str, data: bytes, row: dict[str, Any]) -> Iterator[str]:
@@ -129,6 +166,13 @@ def _agrees(data: bytes, row: dict[str, Any], table: pa.Table) -> bool:
         return False
     same = np.array_equal(boxes, flat_boxes(table)[first:last])
     return plain and same and np.array_equal(ranks, flat_ranks(table)[first:last])
+
+
+def _header(name: str, size: int) -> bytes | None:
+    try:
+        return member_header(name, size)
+    except ValueError:  # ustar cannot say it
+        return None
 
 
 def _end_faults(stream: BinaryIO, end: int) -> Iterator[str]:
