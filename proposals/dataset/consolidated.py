@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from proposals.dataset import layout
-from proposals.dataset.bounds import read_parquet
 from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.files import alone_with, file_sha256, fsync, temporary_name
 from proposals.dataset.manifest import (
@@ -26,7 +25,7 @@ from proposals.dataset.manifest import (
     write_model,
 )
 from proposals.dataset.processes import ProcessDiedError, map_apart
-from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, read_shard
+from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks, read_columns, read_shard
 from proposals.errors import AlignDetError
 from proposals.paths import local_only
 
@@ -189,10 +188,7 @@ def _write_images(root: Path, path: Path, piece: _Piece) -> None:
     offsets = np.empty(piece.stop - piece.start, dtype=np.int64)
     keys = np.zeros(len(offsets), dtype=f"S{layout.KEY_LENGTH}")
     for part in piece.parts:
-        parquet = layout.parquet_path(root, part.entry.name)
-        table = read_parquet(
-            parquet, part.entry.images, part.entry.proposals, ["key", "rank"]
-        ).combine_chunks()
+        table = read_columns(root, part.entry, ["key", "rank"]).combine_chunks()
         here, there = _overlap(piece, part.image, part.entry.images)
         offsets[here] = part.box + box_offsets(table)[:-1][there]
         keys[here] = np.array(table.column("key").to_pylist(), dtype=keys.dtype)[there]

@@ -20,7 +20,7 @@ from proposals.dataset.layout import TEMPORARY_MARK
 from proposals.errors import AlignDetError, DeniedError
 from proposals.fetch import read_part
 from proposals.paths import is_remote, is_web
-from proposals.remote_files import answered, open_remote, pieces_of
+from proposals.remote_files import answered, info_of, open_remote, pieces_of
 
 
 class NotListedError(AlignDetError):
@@ -167,6 +167,22 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
         while len(data) < size and (more := os.pread(stream.fileno(), size - len(data), offset + len(data))):
             data += more
         return data
+
+
+def size_of(path: Path) -> int | None:
+    """The bytes of a plain file, local or remote; None where there is none, or its server does not say.
+
+    Raises DeniedError and UnansweredError as `info_of` does.
+    """
+    if is_remote(path):
+        with suppress(FileNotFoundError):
+            size: int | None = info_of(path)["size"]
+            return size
+        return None
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return None
 
 
 def files_below(root: Path) -> Iterator[str]:

@@ -14,10 +14,17 @@ import pyarrow as pa
 
 from proposals.boxes import Boxes
 from proposals.dataset import layout
-from proposals.dataset.bounds import read_parquet
 from proposals.dataset.files import read_range
 from proposals.dataset.manifest import Manifest, read_manifest
-from proposals.dataset.tables import REFERENCE_SCHEMA, SCHEMA, box_offsets, flat_boxes, flat_ranks, read_shard
+from proposals.dataset.tables import (
+    REFERENCE_SCHEMA,
+    SCHEMA,
+    box_offsets,
+    flat_boxes,
+    flat_ranks,
+    read_columns,
+    read_shard,
+)
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
@@ -145,10 +152,7 @@ class ProposalDataset(Sequence[Record]):
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows as one Arrow table, in dataset order, reading only ``columns`` (None: all)."""
-        tables = [
-            read_parquet(layout.parquet_path(self.root, shard.name), shard.images, shard.proposals, columns)
-            for shard in self._shards
-        ]
+        tables = [read_columns(self.root, shard, columns) for shard in self._shards]
         if not tables:
             empty = (SCHEMA if self.manifest.images is None else REFERENCE_SCHEMA).empty_table()
             return empty if columns is None else empty.select(columns)

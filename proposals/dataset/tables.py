@@ -1,6 +1,6 @@
 """The Parquet tables of a dataset: their columns, and reading one shard's without trusting it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from proposals.boxes import Boxes
 from proposals.dataset import layout
-from proposals.dataset.bounds import has_room, read_parquet
+from proposals.dataset.bounds import MAX_POINTER_BYTES, has_room, is_pointer, read_parquet
+from proposals.dataset.files import read_range, size_of
 from proposals.dataset.manifest import ShardEntry
 from proposals.errors import AlignDetError
 from proposals.fetch import MAX_IMAGE_BYTES
+from proposals.paths import is_remote
 
 BOX = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
 
@@ -39,6 +41,9 @@ REFERENCE_SCHEMA = SCHEMA.set(
     SCHEMA.get_field_index("tar_offset"), pa.field("tar_offset", pa.int64(), nullable=True)
 )
 
+# At a URL, what so many boxes take in memory is worth a request for the tar's size.
+_MANY_BOXES = 1_000_000
+
 
 def write_table(path: Path, table: pa.Table, boxes: int) -> None:
     """Write the table of a shard: compressed, unless equal images then take less room than any images may."""
@@ -54,7 +59,7 @@ def read_shard(root: Path, entry: ShardEntry) -> pa.Table:
     empty or leaves its image.
     """
     path = layout.parquet_path(root, entry.name)
-    table = read_parquet(path, entry.images, entry.proposals).combine_chunks()
+    table = read_columns(root, entry).combine_chunks()
     wanted = SCHEMA if entry.tar is not None else REFERENCE_SCHEMA
     try:
         table.validate(full=True)
@@ -64,6 +69,35 @@ def read_shard(root: Path, entry: ShardEntry) -> pa.Table:
     if fault:
         raise AlignDetError(f"{path}: {fault}. The dataset is damaged: see `aligndet verify {root}`.")
     return table
+
+
+def read_columns(root: Path, entry: ShardEntry, columns: Sequence[str] | None = None) -> pa.Table:
+    """Only ``columns`` (None: all) of a shard's table, which has the declared size; raises AlignDetError otherwise."""
+    if (fault := room_fault(root, entry)) is not None:
+        raise AlignDetError(f"{fault}. The dataset is damaged: see `aligndet verify {root}`.")
+    return read_parquet(layout.parquet_path(root, entry.name), entry.images, entry.proposals, columns)
+
+
+def room_fault(root: Path, entry: ShardEntry) -> str | None:
+    """Why a shard's files cannot hold the boxes that ``entry`` declares, None when they can.
+
+    It is the tar that has room for them. Where that was not fetched, the table must have it, as without a tar.
+    """
+    if entry.tar is None or (is_remote(root) and entry.proposals <= _MANY_BOXES):
+        return None
+    tar, parquet = layout.tar_path(root, entry.name), layout.parquet_path(root, entry.name)
+    size = size_of(tar)
+    if size is not None and not _is_unfetched(tar, size):
+        same = size == entry.tar.bytes
+        return None if same else f"{tar} has {size} bytes, dataset.json says {entry.tar.bytes}"
+    room = size_of(parquet)
+    if room is None or has_room(room, entry.images, entry.proposals):
+        return None
+    return f"{parquet} of {room} bytes is too small for {entry.proposals} boxes"
+
+
+def _is_unfetched(path: Path, size: int) -> bool:
+    return size <= MAX_POINTER_BYTES and is_pointer(read_range(path, 0, size))
 
 
 def box_offsets(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

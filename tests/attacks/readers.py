@@ -67,6 +67,13 @@ def dataset(path: Path) -> object:
     return [(record.uri, record.boxes.shape, len(record.image_bytes())) for record in open_dataset(path)]
 
 
+def columns(path: Path) -> object:
+    """The boxes of a dataset, as one table."""
+    from proposals.dataset import open_dataset
+
+    return open_dataset(path).table(["boxes"]).num_rows
+
+
 def verified(path: Path) -> object:
     """What `aligndet verify --deep` says of a dataset."""
     from proposals.dataset.verify import verify_dataset
@@ -214,7 +221,7 @@ def config(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {
     function.__name__: function
     for function in (
-        image, fetched, tar, tar_members, table, text_list, dataset, verified, figures, scored, record, zarr, plan,
-        planned, coco, soco, pickled, truth, checkpoint, weights, exported, recipe, config,
+        image, fetched, tar, tar_members, table, text_list, dataset, columns, verified, figures, scored, record, zarr,
+        plan, planned, coco, soco, pickled, truth, checkpoint, weights, exported, recipe, config,
     )
 }  # fmt: skip

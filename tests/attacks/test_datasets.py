@@ -294,6 +294,62 @@ def test_a_run_of_a_billion_equal_numbers_is_not_unpacked(confined, copy, reseal
     assert "declares" in outcome.text
 
 
+_MANY = 4_000_000
+
+
+@pytest.fixture
+def bomb(copy, reseal):
+    """A shard of four million boxes in 100 kB of table, whose tar is said to be as large as they need."""
+
+    def boxes(table):
+        ends = pa.array([0, _MANY - 2, _MANY - 1, _MANY], pa.int32())
+        ranks = pa.array(np.ones(_MANY, np.float32))
+        flat = pa.array(np.tile(np.array([0, 0, 1, 1], np.float32), _MANY))
+        kind = table.schema.field("boxes").type
+        rows = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
+        table = _with("boxes", lambda table: pa.ListArray.from_arrays(ends, rows, type=kind))(table)
+        kind = table.schema.field("rank").type
+        return _with("rank", lambda table: pa.ListArray.from_arrays(ends, ranks, type=kind))(table)
+
+    def declare(content):
+        shard, totals = content["shards"][0], content["totals"]
+        added, size = _MANY - shard["proposals"], 11 * _MANY
+        totals["proposals"] += added
+        totals["bytes"] += size - shard["tar"]["bytes"]
+        shard["proposals"], shard["tar"]["bytes"] = _MANY, size
+
+    _rewritten(copy, boxes)
+    reseal(copy, declare)
+    return copy
+
+
+@pytest.mark.parametrize("reader", ["dataset", "columns", "verified"])
+def test_a_tar_that_is_smaller_than_it_is_said_to_be_makes_no_room_for_boxes(confined, bomb, reader):
+    assert layout.parquet_path(bomb, "00000").stat().st_size < 2**17
+    outcome = confined.read(reader, bomb, megabytes=64)
+    assert outcome.kind == ("value" if reader == "verified" else "refused"), outcome
+    assert f"bytes, dataset.json says {11 * _MANY}" in outcome.text
+
+
+def test_boxes_without_their_tars_have_the_room_of_their_table(confined, copy, reseal):
+    tars = [layout.tar_path(copy, name) for name in ("00000", "00001", "00002")]
+    for tar in tars[1:]:
+        tar.unlink()
+    tars[0].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert confined.read("columns", copy).kind == "value"
+    size = 1 + 64 * layout.parquet_path(copy, "00000").stat().st_size
+
+    def declare(content):
+        content["totals"]["proposals"] += size - content["shards"][0]["proposals"]
+        content["shards"][0].update(proposals=size, tar={**content["shards"][0]["tar"], "bytes": 11 * size})
+
+    tars[0].unlink()
+    reseal(copy, declare)
+    outcome = confined.read("columns", copy)
+    assert outcome.kind == "refused", outcome
+    assert f"is too small for {size} boxes" in outcome.text
+
+
 PLANS = {
     "rows_of_a_gigabyte": lambda table: table.set_column(2, "uri", pa.array(["x" * (60 * 2**20)] * 8)),
     "equal_rows_without_end": lambda table: table.take(pa.array(np.zeros(3 * 10**6, np.int32))),

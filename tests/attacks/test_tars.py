@@ -186,7 +186,8 @@ def test_a_shard_of_ten_gigabytes_of_nothing_is_named(confined, copy, reseal):
     outcome = confined.read("tar_members", tar, megabytes=800)
     assert outcome.kind == "value", outcome
     outcome = confined.read("dataset", copy)
-    assert outcome.kind == "value", outcome  # readers go by the table, which was not changed
+    assert outcome.kind == "refused", outcome
+    assert "dataset.json says" in outcome.text
 
 
 def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(confined, copy):

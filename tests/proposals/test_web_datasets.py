@@ -158,6 +158,14 @@ def test_what_is_not_there_is_missing(dataset):
     assert (problem.file, problem.what) == ("shards/00001.parquet", "is missing")
 
 
+def test_a_tars_size_is_asked_for_where_boxes_are_many(dataset, monkeypatch):
+    with serving(dataset, wrong={"shards/00001.tar": 503}) as url:
+        assert open_dataset(url).table().equals(open_dataset(dataset).table())
+        monkeypatch.setattr("proposals.dataset.tables._MANY_BOXES", 10)
+        with pytest.raises(UnansweredError, match=r"00001\.tar"):
+            open_dataset(url).table()
+
+
 def test_processes_that_verify_hand_on_that_nobody_answered(dataset):
     with (
         serving(dataset, wrong={"shards/00002.tar": 503}) as url,
