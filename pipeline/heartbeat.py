@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.shard_task import Count
 from proposals.dataset.files import alone_with, write_atomically
-from proposals.dataset.layout import TEMPORARY_MARK
+from proposals.dataset.layout import HEARTBEAT
 
 if TYPE_CHECKING:
     from pipeline.scheduler import Scheduler
 
-# Readers of a dataset ignore every name with this mark, and `mine` removes what a killed run left.
-NAME = f"progress{TEMPORARY_MARK}job.json"
+# Readers of a dataset ignore it, and `mine` removes what a killed run left.
+NAME = HEARTBEAT
 BEAT_SECONDS = 2.0
 # A driver that pauses longer than this is taken for dead.
 SILENCE_SECONDS = 15 * BEAT_SECONDS

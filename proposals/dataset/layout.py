@@ -16,6 +16,12 @@ REGIONS = "regions.zarr"
 CLUSTERS = "clusters.zarr"
 CLUSTERS_RECORD = "clusters.json"
 TEMPORARY_MARK = ".tmp-"
+HEARTBEAT = f"progress{TEMPORARY_MARK}job.json"
+# Of what `temporary_name` calls so: files where files are, and folders whose content is written before their rename.
+_TEMPORARY = re.compile(
+    rf"(({SHARDS}|{REGIONS})/)?[^/]+\.tmp-[0-9a-f]{{32}}"
+    rf"|({CONSOLIDATED}|{CLUSTERS}|{REGIONS}/[0-9]+|repair)\.tmp-[0-9a-f]{{32}}/.+"
+)
 
 # With the hash and the longest suffix a member name stays below the 100 characters of a plain tar header.
 _STEM_LENGTH = 48
@@ -52,6 +58,11 @@ def is_consolidated_path(path: str) -> bool:
     return (
         len(parts) > 1 and parts[0] == CONSOLIDATED and not {"", ".", ".."} & set(parts) and "\\" not in path
     )
+
+
+def is_temporary(path: str) -> bool:
+    """Whether ``path``, relative to the dataset folder, is of a run that was stopped or still runs, by its name."""
+    return path == HEARTBEAT or _TEMPORARY.fullmatch(path) is not None
 
 
 def key_of(uri: str) -> str:

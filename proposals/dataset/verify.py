@@ -76,7 +76,7 @@ def verify_dataset(root: Path, *, deep: bool = False, workers: int = 1) -> Repor
             raise
         return Report(root, deep, 0, 0, 0, (Problem(layout.MANIFEST, str(error)),))
     found = strangers(root, manifest)
-    problems = [Problem(path, "is unexpected: dataset.json does not name it") for path in found.unexpected]
+    problems = [Problem(path, what) for path, what in found.unexpected]
     faults = seal_faults(root / layout.MANIFEST, MAX_MANIFEST_BYTES)
     problems += [Problem(layout.MANIFEST, what) for what in faults]
     problems += _recipe_problems(root, manifest) + _totals_problems(manifest)

@@ -302,19 +302,83 @@ def test_a_plan_that_disagrees_with_the_rows_is_named(copy, change, file, messag
     assert message in _named(copy, file, deep=False)
 
 
+_HEX = "0123456789abcdef" * 2
+_LEFT = f"shards/00000.tar.tmp-{_HEX}"
+
+
 def test_files_that_do_not_belong_are_named(copy):
     (copy / "notes.txt").write_text("x")
     (copy / "shards" / "model.pkl").write_bytes(b"x")
     (copy / "elsewhere").symlink_to("/")
-    (copy / "shards" / "00000.tar.tmp-1234").write_bytes(b"left by a task that died")
+    (copy / _LEFT).write_bytes(b"left by a task that died")
     parquet = layout.parquet_path(copy, "00002")
     shutil.move(parquet, copy.parent / "moved")
     parquet.symlink_to(copy.parent / "moved")
     report = verify_dataset(copy)
     unexpected = {problem.file for problem in report.problems if "unexpected" in problem.what}
-    assert unexpected == {"notes.txt", "shards/model.pkl", "elsewhere", "shards/00002.parquet"}
-    assert "is a symbolic link" in _named(copy, "shards/00002.parquet", deep=False)
-    assert report.unfinished == ("shards/00000.tar.tmp-1234",)
+    assert unexpected == {"notes.txt", "shards/model.pkl", "elsewhere"}
+    assert _named(copy, "shards/00002.parquet", deep=False) == "is a symbolic link, not a file"
+    assert report.unfinished == (_LEFT,)
+
+
+@pytest.mark.parametrize(
+    ("file", "left"),
+    [
+        (f"plan.parquet.tmp-{_HEX}", True),
+        (f"shards/00003.parquet.tmp-{_HEX}", True),
+        (f"proposals.zarr.tmp-{_HEX}/boxes/zarr.json", True),
+        (f"repair.tmp-{_HEX}/shards/00000.tar", True),
+        ("shards/x.tmp-1.parquet", False),
+        ("shards/00003.parquet.tmp-1234", False),
+        (f"shards/x.tmp-{_HEX}.parquet", False),
+        (f"shards/x.tmp-{_HEX}/00003.parquet", False),
+        (f"x.tmp-{_HEX}/00003.tar", False),
+    ],
+)
+def test_only_what_our_own_writers_call_so_is_taken_for_a_leftover(copy, file, left):
+    (copy / file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(layout.parquet_path(copy, "00000"), copy / file)
+    report = verify_dataset(copy)
+    assert report.unfinished == ((file,) if left else ())
+    assert [problem.file for problem in report.problems] == ([] if left else [file])
+
+
+def _more_in_the_plan(table):
+    rows = table.to_pylist()
+    return pa.Table.from_pylist([*rows, {**rows[-1], "shard": 3, "uri": "x.jpg"}], schema=table.schema)
+
+
+def _of_another_recipe(table):
+    metadata = table.schema.metadata[b"aligndet.job"]
+    return table.replace_schema_metadata({b"aligndet.job": metadata.replace(b'"seed":0', b'"seed":1')})
+
+
+@pytest.mark.parametrize(
+    ("plan", "left"),
+    [
+        (None, []),
+        (_of_another_recipe, []),
+        (lambda table: table.replace_schema_metadata(None), []),
+        (_more_in_the_plan, ["append.parquet", "shards/00003.parquet"]),
+    ],
+)
+def test_shards_beyond_the_last_are_explained_only_by_a_plan_that_adds_them(copy, plan, left):
+    if plan is None:
+        (copy / layout.APPEND).touch()
+    else:
+        table = pq.read_table(copy / layout.PLAN)
+        told = json.loads(table.schema.metadata[b"aligndet.job"])
+        told["source"]["images"] += plan is _more_in_the_plan
+        changed = plan(
+            table.replace_schema_metadata({b"aligndet.job": json.dumps(told, separators=(",", ":"))})
+        )
+        pq.write_table(changed, copy / layout.APPEND)
+    more = ["append.parquet", "shards/00003.parquet", "shards/00009.parquet"]
+    for file in more[1:]:
+        shutil.copy(layout.parquet_path(copy, "00000"), copy / file)
+    report = verify_dataset(copy)
+    assert list(report.unfinished) == left
+    assert sorted(problem.file for problem in report.problems) == [file for file in more if file not in left]
 
 
 def test_what_belongs_to_a_repository_is_no_damage(copy):
@@ -349,10 +413,10 @@ def test_a_manifest_without_format_or_version_is_named(copy, content):
 
 
 def test_leftovers_alone_are_no_damage(copy):
-    (copy / "shards" / "00000.tar.tmp-1234").write_bytes(b"left by a task that died")
+    (copy / _LEFT).write_bytes(b"left by a task that died")
     status, output = _verify(copy, "--deep")
     assert status == 0
-    assert "note: shards/00000.tar.tmp-1234" in output
+    assert f"note: {_LEFT}" in output
 
 
 def test_a_json_without_its_digest_is_not_trusted(copy):

@@ -1,31 +1,42 @@
 """The files of a dataset folder: all there, of the declared size and content, and none besides."""
 
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from proposals.dataset import layout
+from proposals.dataset.assemble import read_identity, read_plan
 from proposals.dataset.bounds import MAX_POINTER_BYTES, POINTER_HINT, is_pointer
 from proposals.dataset.files import NotListedError, file_sha256, files_below, read_range
 from proposals.dataset.manifest import FileEntry, Manifest
-from proposals.paths import is_remote, is_there, walk_folders
+from proposals.errors import AlignDetError, UnansweredError
+from proposals.paths import is_remote, walk_folders
 from proposals.remote_files import info_of
 
 # What a hub's repository has besides the dataset: its card, and what git and the hub's client keep of their own.
 _REPOSITORY_FILES = {"README.md", "croissant.json", ".gitattributes"}
 _REPOSITORY_FOLDERS = {".git", ".cache/huggingface"}
+_SHARD_FILE = re.compile(rf"{layout.SHARDS}/([0-9]{{5,9}})\.(?:tar|parquet|json)")
+# What adding images does not change.
+_THE_SAME = ("recipe", "images", "images_per_shard")
+_UNEXPECTED = "is unexpected: dataset.json does not name it"
+_NO_PLAN = "is unexpected: it is no plan that adds images to this dataset. Delete it"
 
 
 @dataclass(frozen=True)
 class Strangers:
     """Files that dataset.json does not name, as paths below the folder.
 
-    unexpected: nobody knows why they are there. unfinished: left or still being written by `mine` or
-    `consolidate`; readers ignore them. listed: False where a web server does not show which files there are.
+    unexpected: nobody knows why they are there; each with what is wrong with it. unfinished: left or still being
+    written by `mine` or `consolidate`; readers ignore them. listed: False where a web server does not show which
+    files there are.
     """
 
-    unexpected: tuple[str, ...]
+    unexpected: tuple[tuple[str, str], ...]
     unfinished: tuple[str, ...]
     listed: bool = True
 
@@ -40,25 +51,53 @@ def expected_paths(manifest: Manifest) -> set[str]:
 
 def strangers(root: Path, manifest: Manifest) -> Strangers:
     """What lies in ``root`` and is not part of the dataset; links and devices count wherever they are."""
-    expected = expected_paths(manifest) | _REPOSITORY_FILES
-    appending = is_there(root / layout.APPEND)
-    unexpected: list[str] = []
-    unfinished: list[str] = []
     try:
-        found = sorted(_walk(root))
+        found = dict(sorted(_walk(root)))
     except NotListedError:
-        found = []
-    if is_remote(root) and not _is_a_listing({path for path, _ in found}, manifest):
+        found = {}
+    if is_remote(root) and not _is_a_listing(set(found), manifest):
         return Strangers((), (), listed=False)
-    for path, mode in found:
-        if stat.S_ISREG(mode) and (path in expected or _is_checked_elsewhere(root, path)):
+    named, known = expected_paths(manifest), expected_paths(manifest) | _REPOSITORY_FILES
+    shards = _planned_shards(root, manifest) if stat.S_ISREG(found.get(layout.APPEND, 0)) else None
+    unexpected: list[tuple[str, str]] = []
+    unfinished: list[str] = []
+    for path, mode in found.items():
+        plain = stat.S_ISREG(mode)
+        if plain and (path in known or _is_checked_elsewhere(root, path)):
             continue
-        known = layout.TEMPORARY_MARK in path or path == layout.APPEND
-        known |= path.startswith(f"{layout.CONSOLIDATED}/") and not manifest.consolidated
-        known |= path.startswith(f"{layout.CLUSTERS}/")
-        known |= appending and path.startswith(f"{layout.SHARDS}/") and _beyond(path, manifest)
-        (unfinished if known and stat.S_ISREG(mode) else unexpected).append(path)
+        if path in named and path != layout.MANIFEST:
+            continue  # what it is instead is said where it is checked
+        if plain and _is_unfinished(root, path, manifest, shards):
+            unfinished.append(path)
+        else:
+            unexpected.append((path, _NO_PLAN if plain and path == layout.APPEND else _UNEXPECTED))
     return Strangers(tuple(unexpected), tuple(unfinished))
+
+
+def _is_unfinished(root: Path, path: str, manifest: Manifest, shards: int | None) -> bool:
+    """Whether a run left the plain file ``path``. shards: how many there will be, by a plan that adds images."""
+    if layout.is_temporary(path):
+        return True
+    if path.startswith(f"{layout.CONSOLIDATED}/"):
+        return not manifest.consolidated
+    if path.startswith(f"{layout.CLUSTERS}/"):
+        return True
+    return shards is not None and (path == layout.APPEND or _is_added(path, manifest, shards))
+
+
+def _planned_shards(root: Path, manifest: Manifest) -> int | None:
+    """How many shards there are once images are added; None when append.parquet is no plan of this dataset."""
+    path = root / layout.APPEND
+    try:
+        identity = read_identity(path)
+        if any(getattr(identity, name) != getattr(manifest, name) for name in _THE_SAME):
+            return None
+        numbers = read_plan(path).column("shard")
+    except UnansweredError:
+        raise
+    except AlignDetError:
+        return None
+    return int(pc.max(numbers).as_py() or 0) + 1
 
 
 def _is_a_listing(found: set[str], manifest: Manifest) -> bool:
@@ -121,9 +160,9 @@ def _is_repository_folder(root: Path, path: Path) -> bool:
     return path.as_posix() in _REPOSITORY_FOLDERS and not (root / path).is_symlink()
 
 
-def _beyond(path: str, manifest: Manifest) -> bool:
-    number = Path(path).name.split(".")[0]
-    return number.isdecimal() and int(number) >= len(manifest.shards)
+def _is_added(path: str, manifest: Manifest, shards: int) -> bool:
+    found = _SHARD_FILE.fullmatch(path)
+    return found is not None and len(manifest.shards) <= int(found[1]) < shards
 
 
 def _kind(mode: int) -> str:
