@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from proposals.dataset import bounds, layout
 from proposals.dataset.bounds import opened, read_parquet, read_row_groups
-from proposals.dataset.files import write_atomically
+from proposals.dataset.files import alone_with, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
     EMBEDDED_VERSION,
@@ -154,7 +154,8 @@ def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord])
         shards=tuple(record.shard for record in records),
         images=identity.images,
     )
-    write_model(root / layout.MANIFEST, manifest)
+    with alone_with(root):  # `consolidate` compares dataset.json with what it read, then writes
+        write_model(root / layout.MANIFEST, manifest)
     return manifest
 
 

@@ -219,16 +219,18 @@ def _commit(root: Path, temporary: Path, manifest: Manifest) -> None:
     entries = tuple(_entry(temporary, path) for path in files)
     for path in [*files, *(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
         fsync(path)
-    if read_manifest(root) != manifest:
-        raise AlignDetError(f"{root} was changed while it was consolidated. Run the same command again.")
     final = root / layout.CONSOLIDATED
-    if final.exists():
-        old = temporary_name(final)
-        final.replace(old)
-        shutil.rmtree(old)
-    temporary.replace(final)
-    fsync(root)
-    write_model(root / layout.MANIFEST, manifest.model_copy(update={"consolidated": entries}))
+    old = temporary_name(final)
+    # `mine` writes dataset.json under this lock, too, so never between the comparison and what follows it.
+    with alone_with(root):
+        if read_manifest(root) != manifest:
+            raise AlignDetError(f"{root} was changed while it was consolidated. Run the same command again.")
+        if final.exists():
+            final.replace(old)
+        temporary.replace(final)
+        fsync(root)
+        write_model(root / layout.MANIFEST, manifest.model_copy(update={"consolidated": entries}))
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _entry(temporary: Path, path: Path) -> FileEntry:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proposals.dataset import ProposalReader, layout, open_dataset
+from proposals.dataset.assemble import assemble
 from proposals.dataset.consolidated import consolidate
-from proposals.dataset.files import file_sha256
-from proposals.dataset.manifest import FileEntry, read_manifest, write_model
+from proposals.dataset.files import alone_with, file_sha256
+from proposals.dataset.identity import JobIdentity
+from proposals.dataset.manifest import FileEntry, read_manifest, read_record, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from tests.damage import flip_a_bit
@@ -255,6 +258,46 @@ def test_images_added_meanwhile_are_not_lost_again(photos, mine_folder, tmp_path
     assert not list(out.glob("proposals.zarr*"))
     assert verify_dataset(out, deep=True).problems == ()
     assert consolidate(out)
+
+
+def test_images_added_while_an_old_group_is_removed_are_not_lost(photos, mine_folder, tmp_path, monkeypatch):
+    from proposals.recipe import Recipe
+
+    images, recipe = tmp_path / "in", Recipe(max_side=64)
+    images.mkdir()
+    shutil.copy(photos / "cat.jpg", images)
+    out = mine_folder(images, tmp_path / "out", recipe)
+    consolidate(out)
+    write_model(out / layout.MANIFEST, read_manifest(out).model_copy(update={"consolidated": ()}))
+    shutil.copy(photos / "china.jpg", images)
+    remove, removed = shutil.rmtree, []
+
+    def mine_and_remove(path, *args, **options):
+        if not removed and Path(path).is_dir():
+            removed.append(path)
+            mine_folder(images, out, recipe)
+        return remove(path, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", mine_and_remove)
+        consolidate(out)
+    assert removed
+    assert len(open_dataset(out)) == 2
+    assert not list(out.glob("proposals.zarr*"))
+    assert verify_dataset(out, deep=True).problems == ()
+
+
+def test_a_dataset_is_not_committed_while_another_one_compares_and_writes(copy):
+    manifest = read_manifest(copy)
+    records = [read_record(layout.record_path(copy, shard.name)) for shard in manifest.shards]
+    (copy / layout.MANIFEST).unlink()
+    thread = threading.Thread(target=assemble, args=(copy, JobIdentity.of(manifest), records))
+    with alone_with(copy):
+        thread.start()
+        thread.join(0.5)
+        assert not (copy / layout.MANIFEST).exists()
+    thread.join(60)
+    assert read_manifest(copy) == manifest
 
 
 def test_other_boxes_than_the_tables_are_named(whole, tmp_path):
