@@ -166,24 +166,35 @@ def _refuse_doubles(plan: pa.Table) -> None:
 def _adopt(part: _Part, shard: ShardEntry, out: Path, name: str) -> CommitRecord:
     """Link one shard's files under its new name and write its commit record."""
     record = committed_record(part.root, shard)
+    _refuse_links_and_damage(part.root, shard)
     renamed: dict[str, FileEntry] = {}
     for kind, entry in (("tar", shard.tar), ("parquet", shard.parquet)):
         if entry is not None:
             path = f"{layout.SHARDS}/{name}.{kind}"
-            _link(part.root / entry.path, out / path, entry)
+            _link(part.root / entry.path, out / path)
             renamed[kind] = entry.model_copy(update={"path": path})
     moved = record.model_copy(update={"shard": shard.model_copy(update={"name": name, **renamed})})
     write_model(layout.record_path(out, name), moved)
     return moved
 
 
-def _link(source: Path, target: Path, entry: FileEntry) -> None:
-    if not source.is_file() or source.stat().st_size != entry.bytes:
+def _refuse_links_and_damage(root: Path, shard: ShardEntry) -> None:
+    """What a link leads to is a file of somebody else: it would become a part of the merged dataset."""
+    if (root / layout.SHARDS).is_symlink():
         raise AlignDetError(
-            f"{source} is missing or has another size. See: aligndet verify {source.parent.parent}"
+            f"{root / layout.SHARDS} is a symbolic link, not a folder. Put the folder itself in its place"
         )
+    for entry in shard.files:
+        for fault in file_faults(root, entry, content=False):
+            raise AlignDetError(
+                f"{root / entry.path} {fault}. See: aligndet verify {root} (and of a download with links into a cache, "
+                "merge a copy that has the files: cp -rL)"
+            )
+
+
+def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source.resolve(), target)
+        os.link(source, target)
     except OSError:  # another filesystem, or one without hard links
         shutil.copyfile(source, target)
         fsync(target)

@@ -1,6 +1,7 @@
 """Tars as a source of images, and as a dataset's shards: members that are sound are read, the rest has a reason."""
 
 import io
+import json
 import os
 import tarfile
 
@@ -173,6 +174,22 @@ def test_what_lies_between_two_members_is_named(copy, reseal):
     _tarred(copy, [*parts, END], lambda row: 2 * row)
     reseal(copy)
     assert _faults(copy) == [f"holds something behind member {name!r}, at byte {512 + len(data)}"]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    "number", ["1" + "0" * 400, "1" + "0" * 39, "1e400", "1e39", "9" * 5000, "NaN", "[]", "{}"]
+)
+@pytest.mark.parametrize("place", ["boxes", "ranks"])
+def test_an_annotation_with_a_number_that_is_none_is_named(copy, reseal, number, place):
+    parts = [ustar(name, data) for name, data in _members_of(copy)]
+    name, data = _members_of(copy)[-1]
+    content = json.loads(data)
+    (content["boxes"][0] if place == "boxes" else content["ranks"])[0] = "NUMBER"
+    parts[-1] = ustar(name, json.dumps(content).replace('"NUMBER"', number).encode())
+    _tarred(copy, [*parts, END], lambda row: 2 * row)
+    reseal(copy)
+    assert _faults(copy) == [f"{name} does not say what the table says"]
 
 
 def test_a_shard_of_ten_gigabytes_of_nothing_is_named(confined, copy, reseal):

@@ -125,6 +125,16 @@ def test_what_is_there_or_damaged_is_refused(inputs, tmp_path):
         open_dataset(tmp_path / "c")
 
 
+@pytest.mark.parametrize("linked", ["shards/00000.tar", "shards/00000.parquet", "shards"])
+def test_what_an_input_only_links_to_does_not_become_a_part(inputs, tmp_path, linked):
+    copy = shutil.copytree(inputs[1], tmp_path / "copy")
+    (copy / linked).rename(tmp_path / "somebody_elses")
+    (copy / linked).symlink_to(tmp_path / "somebody_elses")
+    message = _merge([inputs[0], copy], tmp_path / "c")
+    assert f"{copy / linked} is a symbolic link" in message
+    assert not (tmp_path / "c" / layout.MANIFEST).exists()
+
+
 def test_a_shard_whose_record_is_not_the_committed_one_is_refused(inputs, tmp_path):
     copy = shutil.copytree(inputs[0], tmp_path / "copy")
     shutil.copy(layout.record_path(copy, "00001"), layout.record_path(copy, "00000"))
