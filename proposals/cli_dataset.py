@@ -38,7 +38,8 @@ def merge(
 ) -> None:
     """Join datasets of one recipe into a new one, without copying images on one filesystem (hard links).
 
-    The inputs stay as they are. An image may be in only one of them.
+    The inputs stay as they are. A name may be in only one of them; of images that are in two under different names
+    it says how many.
 
     Example: `aligndet merge mined_a/ mined_b/ -o mined/`
     """
@@ -46,5 +47,5 @@ def merge(
     from proposals.outputs import require_outside_datasets
 
     require_outside_datasets(out)
-    totals = merge_datasets(datasets, out).totals
+    totals = merge_datasets(datasets, out, lambda text: typer.echo(f"warning: {text}", err=True)).totals
     typer.echo(f"{out}: {totals.images:,} images, {totals.proposals:,} boxes from {len(datasets)} datasets")

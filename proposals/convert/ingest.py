@@ -30,7 +30,7 @@ from proposals.dataset.manifest import (
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
 from proposals.fetch import SourceUnavailableError, fetch
-from proposals.filter_spec import Filtered
+from proposals.filter_spec import STATUSES, Filtered
 from proposals.images import ImageRejected, decode_bgr
 from proposals.recipe import Recipe
 
@@ -52,10 +52,11 @@ def write_dataset(job: Import, root: Path, lost: Counter[str] | None = None) -> 
     """Make ``root`` a dataset of the images that ``job.source`` names, with its boxes.
 
     Boxes are clipped to their image, empty ones dropped; an image without any gets one box, the whole image, and the
-    status of that fallback. An image that is missing, broken or of another size or content than the source says is
-    rejected and listed, not fatal. lost: counts what of the source the dataset has not, by words for it. The manifest's
-    source kind says ``import-<kind>``: its recipe was declared, not run. Raises AlignDetError when ``root`` is not an
-    empty folder, two entries mean one image, or not one can be read; nothing is left of it in ``root`` then.
+    status of that fallback; others keep that of a dataset they come from. An image that is missing, broken or of
+    another size or content than the source says is rejected and listed, not fatal. lost: counts what of the source the
+    dataset has not, by words for it. The manifest's source kind says ``import-<kind>``: its recipe was declared, not
+    run. Raises AlignDetError when ``root`` is not an empty folder, two entries mean one image, or not one can be read;
+    nothing is left of it in ``root`` then.
     """
     names = [image.uri for image in job.source.images()]
     placed = ImageFiles(job.images).place(names)
@@ -172,12 +173,12 @@ def _proposals(image: ImageBoxes, width: int, height: int) -> Filtered:
     boxes = clip(image.boxes, width, height)
     solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     if solid.any():
-        return Filtered(boxes[solid], image.rank[solid], "ok")
+        return Filtered(boxes[solid], image.rank[solid], image.status if image.status in STATUSES else "ok")
     return Filtered(whole_image(width, height), np.zeros(1, dtype=np.float32), "fallback_whole_image")
 
 
 def _lost(image: ImageBoxes, kept: Filtered) -> dict[str, int]:
-    alone = kept.status == "fallback_whole_image"
+    alone = kept.status == "fallback_whole_image" != image.status
     return {
         "boxes that are empty or outside of their image": len(image.boxes)
         - (0 if alone else len(kept.boxes)),

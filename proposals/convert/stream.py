@@ -25,6 +25,7 @@ class ImageBoxes:
     uri: name of the image file, with a slash between folders. width, height: px, 0 where the format does not say.
     boxes: [N, 4] float32 xyxy px, half-open, best first. rank: [N] float32, ascending. clusters: [N] int64 in
     1..256 where boxes carry a cluster id (DETR), else None. sha256: of the image file, hex, where the form says.
+    status: by which rule a dataset's boxes came, see docs/format.md; None in other forms.
     """
 
     uri: str
@@ -34,6 +35,7 @@ class ImageBoxes:
     rank: npt.NDArray[np.float32]
     clusters: npt.NDArray[np.int64] | None = None
     sha256: str | None = None
+    status: str | None = None
 
 
 class Source(Protocol):
@@ -70,7 +72,8 @@ class DatasetSource:
                 part = slice(int(rows.offsets[i]), int(rows.offsets[i + 1]))
                 width, height = rows.sizes[i].tolist()
                 ids = self._cluster_ids(first + part.start, first + part.stop)
-                yield ImageBoxes(uri, width, height, rows.boxes[part], rows.rank[part], ids, sha256)
+                status = rows.statuses[i]
+                yield ImageBoxes(uri, width, height, rows.boxes[part], rows.rank[part], ids, sha256, status)
             first += int(rows.offsets[-1])
 
     def _cluster_ids(self, first: int, last: int) -> npt.NDArray[np.int64] | None:

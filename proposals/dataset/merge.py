@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from proposals.dataset import layout
 from proposals.dataset.assemble import PLAN_SCHEMA, assemble, plan_bytes, read_plan
 from proposals.dataset.checks.folder import file_faults
+from proposals.dataset.doubles import equal_images
 from proposals.dataset.files import fsync, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
@@ -43,13 +44,16 @@ class _Part:
     plan: pa.Table
 
 
-def merge_datasets(roots: Sequence[Path], out: Path) -> Manifest:
+def merge_datasets(
+    roots: Sequence[Path], out: Path, warn: Callable[[str], None] = lambda _: None
+) -> Manifest:
     """Make the dataset ``out`` of all images of the finished datasets ``roots``, in that order.
 
     Image and box files are hard links to the inputs' (copies on another filesystem); plan, commit records and
-    dataset.json are written new, shards renumbered. A stopped merge leaves a folder without dataset.json. Raises
-    AlignDetError when recipes or deciding library versions differ (field by field), an image is in two datasets,
-    an input is damaged, or ``out`` is not empty.
+    dataset.json are written new, shards renumbered. A stopped merge leaves a folder without dataset.json. warn: is told
+    how many images two datasets have under different names, by their content. Raises AlignDetError when recipes or
+    deciding library versions differ (field by field), a name is in two datasets, an input is damaged or holds links, or
+    ``out`` is not empty.
     """
     roots, out = [local_only(root, "merge") for root in roots], local_only(out, "merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -76,6 +80,11 @@ def merge_datasets(roots: Sequence[Path], out: Path) -> Manifest:
         for shard in part.manifest.shards:
             records.append(_adopt(part, shard, out, layout.shard_name(len(records))))
     fsync(out / layout.SHARDS)
+    if (doubles := equal_images([(part.root, part.manifest) for part in parts])) is not None:
+        warn(
+            f"{doubles.count:,} images have the content of an image in an earlier dataset under another name, "
+            f"{doubles.example[1]!r} that of {doubles.example[0]!r} for one: {out} has them twice"
+        )
     write_atomically(out / layout.PLAN, plan_bytes(plan, identity))
     return assemble(out, identity, records)
 
@@ -159,7 +168,9 @@ def _refuse_doubles(plan: pa.Table) -> None:
         shown = ", ".join(sorted(set(uris))[:_SHOWN])
         raise AlignDetError(
             f"{len(twice)} images have the same path, and so the same key, in two of the datasets: {shown}. "
-            "Keys must be unique: mine them from a folder above both, so that their paths differ."
+            "Keys must be unique: mine them from a folder above both, so that their paths differ. Of datasets that are "
+            "not yours, unpack the tars of each into a folder of its own name, as x/a and y/b, and merge what "
+            "`aligndet convert A A2 --to dataset --images x`, and the same of B and y, make of them."
         )
 
 

@@ -116,6 +116,40 @@ def test_an_image_in_both_is_refused(inputs, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+def test_images_that_two_have_under_different_names_are_counted(inputs, folders, mine_folder, tmp_path):
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    for old, new in (("cat", "x"), ("coffee", "y")):
+        shutil.copy(folders[0] / f"{old}.jpg", renamed / f"{new}.jpg")
+    other = mine_folder(renamed, tmp_path / "other", _SMALL, 2)
+    said = _merge([inputs[0], inputs[1], other], tmp_path / "c")
+    assert "warning: 2 images have the content of an image in an earlier dataset" in said
+    assert "'x.jpg' that of 'cat.jpg' for one" in said
+    assert len(open_dataset(tmp_path / "c")) == 7
+    assert "warning" not in _merge(inputs, tmp_path / "d") + _merge([other], tmp_path / "e")
+
+
+def test_two_publishers_images_of_one_name_are_joined_as_the_refusal_says(
+    inputs, photos, mine_folder, tmp_path
+):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(photos / "astronaut.jpg", other / "cat.jpg")
+    theirs = mine_folder(other, tmp_path / "theirs", _SMALL, 2)
+    message = _merge([inputs[0], theirs], tmp_path / "c")
+    assert "unpack the tars of each into a folder of its own name" in message
+    for root, folder, name in ((inputs[0], "x/a", "A2"), (theirs, "y/b", "B2")):
+        for tar in (root / "shards").glob("*.tar"):
+            shutil.unpack_archive(tar, tmp_path / folder, filter="data")
+        images = (tmp_path / folder).parent
+        words = ("convert", root, tmp_path / name, "--to", "dataset", "--images", images)
+        assert CliRunner().invoke(build_app(), [*map(str, words)]).exit_code == 0
+    assert "4 images, " in _merge([tmp_path / "A2", tmp_path / "B2"], tmp_path / "c")
+    assert verify_dataset(tmp_path / "c", deep=True).problems == ()
+    expected = [record.boxes.tolist() for root in (inputs[0], theirs) for record in open_dataset(root)]
+    assert [record.boxes.tolist() for record in open_dataset(tmp_path / "c")] == expected
+
+
 def test_what_is_there_or_damaged_is_refused(inputs, tmp_path):
     assert "is not empty" in _merge(inputs, inputs[0])
     copy = shutil.copytree(inputs[1], tmp_path / "copy")

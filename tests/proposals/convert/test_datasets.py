@@ -19,6 +19,7 @@ from proposals.cli import build_app
 from proposals.dataset import open_dataset
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
+from proposals.recipe import Recipe
 
 
 def _convert(*arguments):
@@ -475,6 +476,26 @@ def test_scores_say_which_box_is_best_where_no_box_has_a_rank(photos, tmp_path):
     found = list(open_dataset(tmp_path / "out"))
     left = {name: [int(box[0]) for box in _boxes_of(found, name)] for name in names}
     assert left == {"cat.jpg": [5, 7, 0], "coffee.jpg": [0, 5, 7], "china.jpg": [7, 5, 0]}
+
+
+def _statuses(root):
+    return {record.uri: record.status for record in open_dataset(root)}
+
+
+def test_a_dataset_keeps_its_statuses_on_the_way_into_another(photos, mine_folder, tmp_path):
+    images = shutil.copytree(photos, tmp_path / "images")
+    cv2.imwrite(str(images / "gray.png"), np.full((20, 24, 3), 128, np.uint8))
+    mined = mine_folder(images, tmp_path / "mined", Recipe(filter="ratio3size0001@0.5"))
+    content = json.loads(_coco(tmp_path / "boxes.json", "cat.jpg", "china.jpg").read_text())
+    (tmp_path / "boxes.json").write_text(json.dumps({**content, "annotations": content["annotations"][:1]}))
+    _convert(tmp_path / "boxes.json", tmp_path / "imported", "--to", "dataset", "--images", photos)
+    assert "fallback_no_size" in _statuses(mined).values()
+    assert _statuses(tmp_path / "imported")["china.jpg"] == "fallback_whole_image"
+    for root in (mined, tmp_path / "imported"):
+        out = tmp_path / f"again_{root.name}"
+        assert "not taken over" not in _convert(root, out, "--to", "dataset", "--images", images)
+        assert _statuses(out) == _statuses(root)
+        assert verify_dataset(out, deep=True).problems == ()
 
 
 def test_boxes_do_not_land_on_another_image_of_the_same_name_and_size(mined_dataset, photos, tmp_path):
