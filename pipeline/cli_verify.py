@@ -9,6 +9,7 @@ import typer
 from pipeline.cli_limits import ImageMemory, ImageTimeout
 from pipeline.limits import GIBIBYTES
 from proposals.errors import AlignDetError
+from proposals.terminal import harmless
 
 if TYPE_CHECKING:
     from proposals.dataset.verify import Report
@@ -58,7 +59,7 @@ def verify(
             dataset,
             images or [],
             workers,
-            on_repair=lambda file: typer.echo(f"repaired: {file}", err=as_json),
+            on_repair=lambda file: typer.echo(f"repaired: {_line(file)}", err=as_json),
             seconds=image_timeout,
             gibibytes=image_memory,
         )
@@ -72,15 +73,20 @@ def verify(
         raise typer.Exit(AlignDetError.exit_code)
 
 
+def _line(text: str) -> str:
+    """``text`` with names of strangers in it, on one line of a terminal."""
+    return harmless(text).replace("\n", "\\n")
+
+
 def _print(report: "Report") -> None:
     for path in report.unfinished[:_SHOWN]:
-        typer.echo(f"note: {path} is of a run that was stopped, or still runs; readers ignore it")
+        typer.echo(f"note: {_line(path)} is of a run that was stopped, or still runs; readers ignore it")
     if not report.listed:
         typer.echo(
             "note: its server does not list folders; files that dataset.json does not name were not looked for"
         )
     for problem in report.problems[:_SHOWN]:
-        typer.echo(f"{problem.file}: {problem.what}")
+        typer.echo(_line(f"{problem.file}: {problem.what}"))
     if len(report.problems) > _SHOWN:
         typer.echo(f"... and {len(report.problems) - _SHOWN} more problems: --json lists all")
     content = f"{report.images:,} images, {report.proposals:,} boxes in {report.shards:,} shards"

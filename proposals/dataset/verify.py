@@ -23,7 +23,7 @@ from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_bounded, read_parq
 from proposals.dataset.checks.arrays import array_faults
 from proposals.dataset.checks.features import feature_faults
 from proposals.dataset.checks.folder import file_faults, strangers
-from proposals.dataset.checks.shard import Problem, check_shard, seal_faults
+from proposals.dataset.checks.shard import Owners, Problem, check_shard, seal_faults
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import Manifest, read_manifest, read_record
 from proposals.dataset.processes import ProcessDiedError, map_apart
@@ -146,8 +146,9 @@ def _check_apart(root: Path, with_plan: bool, deep: bool, span: tuple[int, int])
 def _check_range(
     root: Path, manifest: Manifest, plan: pa.Table | None, deep: bool, first: int, last: int
 ) -> Iterator[Problem]:
+    owners = Owners.of(manifest)
     for entry, planned in zip(manifest.shards[first:last], _parts(plan, first, last), strict=True):
-        yield from check_shard(entry, planned, root=root, manifest=manifest, deep=deep)
+        yield from check_shard(entry, planned, root=root, manifest=manifest, owners=owners, deep=deep)
 
 
 def _plan(root: Path, manifest: Manifest) -> tuple[pa.Table | None, list[Problem]]:

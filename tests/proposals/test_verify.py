@@ -1,5 +1,6 @@
 """`aligndet verify` on damaged and on hostile datasets: each fault is named, with its shard."""
 
+import cProfile
 import io
 import json
 import shutil
@@ -89,6 +90,48 @@ def test_what_git_lfs_has_not_fetched_is_called_so(copy):
     assert " ".join(output.split()).count("pointer of Git LFS") == 2
     with pytest.raises(AlignDetError, match="run `git lfs pull`"):
         ProposalReader(copy)[len(ProposalReader(copy)) // 2]
+
+
+def _unfetched(mined, root, shards):
+    """A clone of ``shards`` shards, of which Git LFS has fetched nothing."""
+    content = json.loads((mined / layout.MANIFEST).read_text())
+    first, totals = content["shards"][0], content["totals"]
+    text = json.dumps(first)
+    content["shards"] = [json.loads(text.replace("00000", f"{number:05d}", 3)) for number in range(shards)]
+    totals |= {name: shards * first[name] for name in ("images", "proposals")} | {"rejected": 0}
+    content["source"]["images"] = totals["images"]
+    (root / "shards").mkdir(parents=True)
+    for shard in content["shards"]:
+        for entry in (shard["tar"], shard["parquet"]):
+            (root / entry["path"]).write_text(
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+            )
+    _write(root / layout.MANIFEST, content)
+    return root
+
+
+def test_of_many_wrong_files_each_is_looked_at_without_all_the_others(mined_dataset, tmp_path):
+    calls = []
+    for shards in (50, 200):
+        profile = cProfile.Profile()
+        report = profile.runcall(verify_dataset, _unfetched(mined_dataset, tmp_path / str(shards), shards))
+        assert sum("pointer of Git LFS" in problem.what for problem in report.problems) == 2 * shards
+        calls.append(sum(entry.callcount for entry in profile.getstats()))
+    assert calls[1] < 5 * calls[0]
+
+
+def test_names_of_strangers_do_not_reach_the_terminal_as_they_are(copy):
+    (copy / "\x1b[2Jevil\nx is clean").write_text("x")
+    (copy / f"\x1b[31m.tmp-{_HEX}").write_text("x")
+    _column("key", lambda keys: keys.__setitem__(1, "\x1b]0;title\x07"))(copy)
+    _reseal(copy)
+    status, output = _verify(copy)
+    assert status == 1
+    assert "\x1b" not in output
+    assert "\x07" not in output
+    assert "\\x1b[2Jevil\\nx is clean: is unexpected" in output
+    assert "note: \\x1b[31m.tmp-" in output
+    assert "row 1, \\x1b]0;title\\x07: the key is not that of its uri" in output
 
 
 def test_a_clean_dataset_is_clean(mined_dataset):

@@ -12,7 +12,7 @@ from proposals.dataset.checks.folder import file_faults
 from proposals.dataset.checks.members import edge_faults, tar_faults
 from proposals.dataset.checks.references import reference_faults
 from proposals.dataset.checks.rows import plan_faults, record_faults, row_faults
-from proposals.dataset.files import file_sha256
+from proposals.dataset.files import file_sha256, size_of
 from proposals.dataset.manifest import CommitRecord, FileEntry, Manifest, ShardEntry, read_record
 from proposals.dataset.seal import seal_state
 from proposals.dataset.tables import read_shard, room_fault
@@ -29,8 +29,30 @@ class Problem:
     shard: str | None = None
 
 
+@dataclass(frozen=True)
+class Owners:
+    """Whose the files of a dataset are, to tell what lies in the place of another. Made once for all shards."""
+
+    sizes: frozenset[tuple[str, int]]
+    shards: dict[tuple[str, str], str]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Owners":
+        """Of all tars and tables that ``manifest`` lists."""
+        files = [(file, shard.name) for shard in manifest.shards for file in shard.files]
+        sizes = frozenset((_kind(file.path), file.bytes) for file, _ in files)
+        return cls(sizes, {(_kind(file.path), file.sha256): name for file, name in reversed(files)})
+
+    def of_content(self, path: Path) -> str | None:
+        """The first shard that has a file of the content of ``path``, which is hashed only when its size is known."""
+        size, kind = size_of(path), _kind(path.name)
+        if size is None or (kind, size) not in self.sizes:
+            return None
+        return self.shards.get((kind, file_sha256(path)))
+
+
 def check_shard(
-    entry: ShardEntry, planned: pa.Table | None, *, root: Path, manifest: Manifest, deep: bool
+    entry: ShardEntry, planned: pa.Table | None, *, root: Path, manifest: Manifest, owners: Owners, deep: bool
 ) -> list[Problem]:
     """All problems of one shard. planned: its rows of the plan, None when the plan cannot be trusted."""
     path, name = layout.record_path(root, entry.name), entry.name
@@ -38,7 +60,7 @@ def check_shard(
     record, problems = _record(path, record_file, entry, manifest)
     sound = True
     for file in entry.files:
-        faults = list(_declared_faults(root, file, manifest, entry, deep=deep))
+        faults = list(_declared_faults(root, file, entry, owners, deep=deep))
         problems += [Problem(file.path, what, name) for what in faults]
         sound &= not faults or (file is entry.tar and room_fault(root, entry) is None)
     if not sound:
@@ -82,22 +104,16 @@ def _record(
 
 
 def _declared_faults(
-    root: Path, file: FileEntry, manifest: Manifest, entry: ShardEntry, *, deep: bool
+    root: Path, file: FileEntry, entry: ShardEntry, owners: Owners, *, deep: bool
 ) -> Iterator[str]:
     # The tars are 99 % of the bytes: without `deep` only their presence and size are looked at.
     for fault in file_faults(root, file, content=deep or file is not entry.tar):
-        owner = _owner(root / file.path, manifest, entry)
-        yield fault + (f": it is that of shard {owner}" if owner else "")
+        owner = owners.of_content(root / file.path)
+        yield fault + (f": it is that of shard {owner}" if owner not in (None, entry.name) else "")
 
 
-def _owner(path: Path, manifest: Manifest, entry: ShardEntry) -> str | None:
-    if not is_there(path):
-        return None
-    size = path.stat().st_size
-    others = [(file, shard) for shard in manifest.shards if shard is not entry for file in shard.files]
-    same = [(file, shard) for file, shard in others if file.bytes == size and file.path.endswith(path.suffix)]
-    digest = file_sha256(path) if same else ""
-    return next((shard.name for file, shard in same if file.sha256 == digest), None)
+def _kind(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _content_faults(
