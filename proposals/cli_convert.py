@@ -71,6 +71,7 @@ def convert(
 
     source = local_only(source, "convert")
     require_outside_datasets(out)
+    _require_another_file(out, source, ids)
     form = from_form or (Form.dataset if source.is_dir() else Form.coco)
     if to is Form.huggingface:
         _to_hub(source, form, out, name, license_id)
@@ -88,6 +89,12 @@ def convert(
         except OSError as error:
             raise AlignDetError(f"{out} cannot be written: {error.strerror}. Choose another name.") from error
         typer.echo(f"{boxes:,} boxes, {out.stat().st_size / 1e6:.1f} MB: {out}")
+
+
+def _require_another_file(out: Path, *read: Path | None) -> None:
+    for path in read:
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            raise AlignDetError(f"{out} is what is read, and would be written over. Choose another OUT.")
 
 
 def _open(path: Path, form: Form, ids: Path | None, allow_pickle: bool) -> "Source":
@@ -157,11 +164,18 @@ def _to_hub(source: Path, form: Form, out: Path, name: str | None, license_id: s
     opened = open_dataset(source)
     made = write_hub_folder(opened, out, name or opened.root.resolve().name, license_id)
     typer.echo(f"{len(opened):,} images in {made.files:,} files: {out}")
-    if made.private:
+    if made.private.count:
         typer.echo(
-            f"warning: {made.private:,} of its images are named by their path on the machine that mined them, "
-            f"{harmless(made.example)} for one, and whoever downloads this can read that. To publish other names, mine "
-            "a folder, or a list of paths that are relative to it",
+            f"warning: {made.private.count:,} of its images are named by their path on the machine that mined them, "
+            f"{harmless(made.private.example)} for one, and whoever downloads this can read that. To publish other "
+            "names, mine a folder, or a list of paths that are relative to it",
+            err=True,
+        )
+    if made.secret.count:
+        typer.echo(
+            f"warning: {made.secret.count:,} of its images are at URLs with a password, signature or token in them, "
+            f"{harmless(made.secret.example)} for one, and whoever downloads this can use it. Withdraw it, or mine "
+            "from URLs without",
             err=True,
         )
 

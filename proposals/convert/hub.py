@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import parse_qsl
 
 from proposals.convert.new_folder import CARD, CROISSANT, new_dataset_folder
 from proposals.dataset import ProposalDataset, layout
@@ -17,12 +19,22 @@ from proposals.errors import AlignDetError
 from proposals.paths import scheme_of
 from proposals.rows import iterate_rows
 
+# The Hub's, as far as the format goes: 2^28 images.
 _SIZES = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
     (10**5, "10K<n<100K"),
     (10**6, "100K<n<1M"),
     (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
+# Azure's containers stand where others have a user, so there only a password tells.
+_USER = re.compile(r"(?:https?://[^/?#]*|[a-z0-9+.-]+://[^/?#]*:[^/?#]*)@", re.IGNORECASE)
+# Names in a query whose value lets in whoever has it: signed URLs of S3, Google, Azure and CDNs, keys of services.
+_SECRET = re.compile(
+    r"signature|token|secret|passw|credential|api_?key|access_?key|^(?:sig|auth|key|key-pair-id|googleaccessid)$",
+    re.IGNORECASE,
 )
 _COLUMNS = {
     "key": ("sc:Text", "Unique key of the image: the stem of its two tar members."),
@@ -42,11 +54,27 @@ were imported from another program's file, not mined: what made them, labels or 
 
 @dataclass(frozen=True)
 class Published:
-    """files: how many the folder has. private: of the images' names, how many are paths of the machine that mined."""
+    """files: how many the folder has.
+
+    private, secret: of the images' names, those that are paths of the machine that mined, and those that are URLs with
+    a password, signature or token in them.
+    """
 
     files: int
-    private: int
-    example: str
+    private: "Told"
+    secret: "Told"
+
+
+@dataclass(frozen=True)
+class Told:
+    """Names that tell too much: how many, and one of them."""
+
+    count: int = 0
+    example: str = ""
+
+    def with_names(self, names: list[str]) -> "Told":
+        """Those and ``names``."""
+        return Told(self.count + len(names), self.example or next(iter(names), ""))
 
 
 def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id: str) -> Published:
@@ -69,18 +97,21 @@ def write_hub_folder(dataset: ProposalDataset, out: Path, name: str, license_id:
     paths += [entry.path for entry in manifest.consolidated]
     paths += _whole_records(dataset) + _cluster_files(dataset)
     kinds = {layout.image_extension(uri) for rows in iterate_rows(dataset) for uri in rows.uris}
-    private, example = 0, ""
+    private, secret = Told(), Told()
     # Of all images, the rejected ones among them: their names are published, too.
     for group in plan_groups(dataset.root / layout.PLAN):
-        found = [uri for uri in group.column("uri").to_pylist() if _is_private(uri)]
-        private, example = private + len(found), example or (found[0] if found else "")
+        uris = group.column("uri").to_pylist()
+        private = private.with_names([uri for uri in uris if _is_private(uri)])
+        secret = secret.with_names([uri for uri in uris if _has_secret(uri)])
+    if manifest.images is not None and _has_secret(manifest.images.root):
+        secret = Told(manifest.totals.images, manifest.images.root)
     croissant = json.dumps(_croissant(manifest, name, license_id), indent=1, ensure_ascii=False)
     with new_dataset_folder(out):
-        (out / CARD).write_text(_card(manifest, name, license_id, sorted(kinds)), encoding="utf-8")
+        (out / CARD).write_text(dataset_card(manifest, name, license_id, sorted(kinds)), encoding="utf-8")
         (out / CROISSANT).write_text(croissant + "\n", encoding="utf-8")
         for path in (*paths, layout.MANIFEST):
             _link(dataset.root / path, out / path)
-    return Published(len(paths) + 3, private, example)
+    return Published(len(paths) + 3, private, secret)
 
 
 def _whole_records(dataset: ProposalDataset) -> list[str]:
@@ -101,6 +132,13 @@ def _is_private(uri: str) -> bool:
     return PurePosixPath(uri).is_absolute() or PureWindowsPath(uri).is_absolute() or scheme_of(uri) == "file"
 
 
+def _has_secret(uri: str) -> bool:
+    if scheme_of(uri) is None:
+        return False
+    query = uri.partition("?")[2].partition("#")[0]
+    return _USER.match(uri) is not None or any(_SECRET.search(name) for name, _ in parse_qsl(query, True))
+
+
 def _cluster_files(dataset: ProposalDataset) -> list[str]:
     record = read_sound_record(dataset.root, dataset.manifest, content=False)
     if record is None:
@@ -119,9 +157,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 # One kind of file only under configs: a repository has a single builder in `datasets`.
-def _card(manifest: Manifest, name: str, license_id: str, kinds: list[str]) -> str:
+def dataset_card(manifest: Manifest, name: str, license_id: str, kinds: list[str]) -> str:
+    """The README.md of a repository. kinds: extensions of the images, in order."""
     totals, recipe = manifest.totals, manifest.recipe
-    size = next((label for limit, label in _SIZES if totals.images < limit), "n>10M")
+    size = next(label for limit, label in _SIZES if totals.images < limit)
     rules = "".join(f"| {key} | `{value}` |\n" for key, value in recipe.model_dump().items())
     imported = manifest.source.imported
     makers = _IMPORTED if imported else _MINED

@@ -10,6 +10,7 @@ from proposals.errors import AlignDetError
 _CHUNK = 1 << 20
 _LARGEST_VALUE = 1 << 23  # in memory a value can take twenty times its text
 _ELEMENTS = 1024
+_LONGEST_TOKEN = 16  # that means nothing without its end: -Infinity, two escapes of a character
 _SPACE = " \t\r\n"
 
 
@@ -31,6 +32,7 @@ class _Scanner:
     def __init__(self, path: Path, stream: TextIO) -> None:
         self._path, self._stream = path, stream
         self._text, self._place, self._ended = "", 0, False
+        self._before, self._lines_before = 0, 0  # characters and line ends that are no longer in the text
         self._decoder = json.JSONDecoder()
 
     def members(self) -> Iterator[tuple[str, list[Any]]]:
@@ -65,16 +67,26 @@ class _Scanner:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._place)
-            except (ValueError, RecursionError) as error:
-                # Another ValueError: a number of more digits than Python reads.
-                if self._ended or not isinstance(error, json.JSONDecodeError):
-                    raise self._broken(str(error)) from error
+            except json.JSONDecodeError as error:
+                if self._ended or self._is_certain(error):
+                    raise self._broken(self._placed(error)) from error
+            except (ValueError, RecursionError) as error:  # a number of more digits than Python reads
+                raise self._broken(str(error)) from error
             else:
                 # A number may go on in the next part: "1" of "12", and "1" of "1.5" cut behind its dot.
                 if self._ended or (end < len(self._text) and self._text[end] not in "+-.eE0123456789"):
                     self._place = end
                     return value
             self._more()
+
+    def _is_certain(self, error: json.JSONDecodeError) -> bool:
+        """Whether no more text can mend it: what is cut short is at the end, or a string that begins anywhere."""
+        behind = len(self._text.rstrip(_SPACE)) - error.pos
+        return behind > _LONGEST_TOKEN and not error.msg.startswith("Unterminated string")
+
+    def _placed(self, error: json.JSONDecodeError) -> str:
+        line = self._lines_before + self._text.count("\n", 0, error.pos) + 1
+        return f"{error.msg} (line {line}, character {self._before + error.pos + 1} of the file)"
 
     def _next(self) -> str:
         while True:
@@ -100,6 +112,8 @@ class _Scanner:
         # At least doubling keeps the retries of a long value linear in its length.
         read = self._stream.read(max(_CHUNK, len(kept)))
         self._ended = not read
+        self._before += self._place
+        self._lines_before += self._text.count("\n", 0, self._place)
         self._text, self._place = kept + read, 0
 
     def _broken(self, why: str) -> AlignDetError:

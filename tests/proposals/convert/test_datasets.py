@@ -10,13 +10,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.sources.opening import open_source
 from proposals.cli import build_app
+from proposals.convert.hub import dataset_card
 from proposals.dataset import open_dataset
+from proposals.dataset.manifest import FileEntry, read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
@@ -250,6 +253,17 @@ def test_nothing_is_written_into_a_dataset(mined_dataset, tmp_path, arguments):
     command = [part.format(copy=copy, link=link) for part in arguments]
     assert "lies inside the dataset" in str(CliRunner().invoke(build_app(), command).exception)
     assert _contents(copy) == before
+
+
+@pytest.mark.parametrize("same", ["source", "ids", "link to source"])
+def test_what_is_read_is_not_written_over(photos, tmp_path, same):
+    source, ids = _coco(tmp_path / "in.json", "cat.jpg"), _coco(tmp_path / "ids.json", "cat.jpg")
+    (tmp_path / "link.json").symlink_to(source)
+    out = {"source": source, "ids": ids, "link to source": tmp_path / "link.json"}[same]
+    before = _contents(tmp_path)
+    with pytest.raises(AlignDetError, match="is what is read, and would be written over"):
+        _convert(source, out, "--to", "coco", "--ids", ids)
+    assert _contents(tmp_path) == before
 
 
 _CAT = {"id": 1, "file_name": "cat.jpg"}
@@ -580,6 +594,46 @@ def test_names_that_tell_of_the_machine_bring_a_warning(photos, mine_folder, tmp
     assert (
         f"warning: 3 of its images are named by their path on the machine that mined them, {photos}" in output
     )
+
+
+@pytest.mark.parametrize(
+    ("uri", "warned"),
+    [
+        ("https://me:word@h.example/a.jpg", True),
+        ("https://token@h.example/a.jpg", True),
+        ("s3://id:secret@bucket/a.jpg", True),
+        ("https://h.example/a.jpg?X-Amz-Date=1&X-Amz-Signature=ab", True),
+        ("https://h.example/a.jpg?sv=1&sig=ab", True),
+        ("https://h.example/a.jpg?access_token=ab#x", True),
+        ("https://h.example/a.jpg?size=640&crop=faces", False),
+        ("https://h.example/a@b.jpg", False),
+        ("abfs://container@account.dfs.core.windows.net/a.jpg", False),
+        ("signature=1/token?sig=2.jpg", False),
+    ],
+)
+def test_urls_with_a_secret_in_them_bring_a_warning(photos, mine_folder, tmp_path, uri, warned):
+    mined = mine_folder(photos, tmp_path / "mined", Recipe(max_side=64))
+    plan = pq.read_table(mined / "plan.parquet")
+    uris = [uri, *plan.column("uri").to_pylist()[1:]]
+    changed = plan.set_column(2, plan.schema.field("uri"), pa.array(uris))
+    pq.write_table(changed, mined / "plan.parquet")
+    manifest = read_manifest(mined)
+    entry = FileEntry.of(mined, mined / "plan.parquet")
+    write_model(mined / "dataset.json", manifest.model_copy(update={"plan": entry}))
+    output = _convert(mined, tmp_path / "hub", "--to", "huggingface", "--license", "mit")
+    said = f"warning: 1 of its images are at URLs with a password, signature or token in them, {uri} for one"
+    assert (said in output) is warned
+    assert ("warning" in output) is warned
+
+
+@pytest.mark.parametrize(
+    ("images", "category"),
+    [(999, "n<1K"), (1000, "1K<n<10K"), (10**7, "10M<n<100M"), (2**28, "100M<n<1B")],
+)
+def test_the_card_has_a_size_that_the_hub_knows(mined_dataset, images, category):
+    manifest = read_manifest(mined_dataset)
+    large = manifest.model_copy(update={"totals": manifest.totals.model_copy(update={"images": images})})
+    assert f'size_categories: ["{category}"]' in dataset_card(large, "x", "mit", ["jpg"])
 
 
 @pytest.mark.parametrize("told", ["q83vASNFZ4k=", "sha256:" + "0" * 64, ["0" * 64], None])

@@ -120,6 +120,25 @@ def test_json_that_is_cut_or_other_is_refused(path, text):
         list(members(path))
 
 
+@pytest.mark.parametrize("before", [0, 3 * 2**20], ids=["at once", "behind megabytes"])
+def test_a_comma_that_is_missing_in_a_large_file_is_found_where_it_is(path, before):
+    good, bad = '{"id": 1, "file_name": "a.jpg"},\n', '{"id": 1 "file_name": "a.jpg"},\n'
+    count = before // len(good)
+    text = '{"images": [\n' + good * count + bad + good * (9 * 2**20 // len(good))
+    path.write_text(text)
+    place = len('{"images": [\n' + good * count) + bad.index('"file_name') + 1
+    with pytest.raises(AlignDetError) as refused:
+        list(members(path))
+    where = f"(line {count + 2}, character {place} of the file)"
+    assert f"Expecting ',' delimiter {where}" in str(refused.value)
+
+
+def test_a_value_that_is_too_large_is_called_so(path):
+    path.write_text('{"images": ["' + "x" * (17 * 2**20) + '"]}')
+    with pytest.raises(AlignDetError, match="one value has more than 8388608 characters"):
+        list(members(path))
+
+
 def _one(boxes=((3, 5, 10, 25),), uri="a/b.jpg"):
     array = np.array(boxes, np.float32).reshape(-1, 4)
     return Listed([ImageBoxes(uri, 40, 30, array, np.arange(1, len(array) + 1, dtype=np.float32))])
