@@ -66,6 +66,8 @@ convert IMAGE FRESH.json --to coco
 convert DATASET BELOW_A_FILE/boxes.json --to coco
 convert DATASET EMPTY --to coco
 convert DATASET . --to coco
+convert ANNOTATIONS ANNOTATIONS --to soco
+convert DATASET ANNOTATIONS --to coco --ids ANNOTATIONS
 convert DATASET s3://bucket/hub --to huggingface
 convert DATASET https://host/boxes.json --to coco
 convert DATASET FRESH.json --to coco --ids GARBAGE_JSON
