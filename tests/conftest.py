@@ -4,6 +4,7 @@ Also on a machine with a GPU the suite runs on the CPU, unless the tests marked 
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,9 @@ def mined_dataset(
 ) -> Path:
     """The folder of a finished dataset: 8 photographs in 3 shards. Read only; open it with `open_dataset`."""
     return mine_folder(photos, tmp_path_factory.mktemp("mined") / "dataset")
+
+
+@pytest.fixture
+def copy(mined_dataset: Path, tmp_path: Path) -> Path:
+    """A dataset of eight photographs in three shards, to be damaged."""
+    return Path(shutil.copytree(mined_dataset, tmp_path / "copy"))

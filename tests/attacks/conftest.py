@@ -1,7 +1,6 @@
 """A dataset to damage, and a place where damage can do none."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 from proposals.dataset import layout
 from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import file_sha256
-from proposals.dataset.seal import seal
 from tests.attacks.confined import Confined
+from tests.damage import write_sealed
 
 
 @pytest.fixture(scope="session")
@@ -20,12 +19,6 @@ def confined() -> Iterator[Confined]:
     process = Confined()
     yield process
     process.close()
-
-
-@pytest.fixture
-def copy(mined_dataset: Path, tmp_path: Path) -> Path:
-    """A dataset of eight photographs in three shards, to be damaged."""
-    return Path(shutil.copytree(mined_dataset, tmp_path / "copy"))
 
 
 @pytest.fixture
@@ -39,10 +32,6 @@ def consolidated(copy: Path) -> Path:
 def reseal() -> Callable[[Path], None]:
     """``reseal(root)``: make every sha256 and seal fit again, as somebody would who wants to be believed."""
 
-    def write(path: Path, content: dict) -> None:
-        content.pop("digest", None)
-        path.write_bytes(seal(json.dumps(content, indent=1).encode() + b"\n"))
-
     def entry_again(root: Path, entry: dict) -> None:
         path = root / entry["path"]
         if path.is_file():
@@ -54,10 +43,10 @@ def reseal() -> Callable[[Path], None]:
             for entry in filter(None, (shard["tar"], shard["parquet"])):
                 entry_again(root, entry)
             path = layout.record_path(root, shard["name"])
-            write(path, {**json.loads(path.read_text()), "shard": shard})
+            write_sealed(path, {**json.loads(path.read_text()), "shard": shard})
         for entry in (manifest["plan"], manifest["rejected"], *manifest["consolidated"]):
             entry_again(root, entry)
         change(manifest)
-        write(root / layout.MANIFEST, manifest)
+        write_sealed(root / layout.MANIFEST, manifest)
 
     return again

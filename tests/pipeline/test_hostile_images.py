@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.sources import FolderSource
 from proposals.dataset import open_dataset
 from proposals.images import ImageRejected
+from tests.attacks.images import chunk
 
 _ROOT = os.geteuid() == 0
 _REJECTS = {
@@ -26,13 +27,9 @@ _REJECTS = {
 }
 
 
-def _chunk(name, body):
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
 def _huge_png():
     head = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(b"\0" * 60001))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 60001))
 
 
 @pytest.fixture(scope="module")

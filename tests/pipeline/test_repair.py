@@ -18,11 +18,10 @@ from proposals.dataset import layout
 from proposals.dataset.consolidated import consolidate
 from proposals.dataset.manifest import read_manifest, read_record
 from proposals.dataset.merge import merge_datasets
-from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError, NewerFormatError
 from proposals.recipe import Recipe
-from tests.damage import flip_a_bit
+from tests.damage import flip_a_bit, write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -248,9 +247,7 @@ def test_a_plan_and_records_of_different_jobs_prove_nothing(copy, whole, source,
 
 
 def _rewrite(path, **changes):
-    found = json.loads(path.read_text())
-    found.pop("digest")
-    path.write_bytes(seal(json.dumps({**found, **changes}, indent=1).encode() + b"\n"))
+    write_sealed(path, {**json.loads(path.read_text()), **changes})
 
 
 def _every_byte(root):

@@ -1,6 +1,5 @@
 """Every kind of source: what it lists, in which order, and that it reads the bytes that are there."""
 
-import functools
 import http.server
 import io
 import json
@@ -8,7 +7,6 @@ import os
 import pickle
 import subprocess
 import tarfile
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from proposals.errors import AlignDetError, MissingExtraError
 from proposals.image_roots import ImageRoot
 from proposals.images import ImageRejected
 from proposals.paths import as_path
+from tests.web_server import serving
 
 _COLORS = {"a.jpg": b"first", "b/c.png": b"second one", "z.webp": b"3"}
 
@@ -65,11 +64,8 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def web(folder):
     """The URL of a web server on loopback that serves ``folder``."""
-    handler = functools.partial(_Quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(folder, _Quiet) as url:
+        yield url
 
 
 def _copy_to_url(folder, name):

@@ -1,7 +1,6 @@
 """Hostile values in metadata are refused before anything is allocated for them."""
 
 import json
-import shutil
 import tracemalloc
 
 import numpy as np
@@ -15,11 +14,6 @@ from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError
 
 _PEAK = 32 * 2**20
-
-
-@pytest.fixture
-def copy(mined_dataset, tmp_path):
-    return shutil.copytree(mined_dataset, tmp_path / "copy")
 
 
 @pytest.fixture(autouse=True)

@@ -26,11 +26,6 @@ def dataset(mined_dataset):
     return open_dataset(mined_dataset)
 
 
-@pytest.fixture
-def copy(mined_dataset, tmp_path):
-    return shutil.copytree(mined_dataset, tmp_path / "copy")
-
-
 def test_it_is_a_sequence_in_source_order(dataset, photos):
     expected = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
     assert [record.uri for record in dataset] == expected

@@ -22,7 +22,7 @@ from proposals.images import (
     upright_size,
 )
 from proposals.jpeg_scans import MAX_SCANS, has_too_many_scans
-from tests.attacks.images import scans
+from tests.attacks.images import chunk, scans
 
 _RNG = np.random.default_rng(7)
 _RGB = _RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -38,13 +38,9 @@ def _png(array, **options):
     return _encode(Image.fromarray(array), "PNG", **options)
 
 
-def _chunk(name, body):
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
 def _png_header(width, height):
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
 
 
 def _reason(data, **options):

@@ -20,16 +20,11 @@ from proposals.cli import build_app
 from proposals.dataset import ProposalReader, layout
 from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import file_sha256
-from proposals.dataset.seal import seal
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
+from tests.damage import write_sealed
 
 _SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bit_flips.py"
-
-
-@pytest.fixture
-def copy(mined_dataset, tmp_path):
-    return shutil.copytree(mined_dataset, tmp_path / "copy")
 
 
 def _verify(root, *options):
@@ -53,16 +48,11 @@ def _reseal(root):
             entry["bytes"] = (root / entry["path"]).stat().st_size
             entry["sha256"] = file_sha256(root / entry["path"])
         record["shard"] = shard
-        _write(path, record)
+        write_sealed(path, record)
     for entry in (manifest["plan"], manifest["rejected"]):
         entry["bytes"] = (root / entry["path"]).stat().st_size
         entry["sha256"] = file_sha256(root / entry["path"])
-    _write(root / layout.MANIFEST, manifest)
-
-
-def _write(path, content):
-    content.pop("digest", None)
-    path.write_bytes(seal(json.dumps(content, indent=1).encode() + b"\n"))
+    write_sealed(root / layout.MANIFEST, manifest)
 
 
 def _retar(path, change):
@@ -106,7 +96,7 @@ def _unfetched(mined, root, shards):
             (root / entry["path"]).write_text(
                 "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
             )
-    _write(root / layout.MANIFEST, content)
+    write_sealed(root / layout.MANIFEST, content)
     return root
 
 

@@ -1,11 +1,9 @@
 """A part of a file on a web server: servers that obey, send all of it, or never end; and a process that forks."""
 
 import contextlib
-import functools
 import http.server
 import itertools
 import multiprocessing
-import threading
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from proposals.errors import AlignDetError
 from proposals.fetch import SourceUnavailableError, fetch
 from proposals.images import ImageRejected
 from proposals.paths import as_path
+from tests.web_server import serving
 
 _BLOCK = 2**18
 
@@ -55,9 +54,9 @@ class _Part(_Whole):
 
 
 class _Busy(_Whole):
-    """Who comes again within ``pause`` seconds is sent away again; the header that says so is ``asked``."""
+    """Who comes again within ``pause`` seconds is sent away again; the header says ``retry_after``."""
 
-    pause, asked, left_alone_since = 1.0, "1", 0.0
+    pause, retry_after, left_alone_since = 1.0, "1", 0.0
 
     def do_GET(self):
         now, busy = time.monotonic(), type(self)
@@ -66,25 +65,16 @@ class _Busy(_Whole):
             return
         busy.left_alone_since = now
         self.send_response(429)
-        self.send_header("Retry-After", busy.asked)
+        self.send_header("Retry-After", busy.retry_after)
         self.send_header("Content-Length", "0")
         self.end_headers()
-
-
-@contextlib.contextmanager
-def _serving(handler, folder):
-    called = functools.partial(handler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), called) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 @pytest.mark.parametrize("handler", [_Whole, _Part])
 def test_a_part_is_that_part_whatever_the_server_sends(tmp_path, handler):
     data = np.random.default_rng(0).bytes(3 * 2**20)
     (tmp_path / "x.tar").write_bytes(data)
-    with _serving(handler, tmp_path) as url:
+    with serving(tmp_path, handler) as url:
         for start, size in ((0, 5), (7, 2**20 + 9), (2**20 + 3, 2**20), (len(data) - 4, 4)):
             assert fetch(f"{url}/x.tar", start, size) == data[start : start + size]
             assert read_range(as_path(f"{url}/x.tar"), start, size) == data[start : start + size]
@@ -93,7 +83,7 @@ def test_a_part_is_that_part_whatever_the_server_sends(tmp_path, handler):
 
 
 def test_a_server_without_end_is_left_where_the_part_ends(tmp_path):
-    with _serving(_Part, tmp_path) as url:
+    with serving(tmp_path, _Part) as url:
         assert fetch(f"{url}/endless", 9 * _BLOCK - 2, 4) == bytes((0, 8, 0, 0))
 
 
@@ -104,7 +94,7 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(tmp_path, monkeypatc
     slept = []
     monkeypatch.setattr("proposals.fetch.time.sleep", slept.append)
     with (
-        _serving(type("Busy", (_Busy,), {"asked": asked, "pause": 3600.0}), tmp_path) as url,
+        serving(tmp_path, _Busy, retry_after=asked, pause=3600.0) as url,
         pytest.raises(SourceUnavailableError, match="429"),
     ):
         fetch(f"{url}/x.jpg")
@@ -113,13 +103,13 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(tmp_path, monkeypatc
 
 def test_a_server_that_was_left_alone_answers(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"bytes")
-    with _serving(_Busy, tmp_path) as url:
+    with serving(tmp_path, _Busy) as url:
         assert fetch(f"{url}/x.jpg") == b"bytes"
 
 
 def test_a_web_server_that_has_no_dataset_is_told_from_one_that_does_not_answer(tmp_path):
     with (
-        _serving(_Whole, tmp_path) as url,
+        serving(tmp_path, _Whole) as url,
         pytest.raises(AlignDetError, match=r"Is the address that of its folder\?"),
     ):
         open_dataset(f"{url}/nothing")
@@ -129,7 +119,7 @@ def test_a_web_server_that_has_no_dataset_is_told_from_one_that_does_not_answer(
 
 def test_a_dataset_is_read_on_both_sides_of_a_fork(mined_dataset):
     expected = open_dataset(mined_dataset)
-    with _serving(_Part, mined_dataset) as url:
+    with serving(mined_dataset, _Part) as url:
         dataset = open_dataset(url)
         assert dataset.image_bytes(0) == expected.image_bytes(0)
         context = multiprocessing.get_context("fork")
