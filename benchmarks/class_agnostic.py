@@ -23,7 +23,6 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torchvision.ops import batched_nms
 from transfer_jobs import RECIPES
 from transfer_report import NAMES, between_markers
@@ -31,6 +30,7 @@ from transfer_report import NAMES, between_markers
 from aligndet_train import ops
 from aligndet_train.backbones.files import read_file
 from aligndet_train.config import CONFIGS, read_config
+from aligndet_train.finetuning.coco_ap import BoxEvaluation, difficult_boxes
 from aligndet_train.finetuning.labels import Labels, matched, read_labels
 from aligndet_train.finetuning.loading import load_into
 from aligndet_train.finetuning.recipe import FinetuneOptions, evaluation_config
@@ -67,11 +67,13 @@ def detect(config: Config, labels: Labels, checkpoint: Path, folder: Path, size:
     return found
 
 
-def figures(truth: COCO, found: list[dict[str, Any]], *, with_classes: bool) -> dict[str, float]:
+def figures(
+    truth: COCO, found: list[dict[str, Any]], difficult: frozenset[int], *, with_classes: bool
+) -> dict[str, float]:
     """COCO's figures in per cent; of a detector that found nothing, zeros."""
     if not found:
         return dict.fromkeys(FIGURES, 0.0)
-    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+    evaluation = BoxEvaluation(truth, truth.loadRes(found), difficult)
     evaluation.params.useCats = int(with_classes)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -102,10 +104,11 @@ def measured(run: Path, labels: Labels) -> dict[str, Any]:
     labels = matched(labels, tuple(record["classes"]), run / "labels")
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(labels.annotations))
+        difficult = difficult_boxes(truth)
         path = detect(config, labels, checkpoint, run, size)
         found = json.loads(path.read_text())
-        named = figures(truth, found, with_classes=True)
-        agnostic = figures(truth, without_rivals(found), with_classes=False)
+        named = figures(truth, found, difficult, with_classes=True)
+        agnostic = figures(truth, without_rivals(found), difficult, with_classes=False)
     return {**description, "named": named, "class_agnostic": agnostic}
 
 

@@ -75,6 +75,7 @@ def select(truth: GroundTruth, half: str | None) -> GroundTruth:
         boxes=truth.boxes[rows],
         area=truth.area[rows],
         ignore=truth.ignore[rows],
+        crowd=truth.crowd[rows],
         labels=truth.labels[rows],
     )
 

@@ -54,5 +54,7 @@ def part_of(truth: GroundTruth, names: list[str], source: Path) -> dict[str, lis
             f"{source} has no annotation of {missing[0]}: --voc is the folder VOC2012 of the trainval archive"
         )
     numbers = {image["id"] for image in images}
-    boxes = [{**box, "iscrowd": 0} for box in content["annotations"] if box["image_id"] in numbers]
+    boxes = [box for box in content["annotations"] if box["image_id"] in numbers]
+    for box in boxes:  # difficult ones count as any other
+        box.pop("ignore", None)
     return {**content, "images": images, "annotations": boxes}

@@ -52,6 +52,10 @@ def verify(
     """
     from proposals.dataset.verify import verify_dataset
 
+    if not repair and (image_timeout is not None or image_memory != GIBIBYTES):
+        raise AlignDetError(
+            "--image-timeout and --image-memory are of --repair, which mines images again: add it"
+        )
     if repair:
         from pipeline.repair import repair_dataset
 

@@ -24,7 +24,6 @@ from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, Manifest, library_versions, read_record
 from proposals.errors import AlignDetError
 from proposals.fetch import with_raw_bytes
-from proposals.image_roots import LISTS
 from proposals.opencv import require_ximgproc
 from proposals.paths import is_remote, real_path
 from proposals.recipe import Recipe
@@ -126,8 +125,11 @@ def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions, observ
         return begin_retry(out, recipe, source, observer.say)
     plan = make_plan(source.entries(), options.images_per_shard)
     if source.left_out:
-        observer.say(f"datasets below the source, no part of it: {', '.join(source.left_out[:10])}")
-    if plan.repeated is not None and source.kind not in LISTS:
+        observer.say(
+            f"{len(source.left_out)} datasets below the source, no part of it: {', '.join(source.left_out[:10])}"
+        )
+    # A list may name an image twice, a tar hold it once more as a link of its own name.
+    if plan.repeated is not None and source.kind == "folder":
         raise AlignDetError(
             f"{plan.repeated} and {os.fsencode(with_raw_bytes(plan.repeated))!r}, which is not UTF-8, would have one "
             f"name in a dataset. Rename one of these two below {source.images.root}."

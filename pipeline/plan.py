@@ -230,7 +230,8 @@ class RetryPlan(Plan):
 
         def resized(rows: pa.Table) -> pa.Table:
             places, there = find(key_hashes(rows))
-            sizes = rows.column("size").to_numpy().copy()
+            # Unknown of those that are gone.
+            sizes = np.full(len(rows), -1, dtype=np.int64)
             sizes[there] = listed.sizes[places[there]]
             return rows.set_column(
                 rows.schema.get_field_index("size"), PLAN_SCHEMA.field("size"), pa.array(sizes, pa.int64())

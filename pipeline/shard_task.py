@@ -224,7 +224,17 @@ def _folder_of(images: ImageRoot, uri: str, listed: bool) -> str | None:
     # Its own, and not the source's: mounts lie below that as well, and links lead out of it.
     place = images.file_of(uri)
     spelled = Path(as_spelled(place))
-    return str(spelled.resolve().parent) if spelled.is_symlink() else str(Path(place).parent)
+    if spelled.is_symlink():
+        return str(spelled.resolve().parent)
+    folder = Path(place).parent
+    return str(folder if uri.startswith("/") else _nearest(folder, Path(images.root)))
+
+
+def _nearest(folder: Path, root: Path) -> Path:
+    """``folder``, or the first above it that is there, ``root`` at last: a lost mount leaves an empty folder."""
+    while folder != root and not os.path.lexists(as_spelled(str(folder))):
+        folder = folder.parent
+    return folder
 
 
 def _require_folder(folder: str | None) -> None:

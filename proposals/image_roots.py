@@ -110,7 +110,9 @@ class ImageRoot(BaseModel):
     def _read_member(self, uri: str) -> bytes:
         found = _MEMBER.match(uri)
         if found is None:
-            raise ImageRejected("read", "broken_container", "the tar cannot be read to its end")
+            raise ImageRejected(
+                "read", "broken_container", "the tar cannot be read to its end, or is compressed"
+            )
         size = int(found[3])
         if not size:
             raise ImageRejected(

@@ -25,6 +25,9 @@ from proposals.sixteen_bit import as_eight_bit
 
 Bgr = npt.NDArray[np.uint8]
 
+# Counts the changes of what pixels a file becomes: a dataset's images are all of one decoding.
+DECODING = "2"
+
 # Pillow warns above the first and refuses above the second (twice as many); staying below keeps its globals untouched.
 DEFAULT_MAX_PIXELS = 89_478_485
 MAX_PIXELS_CEILING = 178_956_970

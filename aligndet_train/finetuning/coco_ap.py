@@ -24,7 +24,7 @@ class ClassFigures(TypedDict):
     boxes: int
 
 
-class _Evaluation(COCOeval):
+class BoxEvaluation(COCOeval):
     """COCO's, in which any number of boxes may lie on (by IoU, as in VOC) a box of ``difficult``, by annotation id.
 
     They count neither for nor against. A crowd excuses what lies in it instead: pycocotools knows nothing else, and
@@ -41,8 +41,11 @@ class _Evaluation(COCOeval):
             box.update(ignore=1, iscrowd=1)
 
     def computeIoU(self, image: int, category: int) -> Any:  # noqa: N802, pycocotools' name
-        """[boxes found, boxes] IoU."""
-        excusing = self._excusing([self._gts[image, category]])
+        """[boxes found, boxes] IoU; of all classes where they are not told apart."""
+        of_image = [(image, number) for number in self.params.catIds]
+        excusing = self._excusing(
+            [self._gts[key] for key in ([(image, category)] if self.params.useCats else of_image)]
+        )
         for box in excusing:
             box["iscrowd"] = 0
         overlaps = super().computeIoU(image, category)
@@ -52,6 +55,12 @@ class _Evaluation(COCOeval):
 
     def _excusing(self, groups: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         return [box for group in groups for box in group if box["id"] in self._difficult]
+
+
+def difficult_boxes(truth: Any) -> frozenset[int]:
+    """The annotations of a pycocotools COCO that are marked ``ignore``: asked for before an evaluation unmarks them."""
+    listed = truth.anns.values()
+    return frozenset(box["id"] for box in listed if box.get("ignore") and not box["iscrowd"])
 
 
 @METRICS.register_module(name=METRIC, force=True)
@@ -65,8 +74,7 @@ class CocoAp(CocoMetric):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.of_classes: list[ClassFigures] = []
-        listed = self._coco_api.anns.values()
-        self._difficult = frozenset(box["id"] for box in listed if box.get("ignore") and not box["iscrowd"])
+        self._difficult = difficult_boxes(self._coco_api)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """``bbox_mAP`` and so on, as fractions, -1 where nothing is of that size; empty when no box was found.
@@ -83,7 +91,7 @@ class CocoAp(CocoMetric):
         if not boxes:
             self.of_classes = self._figures_of_classes(None)
             return {}
-        evaluation = _Evaluation(truth, truth.loadRes(boxes), self._difficult)
+        evaluation = BoxEvaluation(truth, truth.loadRes(boxes), self._difficult)
         evaluation.params.catIds = self.cat_ids
         evaluation.params.imgIds = self.img_ids
         evaluation.params.maxDets = list(self.proposal_nums)
@@ -100,7 +108,10 @@ class CocoAp(CocoMetric):
         found: list[ClassFigures] = []
         for index, category in enumerate(self._coco_api.load_cats(self.cat_ids)):
             listed = self._coco_api.get_ann_ids(img_ids=self.img_ids, cat_ids=[category["id"]])
-            boxes = sum(not one["iscrowd"] for one in self._coco_api.load_anns(listed))
+            boxes = sum(
+                not one["iscrowd"] and one["id"] not in self._difficult
+                for one in self._coco_api.load_anns(listed)
+            )
             ap = ap50 = 0.0 if boxes else -1.0
             if evaluation is not None and boxes:
                 # (IoU, recall, class, size, most boxes of an image)

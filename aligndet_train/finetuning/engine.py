@@ -37,7 +37,9 @@ def _start_alone(model: nn.Module) -> None:
     init_weights = backbone.init_weights
 
     def init_alone() -> None:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(
+            devices={value.device for value in backbone.parameters() if value.is_cuda}
+        ):
             init_weights()
 
     backbone.init_weights = init_alone

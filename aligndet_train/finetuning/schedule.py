@@ -36,7 +36,7 @@ def move_schedule(config: Config, epochs: int, steps: int) -> None:
 def move_switches(config: Config, epochs: int) -> None:
     """Move the epochs from which RTMDet's and YOLOX's hooks leave mosaics out, in place; a run of one has none."""
     usual = config.train_cfg.max_epochs
-    for hook in config.get("custom_hooks") or []:
+    for hook in () if epochs == usual else config.get("custom_hooks") or []:
         for name in ("switch_epoch", "num_last_epochs"):
             if name in hook:
                 hook[name] = min(max(1, round(hook[name] * epochs / usual)), epochs - 1)
@@ -69,29 +69,30 @@ def _require_warm_up(scheduler: ConfigDict) -> None:
 def _move(scheduler: ConfigDict, usual: int, epochs: int) -> None:
     factor = epochs / usual
     length = min(scheduler.get("end", usual), usual) - scheduler.get("begin", 0)
-    if "milestones" in scheduler:
-        # A drop at the end of the last epoch would be none, as is one behind the config's own; two at one place count
-        # twice.
-        latest = max(1, epochs - 1)
-        kept = [m for m in scheduler.milestones if m < length]
-        scheduler.milestones = [min(max(1, round(m * factor)), latest) for m in kept]
-    if "step_size" in scheduler:
-        scheduler.step_size = max(1, round(scheduler.step_size * factor))
-    if class_name(scheduler["type"]).startswith("Exponential"):
-        scheduler.gamma **= 1 / factor
-    if "periods" in scheduler:
-        scheduler.periods = _moved_periods(scheduler.periods, factor)
     to_the_end = scheduler.get("end", usual) >= usual
     # Rounded by itself a cosine may end before its phase, and rise again.
     lasting = [name for name in _LASTING if scheduler.get(name) == length]
-    for name in ("begin", "end", *_LASTING):
+    for name in ("begin", "end", "step_size", *_LASTING):
         if name in scheduler:
             # A first phase (a warm-up) keeps an epoch.
             scheduler[name] = max(round(scheduler[name] * factor), int(name != "begin"))
     if "end" in scheduler and to_the_end:
         scheduler.end = epochs
-    for name in lasting:
-        scheduler[name] = scheduler.get("end", epochs) - scheduler.get("begin", 0)
+    moved = scheduler.get("end", epochs) - scheduler.get("begin", 0)
+    scheduler.update(dict.fromkeys(lasting, moved))
+    if "milestones" in scheduler:
+        # A drop at the end of the last epoch would be none, as is one behind the config's own; two at one place count
+        # twice.
+        latest = max(1, moved - 1)
+        kept = [m for m in scheduler.milestones if m < length]
+        scheduler.milestones = [min(max(1, round(m * factor)), latest) for m in kept]
+    if "periods" in scheduler:
+        scheduler.periods = _moved_periods(scheduler.periods, factor)
+    for name in ("patience", "cooldown"):
+        if name in scheduler:
+            scheduler[name] = round(scheduler[name] * factor)
+    if class_name(scheduler["type"]).startswith("Exponential"):
+        scheduler.gamma **= 1 / factor
 
 
 def _moved_periods(periods: list[int], factor: float) -> list[int]:

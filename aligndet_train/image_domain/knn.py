@@ -320,4 +320,4 @@ def _box(
     right, bottom = min(right, image.get("width") or right), min(bottom, image.get("height") or bottom)
     box = (max(0, int(x)), max(0, int(y)), right, bottom)
     sides = (width, height, box[2] - box[0], box[3] - box[1])
-    return None if entry.get("iscrowd") or min(sides) < _MIN_SIDE else box
+    return None if entry.get("iscrowd") or entry.get("ignore") or min(sides) < _MIN_SIDE else box

@@ -92,19 +92,21 @@ class ProposalStream(Dataset[Sample]):
         record = self.dataset[index]
         try:
             limit = self.dataset.manifest.recipe.max_pixels
-            image = decode_bgr(self.dataset.image_bytes(index), max_pixels=limit).bgr
+            decoded = decode_bgr(self.dataset.image_bytes(index), max_pixels=limit)
         except ImageRejected as error:
             raise AlignDetError(
                 f"image {record.key} of {self.dataset.root} cannot be decoded: {error}. The dataset is damaged"
             ) from error
-        if image.shape[:2] != (record.height, record.width):
+        found = decoded.width, decoded.height, decoded.orientation
+        if found != (record.width, record.height, record.orientation):
             raise AlignDetError(
-                f"image {record.key} of {self.dataset.root} is {image.shape[1]} x {image.shape[0]} px, its boxes are "
-                f"for {record.width} x {record.height}. The dataset is damaged"
+                f"image {record.key} of {self.dataset.root} is {decoded.width} x {decoded.height} px, its boxes are "
+                f"for {record.width} x {record.height} (EXIF orientations {decoded.orientation} and "
+                f"{record.orientation}). The dataset is damaged, or of an older version, which turned images by XMP"
             )
         boxes = record.boxes[: self.proposals_per_image]
         return Sample(
-            image=torch.from_numpy(image).permute(2, 0, 1),
+            image=torch.from_numpy(decoded.bgr).permute(2, 0, 1),
             boxes=torch.tensor(boxes, dtype=torch.float32),
             key=record.key,
             epoch=epoch,

@@ -74,7 +74,7 @@ def _opened(
     if "{" in name and (is_remote(path) or not path.exists()):
         return _of_files(_expanded(name), kind, glob, column)
     place = path if is_remote(path) else _resolved(path)
-    if not name.endswith("/") and (is_remote(place) or place.is_file()):
+    if kind in (None, *_CONTAINERS) and not name.endswith("/") and (is_remote(place) or place.is_file()):
         refuse_compressed(str(place))
     found = _BY_SUFFIX.get(place.suffix.lower())
     if _is_file(name, place, kind or found, found):
@@ -132,7 +132,7 @@ def _of_folder(place: Path, kind: Kind, glob: str | None, column: str | None, ou
     found = [path for path in there if path.lower().endswith(_CONTAINERS[kind])]
     if kind == "arrow":
         found = _without_caches(found, there)
-    datasets = datasets_among(there, found)
+    datasets = datasets_among(place, there, found)
     files = outside(found, datasets)
     if not files:
         raise _nothing_in(place, _CONTAINERS[kind], there, datasets)
@@ -144,7 +144,7 @@ def _nothing_in(place: Path, suffix: str, there: list[str], datasets: Sequence[s
     if datasets:
         why = f" but those of datasets that were mined: {', '.join(datasets[:3])}. Name one to mine its images again"
     elif compressed is not None:
-        why = f", and {compressed} is compressed. Decompress it: of tars only plain ones are read"
+        why = f", and {compressed} is compressed. Decompress it"
     else:
         why = ""
     return AlignDetError(f"{place} holds no {suffix} file{why}.")
@@ -244,7 +244,7 @@ def _guess(place: Path, out: Path | None) -> Kind:
         if is_sign(found.path):
             signs.append(found.path)
         compressed = compressed or (found.path if has_compressed_suffix(found.path) else "")
-    seen = _kinds(outside(files, datasets_among(signs, files))) or _kinds(files)
+    seen = _kinds(outside(files, datasets_among(place, signs, files))) or _kinds(files)
     if len(seen) > 1:
         raise AlignDetError(
             f"{place} holds no image file, but {' and '.join(sorted(seen))}: choose with --source-kind."

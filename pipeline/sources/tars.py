@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from pipeline.sources.base import Source, SourceEntry, as_text
-from pipeline.sources.compressed import HEAD, refuse_compressed
+from pipeline.sources.compressed import DECOMPRESS, HEAD, begins_compressed
 from pipeline.sources.containers import listed
 from proposals.errors import AlignDetError
 from proposals.image_roots import ImageRoot, Kind
@@ -28,8 +28,8 @@ class TarSource(Source):
 
     tars: paths below ``root``. glob: only members whose name matches. Links to members before them are images of
     their own; a link to elsewhere, and a sparse member, are listed without bytes. A tar that cannot be read to its
-    end, or that others were joined to, gives what comes before, and one entry more, which is rejected. A compressed
-    one stops the job.
+    end, or that others were joined to, gives what comes before, and one entry more, which is rejected; a compressed one
+    gives that alone.
     """
 
     kind: ClassVar[Kind] = "webdataset"
@@ -46,19 +46,26 @@ class TarSource(Source):
     def entries(self) -> Iterator[SourceEntry]:
         """See `Source`. Listing reads headers: of a remote tar, about all of it when its images are small.
 
-        Raises AlignDetError when a tar's place fails while it is listed, or its name could be that of another's image.
+        Raises AlignDetError when a tar's place fails while it is listed, or its name could be that of another's image;
+        and when all are compressed.
         """
-        empty = True
+        empty, compressed = True, list[str]()
         for tar in self.tars:
             self.images.require_told_apart(tar)
-            for entry in listed(tar, self.images.locate(tar), partial(self._members, tar), mapped=False):
+            for entry in listed(
+                tar, self.images.locate(tar), partial(self._members, tar, compressed), mapped=False
+            ):
                 empty = False
                 yield entry
+        if len(compressed) == len(self.tars):
+            raise AlignDetError(f"{self.images.locate(compressed[0])} is compressed. {DECOMPRESS}")
         if empty:
             raise AlignDetError(f"the {len(self.tars)} tars of {self.root or Path.cwd()} hold no image.")
 
-    def _members(self, tar: str, stream: BinaryIO) -> Iterator[SourceEntry]:
-        refuse_compressed(self.images.locate(tar), stream.read(HEAD))
+    def _members(self, tar: str, compressed: list[str], stream: BinaryIO) -> Iterator[SourceEntry]:
+        if begins_compressed(stream.read(HEAD)):
+            compressed.append(tar)
+            raise tarfile.ReadError("it is compressed")
         stream.seek(0)
         headers, places = TarHeaders(stream), dict[str, tuple[int, int]]()
         for member in headers:

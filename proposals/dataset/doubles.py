@@ -28,16 +28,19 @@ def equal_images(parts: Parts) -> Doubles | None:
 
     parts: folders and their manifests. Takes at most 200 bytes an image. Raises AlignDetError when a table is damaged.
     """
-    earlier, count, example = np.empty(0, dtype="S32"), 0, ("", "")
-    for number, (root, manifest) in enumerate(parts if len(parts) > 1 else ()):
-        here = _digests(root, manifest)
-        again = np.flatnonzero(np.isin(here, earlier))
-        if len(again) and not count:
-            first = int(np.flatnonzero(earlier == here[again[0]])[0])
-            example = _uri(parts[:number], first), _uri(parts[number : number + 1], int(again[0]))
-        count += len(again)
-        earlier = np.concatenate([earlier, here])
-    return Doubles(count, example) if count else None
+    if len(parts) < 2:
+        return None
+    found = [_digests(root, manifest) for root, manifest in parts]
+    dataset = np.repeat(np.arange(len(found)), [len(digests) for digests in found])
+    digests = np.concatenate(found)
+    order = np.argsort(digests, kind="stable")  # so equal ones stay in the order of the datasets
+    begins = np.concatenate([[True], digests[order][1:] != digests[order][:-1]])
+    first = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
+    again = np.flatnonzero(dataset[order] > dataset[first])
+    if not len(again):
+        return None
+    one = again[np.argmin(order[again])]
+    return Doubles(len(again), (_uri(parts, int(first[one])), _uri(parts, int(order[one]))))
 
 
 def _digests(root: Path, manifest: Manifest) -> _Digests:

@@ -220,12 +220,14 @@ class Manifest(BaseModel):
 
 
 def library_versions() -> dict[str, str]:
-    """The libraries, and the OpenCV CPU level, on which boxes and file bytes depend."""
+    """The libraries, the OpenCV CPU level and our own decoding, on which boxes and file bytes depend."""
+    from proposals.images import DECODING
     from proposals.opencv import build_identity
 
     opencv = build_identity()
     libraries = {name: version(name) for name in ("numpy", "pillow", "pyarrow")}
-    return {**libraries, "opencv": opencv["version"], "opencv_dispatch": opencv["dispatch"]}
+    own = {"opencv": opencv["version"], "opencv_dispatch": opencv["dispatch"], "decoding": DECODING}
+    return {**libraries, **own}
 
 
 def write_model(path: Path, model: BaseModel) -> None:

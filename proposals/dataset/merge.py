@@ -74,17 +74,17 @@ def merge_datasets(
     shards = sum(len(part.manifest.shards) for part in parts)
     require_listable(shards, identity.source.images, identity.images_per_shard)
     plan = _plan(parts)
+    if (doubles := equal_images([(part.root, part.manifest) for part in parts])) is not None:
+        warn(
+            f"{doubles.count:,} images have the content of an image in an earlier dataset under another name, "
+            f"{doubles.example[1]!r} that of {doubles.example[0]!r} for one: {out} has them twice"
+        )
     (out / layout.SHARDS).mkdir(parents=True, exist_ok=True)
     records: list[CommitRecord] = []
     for part in parts:
         for shard in part.manifest.shards:
             records.append(_adopt(part, shard, out, layout.shard_name(len(records))))
     fsync(out / layout.SHARDS)
-    if (doubles := equal_images([(part.root, part.manifest) for part in parts])) is not None:
-        warn(
-            f"{doubles.count:,} images have the content of an image in an earlier dataset under another name, "
-            f"{doubles.example[1]!r} that of {doubles.example[0]!r} for one: {out} has them twice"
-        )
     write_atomically(out / layout.PLAN, plan_bytes(plan, identity))
     return assemble(out, identity, records)
 

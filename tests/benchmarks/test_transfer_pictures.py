@@ -41,7 +41,7 @@ def test_listed_pictures_are_taken_and_difficult_boxes_count(archives):
         assert (image["file_name"], image["width"], image["height"]) == (file, 500, 375)
         assert box["bbox"] == [10, 20, 100, 200]
         assert (box["image_id"], box["category_id"]) == (image["id"], category["id"])
-        assert (box["iscrowd"], category["name"]) == (0, "dog")
+        assert (box["iscrowd"], box.get("ignore"), category["name"]) == (0, None, "dog")
     both = json.loads((archives.out / "labels.json").read_text())
     assert [image["file_name"] for image in both["images"]] == ["b.jpg", "d.jpg"]
 

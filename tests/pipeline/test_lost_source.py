@@ -128,11 +128,34 @@ def _listed_by_name(images):
 
 
 @pytest.mark.parametrize("opened", [FolderSource, _listed_by_name])
-@pytest.mark.parametrize("emptied", [False, True])
-def test_a_disk_below_the_source_that_is_lost_rejects_no_image(nested_mining, tmp_path, opened, emptied):
+def test_a_disk_below_the_source_that_is_lost_rejects_no_image(nested_mining, tmp_path, opened):
     disk, task, work = nested_mining(opened(tmp_path / "images"))
-    _lose(disk, emptied)
-    with pytest.raises(SourceUnavailableError, match=r"images/disk/deep, cannot be read.*Is it mounted"):
+    _lose(disk, emptied=True)
+    with pytest.raises(
+        SourceUnavailableError, match=r"images/disk, cannot be read: it is empty.*Is it mounted"
+    ):
+        mine_shard(task, work)
+
+
+@pytest.mark.parametrize("opened", [FolderSource, _listed_by_name])
+def test_images_of_a_folder_that_was_deleted_among_others_are_missing(nested_mining, tmp_path, opened):
+    disk, task, work = nested_mining(opened(tmp_path / "images"))
+    _lose(disk, emptied=False)
+    assert [(row.uri, row.reason) for row in mine_shard(task, work).rejected] == [
+        ("disk/deep/china.jpg", "missing")
+    ]
+    _lose(tmp_path / "images", emptied=False)
+    with pytest.raises(SourceUnavailableError, match=r"images, cannot be read"):
+        mine_shard(task, work)
+
+
+def test_images_behind_a_linked_folder_that_leads_nowhere_are_not_missing(nested_mining, tmp_path):
+    outside = tmp_path / "outside"
+    (tmp_path / "images" / "disk").rename(outside)
+    (tmp_path / "images" / "disk").symlink_to(outside)
+    _, task, work = nested_mining(FolderSource(tmp_path / "images"))
+    _lose(outside, emptied=False)
+    with pytest.raises(SourceUnavailableError, match=r"images/disk, cannot be read"):
         mine_shard(task, work)
 
 

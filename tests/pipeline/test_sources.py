@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import tarfile
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.plan import make_plan
 from pipeline.sources import FolderSource, SourceEntry, SourceUnavailableError, open_source
 from pipeline.sources.runs import sorted_pairs
 from pipeline.sources.tables import ArrowSource, ParquetSource
@@ -338,25 +340,31 @@ def test_a_job_inside_of_its_source_does_not_mine_itself(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [None, "webdataset", "parquet"])
-@pytest.mark.parametrize("sign", ["dataset.json", "plan.parquet"])
-def test_a_dataset_below_the_source_is_no_part_of_it(tmp_path, kind, sign):
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_dataset_below_the_source_is_no_part_of_it(mined_dataset, tmp_path, kind, finished):
     if kind == "parquet":
         pq.write_table(pa.table({"raw": [b"x"]}), tmp_path / "a.parquet")
     else:
         _tar(tmp_path / "x.tar", [("0.jpg", b"one")])
-    earlier = tmp_path / "deep" / "earlier"
-    (earlier / "shards").mkdir(parents=True)
-    _tar(earlier / "shards" / "00000.tar", [("0.jpg", b"one")])
-    for name in ("plan.parquet", "rejected.parquet", "shards/00000.parquet"):
-        pq.write_table(pa.table({"raw": [b"x"]}), earlier / name)
-    (earlier / sign).touch()
-    for place in (str(tmp_path), _copy_to_url(tmp_path, f"{sign}-below-{kind}")):
+    earlier = Path(shutil.copytree(mined_dataset, tmp_path / "deep" / "earlier"))
+    if not finished:
+        (earlier / "dataset.json").unlink()
+    for place in (str(tmp_path), _copy_to_url(tmp_path, f"{finished}-below-{kind}")):
         source = open_source(place, kind, out=tmp_path / "another")
         assert len(_content(source)) == 1
         assert source.left_out == ("deep/earlier",)
-    assert len(_content(open_source(str(earlier), "webdataset"))) == 1
+    assert len(_content(open_source(str(earlier), "webdataset"))) == 8
     with pytest.raises(AlignDetError, match=r"no \.tar file but those of datasets that were mined: earlier"):
         open_source(str(tmp_path / "deep"), "webdataset")
+
+
+@pytest.mark.parametrize("sign", ["dataset.json", "plan.parquet"])
+def test_a_file_of_ours_by_name_alone_makes_no_dataset(tmp_path, sign):
+    (tmp_path / "train" / "shards").mkdir(parents=True)
+    (tmp_path / "train" / sign).write_text("{}")
+    _tar(tmp_path / "train" / "shards" / "0.tar", [("0.jpg", b"one")])
+    source = open_source(str(tmp_path), "webdataset")
+    assert (source.left_out, len(_content(source))) == ((), 1)
 
 
 @pytest.mark.parametrize("place", ["x.tar.gz", "x-{0..3}.tgz", "", "folder_of_gz", "renamed.tar"])
@@ -368,6 +376,28 @@ def test_a_compressed_tar_is_said_to_be_one(tmp_path, place, kind):
             tar.addfile(tarfile.TarInfo("0.jpg"))
     with pytest.raises(AlignDetError, match=r"compressed\. Decompress it"):
         list(open_source(f"{tmp_path}/{place}", kind).entries())
+
+
+def test_one_compressed_tar_among_others_stops_nothing(tmp_path):
+    _tar(tmp_path / "a.tar", [("0.jpg", b"one")])
+    with tarfile.open(tmp_path / "b.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("0.jpg"))
+    source = open_source(str(tmp_path))
+    good, bad = source.entries()
+    assert (source.read(good.uri), bad.uri, _reason(source, bad.uri)) == (b"one", "b.tar", "broken_container")
+
+
+def test_a_tar_that_holds_an_image_and_links_of_its_name_holds_it_once(tmp_path):
+    """As `find photos | tar -cf x.tar -T -` makes it: each file by its folder, and once more by itself."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        info = tarfile.TarInfo("photos/0.jpg")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"one"))
+        again = tarfile.TarInfo("photos/0.jpg")
+        again.type, again.linkname = tarfile.LNKTYPE, "photos/0.jpg"
+        tar.addfile(again)
+    plan = make_plan(open_source(str(tmp_path / "x.tar")).entries(), 4)
+    assert (plan.images, plan.again) == (1, 1)
 
 
 def test_a_dead_url_in_a_table_is_a_refusal_like_one_in_a_list(tmp_path):

@@ -180,7 +180,7 @@ def test_damage_is_named(copy):
     opened = open_dataset(copy)
     tar = layout.tar_path(copy, "00001")
     tar.write_bytes(tar.read_bytes()[:2000])
-    with pytest.raises(AlignDetError, match=r"00001\.tar ends inside the image"):
+    with pytest.raises(AlignDetError, match=r"00001\.tar has 2000 bytes, dataset\.json says"):
         opened[5].image_bytes()
     layout.parquet_path(copy, "00002").unlink()
     with pytest.raises(AlignDetError, match=r"00002\.parquet cannot be read"):

@@ -154,7 +154,7 @@ def test_what_is_there_or_damaged_is_refused(inputs, tmp_path):
     assert "is not empty" in _merge(inputs, inputs[0])
     copy = shutil.copytree(inputs[1], tmp_path / "copy")
     layout.tar_path(copy, "00000").write_bytes(b"short")
-    assert "See: aligndet verify" in _merge([inputs[0], copy], tmp_path / "c")
+    assert "00000.tar has 5 bytes, dataset.json says" in _merge([inputs[0], copy], tmp_path / "c")
     with pytest.raises(AlignDetError):
         open_dataset(tmp_path / "c")
 

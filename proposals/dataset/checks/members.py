@@ -20,6 +20,7 @@ from proposals.dataset.files import open_any, read_range
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
 from proposals.dataset.writer import member_header
 from proposals.fetch import MAX_IMAGE_BYTES
+from proposals.orientation import exif_orientation
 from proposals.png_checksums import has_sound_checksums
 from proposals.tar_headers import TarHeaders
 
@@ -146,11 +147,15 @@ def _image_faults(name: str, data: bytes, row: dict[str, Any]) -> Iterator[str]:
             on_its_side = row["orientation"] >= 5 and image.format != "TIFF"
             upright = image.size[::-1] if on_its_side else image.size
             damaged = image.format == "PNG" and not has_sound_checksums(data)
+            # Of a PNG it may stand behind the pixels, which are not decoded here.
+            turned = row["orientation"] if image.format == "PNG" else exif_orientation(image)
     except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
         yield f"image {name} cannot be opened ({type(error).__name__})"
         return
     if damaged:
         yield f"image {name} was damaged before it was mined (a checksum of its pixels is wrong): training refuses it"
+    if turned != row["orientation"]:
+        yield f"image {name} has EXIF orientation {turned}, the table says {row['orientation']}"
     if upright != (row["width"], row["height"]):
         yield f"image {name} is {upright[0]} x {upright[1]}, the table says {row['width']} x {row['height']}"
 

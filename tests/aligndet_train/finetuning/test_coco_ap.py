@@ -160,9 +160,12 @@ def test_what_is_difficult_stays_so_in_the_next_evaluation(tmp_path):
     for box in truth["annotations"][::3]:
         box["ignore"] = 1
     (tmp_path / "t.json").write_text(json.dumps(truth))
-    metric, first = metric_and_figures(tmp_path / "t.json", found)
+    nothing = {"bboxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, np.int64)}
+    metric, _ = metric_and_figures(tmp_path / "t.json", [{**image, **nothing} for image in found])
     counted = sum(one["boxes"] for one in metric.of_classes)
     assert counted == IMAGES * BOXES - len(truth["annotations"][::3])
+    metric, first = metric_and_figures(tmp_path / "t.json", found)
+    assert sum(one["boxes"] for one in metric.of_classes) == counted
     for image in found:
         prediction = {name: torch.tensor(image[name]) for name in ("bboxes", "scores", "labels")}
         metric.process(

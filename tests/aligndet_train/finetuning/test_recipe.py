@@ -338,6 +338,15 @@ def test_a_cycle_ends_with_the_run(labels):
         assert (moved[0], moved[-1]) == pytest.approx((usual[0], usual[-1]))
 
 
+def test_drops_of_a_phase_that_begins_late_come_before_its_last_epoch(labels):
+    config = stock("retinanet/retinanet_r50_fpn_1x_coco")
+    config.param_scheduler = [{"type": "MultiStepLR", "milestones": [3, 5], "begin": 6, "end": 12}]
+    (moved,) = recipe(config, labels, epochs=6).param_scheduler
+    assert (moved.begin, moved.end, moved.milestones) == (3, 6, [2, 2])
+    config.param_scheduler = [{"type": "ReduceOnPlateauLR", "monitor": "coco/bbox_mAP", "patience": 10}]
+    assert recipe(config, labels, epochs=2).param_scheduler[0].patience == 2
+
+
 def test_drops_behind_a_configs_own_end_stay_there(labels):
     config = stock("retinanet/retinanet_r50_fpn_1x_coco", **{"train_cfg.max_epochs": 6})
     assert recipe(config, labels).param_scheduler[-1].milestones == [8, 11]
@@ -374,6 +383,7 @@ def test_a_box_head_that_predicts_masks_is_refused(labels):
         ("train_dataloader.dataset.dataset.ann_file", "use --train and --train-images"),
         ("val_dataloader.dataset.data_prefix.img", "use --val and --val-images"),
         ("train_cfg.val_interval", "use --eval-interval"),
+        ("train_dataloader.dataset.indices", "use --train and --train-images"),
         ("train_pipeline.1.prob", "name the dataset's"),
         ("val_evaluator.metric", "AP of boxes"),
         ("pretrain.epochs", "of `aligndet pretrain`"),
@@ -381,9 +391,16 @@ def test_a_box_head_that_predicts_masks_is_refused(labels):
     ],
 )
 def test_an_option_that_a_run_would_overwrite_is_refused(option, instead):
-    for verb in ("finetune", "evaluate"):
-        with pytest.raises(AlignDetError, match=f"{re.escape(option)}.*{verb}.*{instead}"):
-            require_read(["model.bbox_head.num_classes", option], verb)
+    with pytest.raises(AlignDetError, match=f"{re.escape(option)}.*finetune.*{instead}"):
+        require_read(["model.bbox_head.norm_on_bbox", option], "finetune")
+
+
+@pytest.mark.parametrize("option", ["val_evaluator.metric", "test_dataloader.batch_size", "pretrain.epochs"])
+def test_what_evaluation_would_overwrite_is_refused_and_what_a_run_was_trained_with_is_not(option):
+    with pytest.raises(AlignDetError, match=f"{option}.*evaluate"):
+        require_read(
+            ["optim_wrapper.clip_grad", "randomness.seed", "train_cfg.max_epochs", option], "evaluate"
+        )
 
 
 def test_options_that_a_run_reads_pass():
@@ -391,8 +408,6 @@ def test_options_that_a_run_reads_pass():
                "train_dataloader.dataset.filter_cfg.min_size", "train_cfg.max_epochs", "load_from",
                "default_hooks.checkpoint.save_best", "resume_from_nothing", "optim_wrapper.optimizer.lr"]  # fmt: skip
     require_read(options, "finetune")
-    with pytest.raises(AlignDetError, match=r"optim_wrapper.*evaluate"):
-        require_read(["val_dataloader.batch_size", "optim_wrapper.clip_grad"], "evaluate")
 
 
 def test_one_scheduler_needs_no_list(labels):
