@@ -217,6 +217,16 @@ def test_boxes_are_not_drawn_on_an_image_of_another_size(copy, reseal):
         contact_sheet(open_dataset(copy), 1, 3)
 
 
+def test_boxes_of_an_image_that_is_turned_otherwise_are_not_learned(copy, reseal):
+    from aligndet_train.stream import ProposalStream
+
+    assert ProposalStream(open_dataset(copy))[0, 0].key
+    _rewritten(copy, _with("orientation", lambda table: pa.array([3] * 3, pa.int8())))
+    reseal(copy)
+    with pytest.raises(AlignDetError, match=r"EXIF orientations 1 and 3"):
+        ProposalStream(open_dataset(copy))[0, 0]
+
+
 def _nullable(name, value):
     def change(table):
         column = pa.array([value] * table.num_rows, table.schema.field(name).type)

@@ -262,6 +262,12 @@ def _column(name, change):
     return rewrite
 
 
+def test_an_image_that_is_turned_otherwise_than_the_table_says_is_named(copy):
+    _column("orientation", lambda turned: turned.__setitem__(0, 3))(copy)
+    _reseal(copy)
+    assert "has EXIF orientation 1, the table says 3" in _named(copy, "shards/00000.tar")
+
+
 def _first_box(box):
     return _column("boxes", lambda boxes: boxes[1].__setitem__(0, box))
 
