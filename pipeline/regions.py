@@ -14,10 +14,11 @@ import numpy as np
 from pipeline.cluster import connected
 from pipeline.signals import Drain
 from proposals.dataset import ProposalDataset, open_dataset
+from proposals.dataset.as_mined import decoded_as_mined
 from proposals.dataset.manifest import ShardEntry
 from proposals.dataset.regions import Features, RegionStore
 from proposals.errors import AlignDetError
-from proposals.images import ImageRejected, decode_bgr
+from proposals.images import ImageRejected
 
 if TYPE_CHECKING:
     from aligndet_train.regions import RegionEncoder, RegionSettings
@@ -160,7 +161,7 @@ class _RegionActor:
         parts = []
         for record in dataset[first : first + shard.images]:
             try:
-                image = decode_bgr(record.image_bytes(), max_pixels=dataset.manifest.recipe.max_pixels)
+                image = decoded_as_mined(record, record.image_bytes(), dataset.manifest.recipe.max_pixels)
             except ImageRejected as error:
                 raise AlignDetError(
                     f"{record.uri} of {dataset.root} no longer decodes ({error.reason}): see `aligndet verify`"

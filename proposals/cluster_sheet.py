@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from proposals.boxes import clip
 from proposals.dataset import ProposalDataset, ProposalReader
+from proposals.dataset.as_mined import decoded_as_mined
 from proposals.dataset.clusters import Clusters
-from proposals.images import Bgr, decode_bgr
+from proposals.images import Bgr
 
 CROP, CROPS, GAP, CAPTION, COLUMNS = 64, 8, 4, 20, 3
 _BLOCK_WIDTH = CROPS * CROP + 12
@@ -70,7 +71,7 @@ def _by_image(owners: Ids, boxes: list[int]) -> Iterator[tuple[int, list[int]]]:
 
 def _cut(dataset: ProposalDataset, image: int, boxes: list[int]) -> Iterator[tuple[int, Image.Image]]:
     record = dataset[image]
-    bgr = decode_bgr(record.image_bytes(), max_pixels=max(1, record.width * record.height)).bgr
+    bgr = decoded_as_mined(record, record.image_bytes(), max(1, record.width * record.height)).bgr
     first, (height, width) = dataset.first_box(image), bgr.shape[:2]
     for box in boxes:
         x1, y1, x2, y2 = clip(record.boxes[box - first], width, height).round().astype(int).tolist()

@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from proposals.boxes import scale
 from proposals.dataset import ProposalDataset, Record
+from proposals.dataset.as_mined import decoded_as_mined
 from proposals.errors import AlignDetError
-from proposals.images import Bgr, ImageRejected, decode_bgr, resize_max_side
+from proposals.images import Bgr, ImageRejected, resize_max_side
 from proposals.paths import name_of
 
 TILE_WIDTH, TILE_HEIGHT, CAPTION = 400, 300, 34
@@ -92,17 +93,12 @@ def _tile(record: Record, top: int, fonts: _Fonts) -> Image.Image:
 def _thumbnail(record: Record, top: int) -> tuple[Image.Image, npt.NDArray[np.float32]]:
     # The dataset holds only images that passed the pixel limit of its own recipe.
     try:
-        image = decode_bgr(record.image_bytes(), max_pixels=max(1, record.width * record.height))
+        image = decoded_as_mined(record, record.image_bytes(), max(1, record.width * record.height))
     except ImageRejected as error:
         raise AlignDetError(
             f"image {record.uri} cannot be shown: {error}. It was changed or damaged since it was mined: "
             "`aligndet verify --deep` names all such images"
         ) from error
-    if (image.width, image.height) != (record.width, record.height):
-        raise AlignDetError(
-            f"image {record.uri} is {image.width} x {image.height} px, its boxes are for {record.width} x "
-            f"{record.height}: it is another one than was mined. `aligndet verify --deep` names all such images"
-        )
     fitted, scale_x, scale_y = _fit(image.bgr)
     boxes = scale(record.boxes[:top], scale_x, scale_y)
     return Image.fromarray(np.ascontiguousarray(fitted[:, :, ::-1])), boxes

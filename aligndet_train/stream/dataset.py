@@ -11,9 +11,10 @@ from torch.utils.data import Dataset, get_worker_info
 
 from aligndet_train.stream.cache import FetchFailedError
 from proposals.dataset import ProposalDataset
+from proposals.dataset.as_mined import decoded_as_mined
 from proposals.dataset.clusters import Clusters
 from proposals.errors import AlignDetError, UnansweredError
-from proposals.images import ImageRejected, decode_bgr
+from proposals.images import ImageRejected
 
 Damaged = Literal["raise", "skip"]
 _REPLACEMENTS = 8
@@ -92,21 +93,14 @@ class ProposalStream(Dataset[Sample]):
         record = self.dataset[index]
         try:
             limit = self.dataset.manifest.recipe.max_pixels
-            decoded = decode_bgr(self.dataset.image_bytes(index), max_pixels=limit)
+            image = decoded_as_mined(record, self.dataset.image_bytes(index), limit).bgr
         except ImageRejected as error:
             raise AlignDetError(
                 f"image {record.key} of {self.dataset.root} cannot be decoded: {error}. The dataset is damaged"
             ) from error
-        found = decoded.width, decoded.height, decoded.orientation
-        if found != (record.width, record.height, record.orientation):
-            raise AlignDetError(
-                f"image {record.key} of {self.dataset.root} is {decoded.width} x {decoded.height} px, its boxes are "
-                f"for {record.width} x {record.height} (EXIF orientations {decoded.orientation} and "
-                f"{record.orientation}). The dataset is damaged, or of an older version, which turned images by XMP"
-            )
         boxes = record.boxes[: self.proposals_per_image]
         return Sample(
-            image=torch.from_numpy(decoded.bgr).permute(2, 0, 1),
+            image=torch.from_numpy(image).permute(2, 0, 1),
             boxes=torch.tensor(boxes, dtype=torch.float32),
             key=record.key,
             epoch=epoch,

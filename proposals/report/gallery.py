@@ -7,7 +7,8 @@ import cv2
 
 from proposals.boxes import scale
 from proposals.dataset import ProposalDataset, Record
-from proposals.images import ImageRejected, decode_bgr, resize_max_side
+from proposals.dataset.as_mined import OtherImageError, decoded_as_mined
+from proposals.images import ImageRejected, resize_max_side
 from proposals.report.numbers import spread
 
 LONG_SIDE = 480
@@ -49,8 +50,8 @@ def choose(dataset: ProposalDataset, wanted: int) -> list[Picture]:
 
 def _picture(record: Record) -> Picture | None:
     try:
-        image = decode_bgr(record.image_bytes(), max_pixels=max(1, record.width * record.height))
-    except ImageRejected:
+        image = decoded_as_mined(record, record.image_bytes(), max(1, record.width * record.height))
+    except (ImageRejected, OtherImageError):
         return None
     small, back_x, back_y = resize_max_side(image.bgr, LONG_SIDE)
     done, encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
