@@ -125,9 +125,8 @@ def _open(source: Source, out: Path, recipe: Recipe, options: JobOptions, observ
         return begin_retry(out, recipe, source, observer.say)
     plan = make_plan(source.entries(), options.images_per_shard)
     if source.left_out:
-        observer.say(
-            f"{len(source.left_out)} datasets below the source, no part of it: {', '.join(source.left_out[:10])}"
-        )
+        more = f" and {len(source.left_out) - 10} more" if len(source.left_out) > 10 else ""
+        observer.say(f"datasets below the source, no part of it: {', '.join(source.left_out[:10])}{more}")
     # A list may name an image twice, a tar hold it once more as a link of its own name.
     if plan.repeated is not None and source.kind == "folder":
         raise AlignDetError(

@@ -54,8 +54,7 @@ def test_what_a_step_draws_hangs_on_seed_step_and_rank_alone(hook, monkeypatch):
     wrapper = SimpleNamespace(optimizer=torch.optim.SGD([group], lr=1.0))
 
     def draw(seed, step, rank):
-        for module in ("aligndet_train.hooks", "aligndet_train.image_domain.hooks"):
-            monkeypatch.setattr(f"{module}.get_rank", lambda: rank)
+        monkeypatch.setattr("aligndet_train.step_seed.get_rank", lambda: rank)
         hook(seed).before_train_iter(SimpleNamespace(iter=step, optim_wrapper=wrapper), 0)
         return torch.rand(1).item()
 

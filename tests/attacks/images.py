@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
         lambda: tiff(
             [(256, 4, 1, 10), (257, 4, 1, 10), (258, 3, 2**31, 8), (259, 3, 1, 1), (273, 4, 2**30, 200)]
         ),
-        "decode: not_an_image",
+        "decode: corrupt",
     ),
     "bmp_bomb": (lambda: _patched(encoded(kind="BMP"), 18, struct.pack("<ii", 50_000, 50_000)), _TOO_MANY),
     "bmp_of_negative_width": (
@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Maker, str]] = {
         "decode: corrupt",
     ),
     "png_icc_bomb": (lambda: _png_with(chunk(b"iCCP", b"a\0\0" + _BOMB)), "decode: corrupt"),
-    "png_of_no_pixel": (lambda: _png(0, 0), "decode: not_an_image"),
+    "png_of_no_pixel": (lambda: _png(0, 0), "decode: corrupt"),
     "bmp_of_no_pixel": (
         lambda: _patched(encoded(kind="BMP"), 18, struct.pack("<ii", 0, 5)),
         "decode: not_an_image",

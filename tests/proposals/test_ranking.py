@@ -1,12 +1,14 @@
 """The order of boxes: what agreement rewards, and that it depends on nothing but the boxes."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proposals.boxes import pairwise_iou
-from proposals.ranking import RANKS, order
+from proposals.ranking import RankName, order
 from proposals.selective_search.agreement import agreement_score
 
 WIDTH, HEIGHT = 100, 80
@@ -72,7 +74,7 @@ def test_opencvs_order_is_left_alone():
     assert same is rank
 
 
-@pytest.mark.parametrize("name", RANKS)
+@pytest.mark.parametrize("name", get_args(RankName))
 def test_no_boxes(name):
     ordered, rank = order(np.empty((0, 4), np.float32), np.empty(0, np.float32), name, WIDTH, HEIGHT)
     assert ordered.shape == (0, 4)
