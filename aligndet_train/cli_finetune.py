@@ -85,8 +85,9 @@ def finetune(
         raise AlignDetError(
             f"--weights {weights} and --backbone-weights {backbone_weights} both name the backbone's weights: drop one"
         )
-    _require_read(cfg_options, "finetune")
-    stock = _stock_config(config, detector, cfg_options, no_python_config, weights, backbone_weights, quiet)
+    stock = _stock_config(
+        "finetune", config, detector, cfg_options, no_python_config, weights, backbone_weights, quiet
+    )
     from aligndet_train.console import volume
     from aligndet_train.distributed import is_first
     from aligndet_train.finetuning.labels import LABELS, read_labels
@@ -142,8 +143,7 @@ def evaluate(
     Example: `aligndet evaluate --detector fcos --weights F/epoch_12.pth --val val.json --work-dir E`
     """
     require_extra("train", "evaluate")
-    _require_read(cfg_options, "evaluate")
-    stock = _stock_config(config, detector, cfg_options, no_python_config, weights, quiet=as_json)
+    stock = _stock_config("evaluate", config, detector, cfg_options, no_python_config, weights, quiet=as_json)
     from aligndet_train.console import volume
     from aligndet_train.finetuning.evaluation import evaluate as run_evaluate
     from aligndet_train.finetuning.labels import LABELS, read_labels
@@ -190,13 +190,8 @@ def split(
         typer.echo(f"{subset.path}: {subset.images} images, {subset.boxes} boxes{lost}")
 
 
-def _require_read(options: list[str] | None, verb: str) -> None:
-    from aligndet_train.finetuning.options import require_read
-
-    require_read((option.partition("=")[0].strip() for option in options or ()), verb)
-
-
 def _stock_config(
+    verb: str,
     config: Path | None,
     detector: str | None,
     options: list[str] | None,
@@ -214,11 +209,13 @@ def _stock_config(
     from aligndet_train.cli import parse_options
     from aligndet_train.config import read_config, shipped_config
     from aligndet_train.console import PROGRESS_HOOK, volume
+    from aligndet_train.finetuning.options import require_read
     from aligndet_train.plain_config import refuse_python
 
     refuse_python(config, no_python_config)
     path = config if config is not None else shipped_config(str(detector))
     changes = parse_options(options or [])
+    require_read(changes, verb)
     with volume("quiet" if quiet else "verbose"):
         if weights is not None:
             changes = detector_options(path, changes, weights)

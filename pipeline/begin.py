@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.claim import Say, release
-from pipeline.heartbeat import NAME as HEARTBEAT
 from pipeline.plan import ListedPlan, Plan, PlanFile, are_same
 from pipeline.reopen import reopen
 from pipeline.source_change import GROWS, compare, tell_of_waiting
@@ -58,7 +57,7 @@ def _open(out: Path, plan: ListedPlan, identity: JobIdentity, say: Say) -> Works
         return reopen(out, plan, identity, manifest, say)
     if is_there(out / layout.PLAN):
         begun, theirs = _begun(out, plan, identity, say)
-        remove_leftovers(out, HEARTBEAT)
+        remove_leftovers(out, layout.HEARTBEAT)
         remove_leftovers(out / layout.SHARDS)
         make_folder(out / layout.SHARDS)
         return with_proofs(out, begun, theirs, {})
@@ -111,7 +110,7 @@ def _require_empty(out: Path) -> None:
 
 def _create(out: Path, plan: Plan, identity: JobIdentity) -> None:
     with _as_users_error(out):
-        remove_leftovers(out, HEARTBEAT)
+        remove_leftovers(out, layout.HEARTBEAT)
         with temporary_beside(out / layout.PLAN) as (temporary,):
             write_plan(temporary, plan.parts(), identity)
             publish(temporary, out / layout.PLAN)
@@ -144,5 +143,5 @@ def _is_there(path: Path) -> bool:
 
 def _is_unfinished_plan(name: str) -> bool:
     # All that a run leaves which died before its plan was written.
-    beginnings = f"{layout.PLAN}{layout.TEMPORARY_MARK}", HEARTBEAT
+    beginnings = f"{layout.PLAN}{layout.TEMPORARY_MARK}", layout.HEARTBEAT
     return name.startswith(beginnings)

@@ -18,8 +18,6 @@ from proposals.dataset.layout import HEARTBEAT
 if TYPE_CHECKING:
     from pipeline.scheduler import Scheduler
 
-# Readers of a dataset ignore it, and `mine` removes what a killed run left.
-NAME = HEARTBEAT
 BEAT_SECONDS = 2.0
 # A driver that pauses longer than this is taken for dead.
 SILENCE_SECONDS = 15 * BEAT_SECONDS
@@ -98,13 +96,13 @@ def _keep_alive(out: Path, over: Event) -> None:
 def remove_beat(out: Path) -> None:
     """Remove the last beat of ``out``; nothing of this process writes it again by itself."""
     with _beating, suppress(Exception):
-        (out / NAME).unlink(missing_ok=True)
+        (out / HEARTBEAT).unlink(missing_ok=True)
 
 
 def write_beat(out: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as the last beat of ``out``; whatever forbids it will forbid the first shard, too."""
     with suppress(Exception), _beating:
-        write_atomically(out / NAME, json.dumps(content).encode())
+        write_atomically(out / HEARTBEAT, json.dumps(content).encode())
 
 
 def this_process() -> dict[str, Any]:
@@ -130,7 +128,7 @@ def age_of(beat: dict[str, Any]) -> float:
 def read_heartbeat(out: Path) -> dict[str, Any] | None:
     """The last beat of the driver that mines into ``out``; None when there is none, or it cannot be read."""
     try:
-        content = json.loads((out / NAME).read_bytes())
+        content = json.loads((out / HEARTBEAT).read_bytes())
     except Exception:  # every store has exceptions of its own for a file that is not there
         return None
     return content if isinstance(content, dict) else None

@@ -42,10 +42,8 @@ class BoxEvaluation(COCOeval):
 
     def computeIoU(self, image: int, category: int) -> Any:  # noqa: N802, pycocotools' name
         """[boxes found, boxes] IoU; of all classes where they are not told apart."""
-        of_image = [(image, number) for number in self.params.catIds]
-        excusing = self._excusing(
-            [self._gts[key] for key in ([(image, category)] if self.params.useCats else of_image)]
-        )
+        categories = [category] if self.params.useCats else self.params.catIds
+        excusing = self._excusing([self._gts[image, number] for number in categories])
         for box in excusing:
             box["iscrowd"] = 0
         overlaps = super().computeIoU(image, category)

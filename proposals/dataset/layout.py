@@ -16,6 +16,7 @@ REGIONS = "regions.zarr"
 CLUSTERS = "clusters.zarr"
 CLUSTERS_RECORD = "clusters.json"
 TEMPORARY_MARK = ".tmp-"
+# Readers of a dataset ignore it, and `mine` removes what a killed run left.
 HEARTBEAT = f"progress{TEMPORARY_MARK}job.json"
 # Of what `temporary_name` calls so: files where files are, and folders whose content is written before their rename.
 _TEMPORARY = re.compile(

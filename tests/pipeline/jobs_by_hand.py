@@ -5,12 +5,13 @@ from pathlib import Path
 
 from pipeline.begin import begin
 from pipeline.commit import commit
-from pipeline.plan import ShardTask, make_plan
+from pipeline.plan import ListedPlan, ShardTask, make_plan
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
 from pipeline.workspace import Workspace
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import CommitRecord, library_versions
+from proposals.image_roots import Kind
 from proposals.recipe import Recipe
 
 RECIPE = Recipe(max_side=64)
@@ -24,12 +25,21 @@ def two_images(photos: Path, folder: Path) -> Path:
     return folder
 
 
+def identity_of(
+    plan: ListedPlan, recipe: Recipe, images_per_shard: int, kind: Kind = "folder"
+) -> JobIdentity:
+    """Of `aligndet mine` here and now, with what ``plan`` lists."""
+    return JobIdentity(
+        recipe=recipe,
+        source=plan.source(kind),
+        images_per_shard=images_per_shard,
+        versions=library_versions(),
+    )
+
+
 def begun(images: Path, out: Path, said: list[str] | None = None) -> Workspace:
     plan = make_plan(FolderSource(images).entries(), 2)
-    identity = JobIdentity(
-        recipe=RECIPE, source=plan.source("folder"), images_per_shard=2, versions=library_versions()
-    )
-    return begin(out, plan, identity, (said if said is not None else []).append)
+    return begin(out, plan, identity_of(plan, RECIPE, 2), (said if said is not None else []).append)
 
 
 def mined(images: Path, opened: Workspace, tasks: list[ShardTask]) -> dict[str, CommitRecord]:

@@ -13,11 +13,11 @@ from pipeline.source_change import compare
 from pipeline.sources import FolderSource, SourceEntry
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.consolidated import consolidate
-from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import library_versions, read_manifest
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
+from tests.pipeline.jobs_by_hand import identity_of
 
 _SMALL = Recipe(max_side=64)
 _FIRST = ("astronaut.jpg", "cat.jpg", "china.jpg", "more/rocket.jpg")
@@ -287,8 +287,7 @@ def test_images_that_come_while_others_are_added_wait_for_the_next_run(
 def _listed(images):
     source = FolderSource(images)
     plan = make_plan(source.entries(), 2)
-    info = plan.source(source.kind)
-    return plan, JobIdentity(recipe=_SMALL, source=info, images_per_shard=2, versions=library_versions())
+    return plan, identity_of(plan, _SMALL, 2, source.kind)
 
 
 def test_an_image_whose_size_was_not_known_is_not_changed_when_it_is_there(

@@ -13,13 +13,14 @@ import pytest
 from pipeline import claim, heartbeat
 from pipeline.append import start_append
 from pipeline.commit import commit
-from pipeline.heartbeat import NAME, this_process, write_beat
+from pipeline.heartbeat import this_process, write_beat
 from pipeline.plan import make_plan
 from pipeline.retry import begin_retry
 from pipeline.sources import FolderSource
 from pipeline.status import StatusReader
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.identity import JobIdentity
+from proposals.dataset.layout import HEARTBEAT
 from proposals.dataset.manifest import read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
@@ -86,12 +87,13 @@ def test_a_run_whose_plan_another_one_replaced_commits_nothing(images, photos, t
 
 _BEATS = """
 import json, os, sys, time
-from pipeline.heartbeat import NAME, this_process
+from pipeline.heartbeat import this_process
+from proposals.dataset.layout import HEARTBEAT
 host = {"host": sys.argv[2]} if len(sys.argv) > 2 else {}
 while True:
     with open(sys.argv[1] + "/beat", "w") as file:
         json.dump({**this_process(), **host, "started": 1.0, "updated": time.time()}, file)
-    os.replace(sys.argv[1] + "/beat", f"{sys.argv[1]}/{NAME}")
+    os.replace(sys.argv[1] + "/beat", f"{sys.argv[1]}/{HEARTBEAT}")
     time.sleep(0.2)
 """
 
@@ -104,7 +106,7 @@ def beating():
     def start(out, *host):
         out.mkdir(exist_ok=True)
         running.append(subprocess.Popen([sys.executable, "-c", _BEATS, str(out), *host]))
-        while not (out / NAME).exists():
+        while not (out / HEARTBEAT).exists():
             assert running[-1].poll() is None
             time.sleep(0.05)
         return running[-1]
@@ -125,9 +127,9 @@ def test_a_second_run_is_refused_while_another_one_lives(images, tmp_path, beati
     assert "to see whether it still runs" in said[0]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (out / NAME).unlink()
+    (out / HEARTBEAT).unlink()
     finish(images, begun(images, out))
-    assert not (out / NAME).exists()
+    assert not (out / HEARTBEAT).exists()
 
 
 def test_a_run_that_was_killed_on_this_machine_is_followed_at_once(images, tmp_path, beating):
@@ -146,7 +148,7 @@ def test_a_run_that_was_killed_elsewhere_is_waited_for_and_followed(images, tmp_
     out, said = tmp_path / "out", []
     out.mkdir()
     last = {"host": "elsewhere", "space": "", "pid": 1, "started": 0.0, "updated": time.time()}
-    (out / NAME).write_text(json.dumps(last))
+    (out / HEARTBEAT).write_text(json.dumps(last))
     finish(images, begun(images, out, said))
     assert "process 1 on elsewhere" in said[0]
     assert len(open_dataset(out)) == 2
@@ -179,10 +181,10 @@ def test_of_three_that_start_in_one_instant_one_goes_on(tmp_path):
     deadline = time.monotonic() + 20
     while sum(run.poll() is None for run in runs) > 1 and time.monotonic() < deadline:
         time.sleep(0.1)
-        if (tmp_path / NAME).exists():  # the one that goes on gives signs of life
-            beat = json.loads((tmp_path / NAME).read_text())
+        if (tmp_path / HEARTBEAT).exists():  # the one that goes on gives signs of life
+            beat = json.loads((tmp_path / HEARTBEAT).read_text())
             (tmp_path / "beat").write_text(json.dumps({**beat, "updated": time.time()}))
-            (tmp_path / "beat").rename(tmp_path / NAME)
+            (tmp_path / "beat").rename(tmp_path / HEARTBEAT)
     said = sorted(run.communicate(timeout=20)[0] for run in runs)
     assert said[2] == "claimed\n"
     assert all("another run writes to" in refusal for refusal in said[:2])
@@ -192,16 +194,16 @@ def test_status_of_a_job_that_has_only_begun(images, tmp_path):
     out = tmp_path / "out"
     begun(images, out)
     assert StatusReader(out).read().state == "running"
-    (out / NAME).unlink()
+    (out / HEARTBEAT).unlink()
     assert StatusReader(out).read().state == "stopped"
 
 
 def test_the_time_left_is_that_of_images_neither_mined_nor_rejected(images, tmp_path):
     out = tmp_path / "out"
     begun(images, out)
-    beat = json.loads((out / NAME).read_text())
+    beat = json.loads((out / HEARTBEAT).read_text())
     done = {"images": 0, "rejected": 1, "proposals": 0, "running": ["00000"], "failed": {}, "rate": 0.5}
-    (out / NAME).write_text(json.dumps({**beat, **done}))
+    (out / HEARTBEAT).write_text(json.dumps({**beat, **done}))
     status = StatusReader(out).read()
     assert (status.planned, status.rejected, status.rate, status.eta) == (2, 1, 0.5, 2.0)
 
@@ -232,13 +234,13 @@ def test_giving_back_removes_the_beats_of_this_process_and_of_dead_ones_only(tmp
     for pid, left in ((os.getpid(), False), (dead, False), (os.getppid(), True)):
         _beat_of(tmp_path, pid=pid)
         claim.release(tmp_path)
-        assert (tmp_path / NAME).exists() == left
+        assert (tmp_path / HEARTBEAT).exists() == left
 
 
 def test_a_process_of_another_container_is_not_looked_for_among_ours(tmp_path, dead):
     _beat_of(tmp_path, pid=dead, space="pid:[1]")
     claim.release(tmp_path)
-    assert (tmp_path / NAME).exists()
+    assert (tmp_path / HEARTBEAT).exists()
 
 
 def test_a_run_that_waits_for_something_else_does_not_grow_old(tmp_path, monkeypatch):
@@ -256,7 +258,7 @@ def test_a_run_that_waits_for_something_else_does_not_grow_old(tmp_path, monkeyp
         _beat_of(tmp_path)
         claim.release(tmp_path)
         time.sleep(0.5)
-        assert not (tmp_path / NAME).exists()
+        assert not (tmp_path / HEARTBEAT).exists()
 
 
 def test_a_shard_that_another_run_mined_with_other_rejections_is_not_committed(images, tmp_path):

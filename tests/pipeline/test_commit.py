@@ -13,7 +13,6 @@ from pipeline.commit import commit
 from pipeline.plan import make_plan
 from pipeline.sources import SourceEntry
 from proposals.dataset import layout
-from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
     CommitRecord,
     Rejection,
@@ -26,6 +25,7 @@ from proposals.dataset.verify import verify_dataset
 from proposals.errors import UnansweredError
 from proposals.paths import as_path
 from proposals.recipe import Recipe
+from tests.pipeline.jobs_by_hand import identity_of
 
 # What every other way of asking a memory:// store comes to.
 _ASKED = (
@@ -68,9 +68,7 @@ def _mined():
     """(workspace, records) of a job whose two shards are mined, each of one rejected image, at a URL."""
     out = as_path("memory://committed/out")
     plan = make_plan([SourceEntry(f"{number}.jpg", 10) for number in range(2)], 1)
-    identity = JobIdentity(
-        recipe=Recipe(), source=plan.source("folder"), images_per_shard=1, versions=library_versions()
-    )
+    identity = identity_of(plan, Recipe(), 1)
     opened = begin(out, plan, identity)
     records = {task.name: _record(task, identity) for task in opened.pending}
     for name, record in records.items():

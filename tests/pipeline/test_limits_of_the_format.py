@@ -10,14 +10,14 @@ from pipeline.begin import begin
 from pipeline.plan import make_plan
 from pipeline.sources import FolderSource
 from proposals.dataset import bounds, layout
-from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import library_versions, read_manifest, require_listable, shard_entry_bytes
+from proposals.dataset.manifest import read_manifest, require_listable, shard_entry_bytes
 from proposals.dataset.merge import merge_datasets
 from proposals.dataset.tables import read_shard
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
 from proposals.filter_spec import Filtered
 from proposals.recipe import Recipe
+from tests.pipeline.jobs_by_hand import identity_of
 
 
 @pytest.mark.parametrize(("images", "boxes"), [(64, 1), (1000, 1), (1000, 300), (4000, 1)])
@@ -56,9 +56,7 @@ def test_shards_that_dataset_json_cannot_list_are_refused_with_a_number_that_wor
 def test_too_many_shards_are_refused_before_anything_is_written(photos, mined_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(bounds, "MAX_MANIFEST_BYTES", 2**20 + 1500)
     plan = make_plan(FolderSource(photos).entries(), 1)
-    identity = JobIdentity(
-        recipe=Recipe(), source=plan.source("folder"), images_per_shard=1, versions=library_versions()
-    )
+    identity = identity_of(plan, Recipe(), 1)
     with pytest.raises(AlignDetError, match="--images-per-shard 4 or more"):
         begin(tmp_path / "out", plan, identity)
     with pytest.raises(AlignDetError, match="make 3 shards, more than the 2"):

@@ -17,11 +17,11 @@ from pipeline.retry import begin_retry
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
 from proposals.dataset import layout, open_dataset
-from proposals.dataset.identity import JobIdentity
-from proposals.dataset.manifest import library_versions, read_manifest
+from proposals.dataset.manifest import read_manifest
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
+from tests.pipeline.jobs_by_hand import identity_of
 from tests.pipeline.nobody import Nobody
 
 _RECIPE = Recipe(max_side=100)
@@ -59,9 +59,7 @@ def _finish(source, opened):
 def _job(source):
     """(plan, identity) of `aligndet mine` with what ``source`` lists now."""
     plan = make_plan(source.entries(), 1)
-    return plan, JobIdentity(
-        recipe=_RECIPE, source=plan.source("folder"), images_per_shard=1, versions=library_versions()
-    )
+    return plan, identity_of(plan, _RECIPE, 1)
 
 
 def _rejected(out):
