@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
     from aligndet_train.finetuning.coco_ap import ClassFigures
+    from aligndet_train.finetuning.run import FinetuneResult
 
 ConfigOption = Annotated[Path | None, typer.Option(help=f"{cli_options.CONFIG_HELP.capitalize()}.")]
 DetectorOption = Annotated[str | None, typer.Option(help="Or a detector that ships with us, e.g. fcos.")]
@@ -81,10 +82,6 @@ def finetune(
     Example: `aligndet finetune --detector fcos --weights MODEL.pth --train train.json --val val.json --work-dir F`
     """
     require_extra("train", "finetune")
-    if weights is not None and backbone_weights is not None:
-        raise AlignDetError(
-            f"--weights {weights} and --backbone-weights {backbone_weights} both name the backbone's weights: drop one"
-        )
     stock = _stock_config(
         "finetune", config, detector, cfg_options, no_python_config, weights, backbone_weights, quiet
     )
@@ -113,15 +110,8 @@ def finetune(
         labels = read_labels(train, train_images, work_dir / LABELS)
         held_out = read_labels(val, val_images, work_dir / LABELS) if val is not None else None
         result = run_finetune(stock, labels, held_out, weights, work_dir, options, backbone_weights)
-    if quiet or not is_first(launcher):
-        return
-    if result.report is not None:
-        typer.echo(
-            f"weights: {len(result.report.loaded)} tensors loaded, {len(result.report.left_at_init)} new"
-        )
-    if result.figures:
-        typer.echo(_in_one_line(result.figures))
-        typer.echo(f"figures of every epoch: {result.results}")
+    if not quiet and is_first(launcher):
+        _print_result(result)
 
 
 def evaluate(
@@ -203,6 +193,10 @@ def _stock_config(
     """The config, and in it how the detector of ``weights``, or the backbone of the other file, saw its images."""
     if (detector is None) == (config is None):
         raise AlignDetError("give either --config FILE or --detector NAME")
+    if weights is not None and backbone_weights is not None:
+        raise AlignDetError(
+            f"--weights {weights} and --backbone-weights {backbone_weights} both name the backbone's weights: drop one"
+        )
     from aligndet_train import ops
 
     ops.install()
@@ -238,6 +232,16 @@ def _config_blamed() -> Iterator[None]:
         raise AlignDetError(
             f"the config cannot be built: {what.split('. Please')[0]}. Correct it, or the --cfg-options"
         ) from error
+
+
+def _print_result(result: "FinetuneResult") -> None:
+    if result.report is not None:
+        typer.echo(
+            f"weights: {len(result.report.loaded)} tensors loaded, {len(result.report.left_at_init)} new"
+        )
+    if result.figures:
+        typer.echo(_in_one_line(result.figures))
+        typer.echo(f"figures of every epoch: {result.results}")
 
 
 def _in_one_line(figures: dict[str, float]) -> str:
