@@ -1,7 +1,7 @@
 """Does a fine-tuned detector fail to find boxes, or to name them? AP with the classes, and with all of them as one.
 
     python benchmarks/class_agnostic.py measure PACK W --out W/class_agnostic.json
-    python benchmarks/class_agnostic.py report W/class_agnostic.json --page docs/results.md --section NAME
+    python benchmarks/class_agnostic.py report W/class_agnostic.json --page docs/studies/PAGE.md --section NAME
 
 PACK and W are those of benchmarks/transfer.py. Every finished fine-tuning of W is tested on PACK's val.json with its
 last checkpoint. Class-agnostic figures take the same boxes and scores, keep of those that overlap by 0.5 the best one,

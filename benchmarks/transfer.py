@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py pack POOL --train train.json --val val.json --images DIR --out PACK
     python benchmarks/transfer.py run PACK --work-dir W --budget 540 --parallel 4      # again and again, until done
-    python benchmarks/transfer.py report W --out docs/results.md
+    python benchmarks/transfer.py report W --out docs/studies/first.md
 
 `pictures` makes what `pack` is given out of COCO's and Pascal VOC's archives, for the pictures of docs/results.md.
 `pack` shrinks the pictures to 320 px and mines POOL; PACK is all that the machine with the GPU needs. `run`

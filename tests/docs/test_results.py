@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
+PAGES = ROOT / "docs" / "studies"
 FOLDER = ROOT / "docs" / "results"
 RETRIEVAL = ROOT / "docs" / "retrieval.md"
 IMAGE_DOMAIN = ROOT / "docs" / "image-domain-results.md"
@@ -23,6 +24,13 @@ STUDIES = sorted(FOLDER.glob("**/*.json"))
 def named(study: Path) -> str:
     """The section of the page that has the table of ``study``."""
     return str(study.relative_to(FOLDER).with_suffix(""))
+
+
+def page_of(study: Path) -> Path:
+    """The one page with the section of ``study``."""
+    marker = f"<!-- {named(study)}: begin -->"
+    (page,) = [page for page in PAGES.glob("*.md") if marker in page.read_text()]
+    return page
 
 
 Report = Callable[[Path, Path, str], str]
@@ -48,9 +56,9 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Report:
 
 @pytest.mark.parametrize("study", STUDIES, ids=named)
 def test_a_table_says_what_its_runs_gave(study: Path, tmp_path: Path, report: Report) -> None:
-    page = Path(shutil.copy(PAGE, tmp_path))
-    assert f"<!-- {named(study)}: begin -->" in page.read_text()
-    assert report(page, study, named(study)) == PAGE.read_text()
+    original = page_of(study)
+    page = Path(shutil.copy(original, tmp_path))
+    assert report(page, study, named(study)) == original.read_text()
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=named)
@@ -60,8 +68,9 @@ def test_one_changed_figure_changes_the_page(study: Path, tmp_path: Path, report
     row.get("last", row.get("class_agnostic"))["AP"] += 50
     changed = tmp_path / study.name
     changed.write_text(json.dumps(runs))
-    page = Path(shutil.copy(PAGE, tmp_path))
-    assert report(page, changed, named(study)) != PAGE.read_text()
+    original = page_of(study)
+    page = Path(shutil.copy(original, tmp_path))
+    assert report(page, changed, named(study)) != original.read_text()
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=named)
@@ -69,12 +78,52 @@ def test_runs_name_no_folder_of_the_machine_they_ran_on(study: Path) -> None:
     assert '"/' not in study.read_text()
 
 
-def test_the_goals_table_says_what_the_tables_below_it_say() -> None:
-    goals, _, below = PAGE.read_text().partition("## Four detectors on a CPU")
-    cells = re.findall(r"([+-]\d+\.\d)\**,? \((0\.\d{3})\)", goals)
-    assert len(cells) == 8
-    for gain, p in cells:
-        assert f" | {gain} | {p} | 3 of 3 |" in below
+ROW = re.compile(
+    r"^\| (?P<detector>[^|]+) \| (?P<epochs>\d+) epochs \| (?P<without>[^|]+) \| (?P<pretrained>[^|]+) "
+    r"\| \[(?P<gain>[^]]+)\]\(studies/(?P<page>[\w-]+\.md)[^)]*\) \| (?P<p>[\d.]+) "
+    r"\| (?P<seeds>\d) \| (?P<goal>[^|]+) \|(?P<others>.*)\|$",
+    re.MULTILINE,
+)
+GOALS = list(ROW.finditer(PAGE.read_text()))
+
+
+def test_there_is_a_goal_for_either_schedule_of_four_detectors() -> None:
+    assert len(GOALS) == 8
+    assert len({row["detector"] for row in GOALS}) == 4
+
+
+@pytest.mark.parametrize("row", GOALS, ids=lambda row: f"{row['detector']}, {row['epochs']}")
+def test_a_row_of_the_goals_table_is_of_the_study_that_it_links_to(row: re.Match[str]) -> None:
+    lines = (PAGES / row["page"]).read_text().splitlines()
+    seeds = f"{row['seeds']} of {row['seeds']}"
+    assert any("| backbone only |" in line and f"| {row['without']} |" in line for line in lines)
+    assert any(
+        f"| {row['pretrained']} |" in line and f" | {row['gain']} | {row['p']} | {seeds} |" in line
+        for line in lines
+    )
+    assert row["goal"].endswith(", missed") == (float(row["gain"]) < float(row["goal"].split(",")[0]))
+
+
+@pytest.mark.parametrize("row", GOALS, ids=lambda row: f"{row['detector']}, {row['epochs']}")
+def test_what_other_studies_gained_is_in_them(row: re.Match[str]) -> None:
+    others = re.findall(r"\[([^]]+)\]\(studies/([\w-]+\.md)[^)]*\)(?: \(p = ([\d.]+)\))?", row["others"])
+    assert bool(others) == bool(row["others"].strip())
+    for gains, page, p in others:
+        for gain in gains.split(", "):
+            assert f" | {gain} | {p}" in (PAGES / page).read_text()
+
+
+def test_the_first_screen_has_the_figures_of_the_goals_table() -> None:
+    shown = re.findall(
+        r"^\|.*\| (\d+) epochs \| ([\d.]+) \| \**([\d.]+)\** \| ([+-][\d.]+) \| ([\d.]+) \|$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(shown) == len(GOALS)
+    for row, (epochs, without, pretrained, gain, p) in zip(GOALS, shown, strict=True):
+        assert (epochs, gain) == (row["epochs"], row["gain"])
+        assert (without, pretrained) == (row["without"].split()[0], row["pretrained"].split()[0])
+        assert abs(float(p) - float(row["p"])) < 0.005
 
 
 def retrieval_rows(printed: str) -> dict[str, list[str]]:
@@ -98,7 +147,7 @@ def test_the_curves_of_the_cpu_are_those_of_their_files(tmp_path: Path) -> None:
         assert f"| {detector} | {' | '.join(figures)} |" in RETRIEVAL.read_text().replace("*", "")
 
 
-@pytest.mark.parametrize(("compared", "page"), [("rates", PAGE), ("teachers", RETRIEVAL)])
+@pytest.mark.parametrize(("compared", "page"), [("rates", PAGES / "retinanet.md"), ("teachers", RETRIEVAL)])
 def test_two_pretrainings_of_retinanet_are_those_of_their_file(compared: str, page: Path) -> None:
     file = ROOT / "docs" / "retrieval" / f"retinanet_{compared}_cpu.json"
     curves = [run["curves"] for run in json.loads(file.read_text())]
