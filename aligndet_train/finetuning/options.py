@@ -15,6 +15,7 @@ _OF_BOTH = {
     r"test_dataloader": "name val_dataloader",
     r"(val|test)_evaluator": "COCO's AP of boxes is what is measured",
     r"work_dir": "use --work-dir",
+    r"model(\.\w+)*\.num_classes": "the labels have the classes",
     r"(tta_model|tta_pipeline)": _NOTHING,
     r"(pretrain|pretrain_model)": "it is of `aligndet pretrain`",
 }

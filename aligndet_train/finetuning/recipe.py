@@ -5,7 +5,7 @@ usual ones (AlignDet's fine-tuning). The rate is also scaled linearly from the b
 (see `base_batch`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 
 from aligndet_train.detectors.class_names import class_name
 from aligndet_train.finetuning.base_batch import base_batch
+from aligndet_train.finetuning.classes import require_no_map_of_classes, set_classes
 from aligndet_train.finetuning.coco_ap import METRIC
 from aligndet_train.finetuning.labels import Labels, require_boxes
 from aligndet_train.finetuning.resizing import ImageSize
@@ -28,10 +29,6 @@ PRETRAINED_WEIGHT_DECAY_FACTOR = 0.5
 _MOST_BOXES = (1, 10, 100)
 # Datasets of which an epoch has images more than once.
 _REPEATING = ("RepeatDataset", "ClassBalancedDataset")
-# Detectors that cannot be built without their mask branch.
-_NEED_MASKS = ("SCNet", "PointRend", "PanopticFPN")
-# Box heads that predict masks as well.
-_OF_MASKS = ("RTMDetInsHead", "RTMDetInsSepBNHead")
 # What a config must have to train, and to be measured, beside its model.
 _TO_TRAIN = (
     "train_dataloader.dataset",
@@ -126,8 +123,8 @@ def finetune_config(
     _require(config, (*_TO_TRAIN, *(_TO_MEASURE if val is not None else ())))
     for number in _NUMBERS:
         _require_number(config, number)
-    _set_classes(config, train)
-    _require_no_map_of_classes(config.model)
+    set_classes(config.model, train.classes)
+    require_no_map_of_classes(config.model)
     size = ImageSize.of(config, options.image_size)
     size.fit_batches(config)
     _set_loader(config.train_dataloader, train, options, config, size)
@@ -182,7 +179,7 @@ def evaluation_config(
     """
     config = deepcopy(stock)
     _require(config, _TO_MEASURE)
-    _set_classes(config, val)
+    set_classes(config.model, val.classes)
     faults = _set_evaluation(config, val, options, ImageSize.of(config, options.image_size))
     config.work_dir = str(work_dir)
     for part in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg",
@@ -243,57 +240,6 @@ def _set_evaluation(
     if kept.faults is None:
         return None
     return f"{val.source}: AP is lower than it should be, or lacks them, for {kept.faults}"
-
-
-def _set_classes(config: Config, labels: Labels) -> None:
-    usual = _final_head(config.model).get("num_classes")
-    if usual is None:
-        raise AlignDetError(
-            "the model's box head says no num_classes: it cannot be fitted to your categories"
-        )
-    if _has_masks(config.model):
-        droppable = (
-            "mask_head" in (config.model.get("roi_head") or {})
-            and class_name(config.model.type) not in _NEED_MASKS
-        )
-        raise AlignDetError(
-            "this detector also predicts masks, and what is done here is on boxes. Use its box-only sibling"
-            + (", or drop the branch: --cfg-options model.roi_head.mask_head=None" if droppable else "")
-        )
-    for head in _with_classes(config.model):
-        # Class-agnostic parts (an RPN has one class) stay so, and classes of pixels.
-        if head["num_classes"] == usual:
-            head["num_classes"] = len(labels.classes)
-
-
-def _require_no_map_of_classes(model: ConfigDict) -> None:
-    """Raise AlignDetError for a branch that learns from labels of pixels; it does no harm where nothing is trained."""
-    if (model.get("roi_head") or {}).get("semantic_head"):
-        raise AlignDetError(
-            "this detector also learns a map of classes, and fine-tuning here is on boxes. Use its sibling without, "
-            "or drop the branch: --cfg-options model.roi_head.semantic_head=None"
-        )
-
-
-def _final_head(model: ConfigDict) -> Any:
-    head = model.get("bbox_head") or (model.get("roi_head") or {}).get("bbox_head") or {}
-    return head[-1] if isinstance(head, (list, tuple)) else head
-
-
-def _with_classes(node: Any) -> Iterator[Any]:
-    if isinstance(node, dict):
-        if isinstance(node.get("num_classes"), int):
-            yield node
-        for child in node.values():
-            yield from _with_classes(child)
-    elif isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _with_classes(child)
-
-
-def _has_masks(model: ConfigDict) -> bool:
-    of_rois = (model.get("roi_head") or {}).get("mask_head")
-    return bool(of_rois or model.get("mask_head") or class_name(_final_head(model)["type"]) in _OF_MASKS)
 
 
 def _set_loader(

@@ -387,6 +387,7 @@ def test_a_box_head_that_predicts_masks_is_refused(labels):
         ("train_pipeline.1.prob", "name the dataset's"),
         ("val_evaluator.metric", "AP of boxes"),
         ("pretrain.epochs", "of `aligndet pretrain`"),
+        ("model.roi_head.bbox_head.0.num_classes", "the labels have the classes"),
         ("resume", "goes on"),
     ],
 )
