@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aligndet_train import cli_backbone, cli_detectors, cli_finetune, cli_options
+from proposals.cli_panels import TRAIN
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 from proposals.paths import as_path
@@ -29,11 +30,11 @@ class Library(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the trainer's verbs to the one command."""
-    app.command(epilog=help_epilog("train"))(pretrain)
-    app.command(epilog=help_epilog("train"))(export)
-    cli_backbone.register(app)
-    cli_detectors.register(app)
+    app.command(epilog=help_epilog("train"), rich_help_panel=TRAIN)(pretrain)
+    app.command(epilog=help_epilog("train"), rich_help_panel=TRAIN)(export)
     cli_finetune.register(app)
+    cli_detectors.register(app)
+    cli_backbone.register(app)
 
 
 _WorkDir = Annotated[Path, typer.Option(help="Where logs and last.pth go; a run found there is resumed.")]
@@ -133,8 +134,12 @@ def pretrain(
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="WORK_DIR/last.pth of a pretraining run.")],
-    out: Annotated[Path, typer.Argument(help="MODEL.pth or MODEL.safetensors; for transformers a folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="WORK_DIR/last.pth of a pretraining run.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="MODEL.pth or MODEL.safetensors; for transformers a folder.")
+    ],
     to: Annotated[Library, typer.Option(help="Whose detector loads the weights.")] = Library.mmdet,
     keep_predictors: Annotated[
         bool, typer.Option("--keep-predictors", help="Also export the final box predictors.")

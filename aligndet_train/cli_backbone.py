@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from aligndet_train import cli_options
+from proposals.cli_panels import TRAIN
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 from proposals.paths import as_path
@@ -15,10 +16,10 @@ from proposals.paths import as_path
 
 def register(app: typer.Typer) -> None:
     """Add `pretrain-backbone` and `backbone` to the one command."""
-    app.command("pretrain-backbone", epilog=help_epilog("train"))(pretrain_backbone)
+    app.command("pretrain-backbone", epilog=help_epilog("train"), rich_help_panel=TRAIN)(pretrain_backbone)
     group = typer.Typer(no_args_is_help=True, help="Weights of backbones: what a file is and what it fits.")
     group.command(epilog=help_epilog("train"))(inspect)
-    app.add_typer(group, name="backbone")
+    app.add_typer(group, name="backbone", rich_help_panel=TRAIN)
 
 
 # Settings of a backbone that name its weights, and one that goes with their names.
@@ -125,7 +126,9 @@ def pretrain_backbone(
 
 
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="A .pth, .pth.tar or .safetensors file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A .pth, .pth.tar or .safetensors file.")
+    ],
     as_json: cli_options.AsJson = False,
 ) -> None:
     """Say what a weights file is, what becomes of each of its keys, and which backbones and detectors it fits.

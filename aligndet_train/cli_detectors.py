@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from aligndet_train import cli_options
+from proposals.cli_panels import TRAIN
 
 
 def register(app: typer.Typer) -> None:
     """Add `detectors` to the one command."""
-    app.command()(detectors)
+    app.command(rich_help_panel=TRAIN)(detectors)
 
 
 def detectors(

@@ -10,6 +10,7 @@ import typer
 
 from aligndet_train import cli_options
 from aligndet_train.cli_backbone import detector_options, plugged_options
+from proposals.cli_panels import TRAIN
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 from proposals.terminal import harmless
@@ -36,10 +37,10 @@ _LABEL_FORMS = "COCO json, Pascal VOC folder, or a list in its ImageSets/Main"
 
 def register(app: typer.Typer) -> None:
     """Add `finetune`, `evaluate` and `split` to the one command."""
-    app.command(epilog=help_epilog("train"))(finetune)
-    app.command(epilog=help_epilog("train"))(evaluate)
+    app.command(epilog=help_epilog("train"), rich_help_panel=TRAIN)(finetune)
+    app.command(epilog=help_epilog("train"), rich_help_panel=TRAIN)(evaluate)
     # What is left over is told how several shares are given.
-    app.command(context_settings={"allow_extra_args": True})(split)
+    app.command(context_settings={"allow_extra_args": True}, rich_help_panel=TRAIN)(split)
 
 
 def finetune(
@@ -155,8 +156,10 @@ def evaluate(
 
 def split(
     context: typer.Context,
-    annotations: Annotated[Path, typer.Argument(help=f"The whole set: {_LABEL_FORMS}.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the subsets, COCO jsons.")],
+    annotations: Annotated[
+        Path, typer.Argument(metavar="ANNOTATIONS", help=f"The whole set: {_LABEL_FORMS}.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the subsets, COCO jsons.")],
     percent: Annotated[
         list[str] | None,
         typer.Option(help="Shares of the images, e.g. 1,5,10, which is the default. May be repeated."),

@@ -12,6 +12,7 @@ from pipeline.cli_limits import ImageMemory, ImageTimeout
 from pipeline.cli_status import status
 from pipeline.cli_verify import verify
 from pipeline.limits import GIBIBYTES, limits_of
+from proposals.cli_panels import LOOK, MINE
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -58,9 +59,9 @@ class RankName(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add this half's verbs to the one command."""
-    app.command(epilog=help_epilog("mine"))(mine)
-    app.command()(verify)
-    app.command()(status)
+    app.command(epilog=help_epilog("mine"), rich_help_panel=MINE)(mine)
+    app.command(rich_help_panel=MINE)(status)
+    app.command(rich_help_panel=LOOK)(verify)
     cli_regions.register(app)
 
 
@@ -71,7 +72,9 @@ _Source = Annotated[
         help="Folder, list, COCO json, tars or tables of images: a path, or a URL such as s3://.",
     ),
 ]
-_Out = Annotated[str, typer.Argument(help="Dataset folder to write, or to resume: a path or a URL.")]
+_Out = Annotated[
+    str, typer.Argument(metavar="OUT", help="Dataset folder to write, or to resume: a path or a URL.")
+]
 _Workers = Annotated[
     int | None, typer.Option(min=1, help="Worker processes, one core each. Default: every core.")
 ]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from proposals.cli_panels import CHANGE
 from proposals.errors import AlignDetError
 from proposals.extras import help_epilog, require_extra
 
@@ -20,8 +21,8 @@ class DeviceName(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add `regions` and `cluster` to the one command."""
-    app.command(epilog=help_epilog("train"))(regions)
-    app.command(epilog=help_epilog("cluster"))(cluster)
+    app.command(epilog=help_epilog("train"), rich_help_panel=CHANGE)(regions)
+    app.command(epilog=help_epilog("cluster"), rich_help_panel=CHANGE)(cluster)
 
 
 def regions(

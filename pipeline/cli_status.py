@@ -16,7 +16,9 @@ _SHOWN = 10
 
 
 def status(
-    out: Annotated[str, typer.Argument(help="Folder or URL that `aligndet mine` writes, or wrote.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="Folder or URL that `aligndet mine` writes, or wrote.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, on one line.")] = False,
     watch: Annotated[
         bool,

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from proposals import cli_dataset
 from proposals.cli_convert import convert
 from proposals.cli_doctor import doctor
+from proposals.cli_panels import CHANGE, INSTALLATION, LOOK, place_of
 from proposals.cli_quality import recall, report, stats
 from proposals.errors import AlignDetError, BrokenInstallationError
 from proposals.terminal import harmless
@@ -22,6 +23,10 @@ _FAULT = 70
 
 class _Verbs(TyperGroup):
     """The root command. ``ctx.obj``: what kept halves from adding their verbs, by half."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs in the order of their headings."""
+        return sorted(super().list_commands(ctx), key=lambda name: place_of(self.commands[name]))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The verb; for an unknown one, where a half could not be loaded, that instead of "no such command"."""
@@ -64,19 +69,19 @@ def _told(broken: dict[str, str]) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add floor 1's verbs (none of them needs Ray or torch)."""
-    app.command()(show)
-    app.command()(recall)
-    app.command()(stats)
-    app.command()(report)
-    app.command()(convert)
-    app.command()(warmup)
-    app.command()(doctor)
+    app.command(rich_help_panel=LOOK)(show)
+    app.command(rich_help_panel=LOOK)(stats)
+    app.command(rich_help_panel=LOOK)(report)
+    app.command(rich_help_panel=LOOK)(recall)
     cli_dataset.register(app)
+    app.command(rich_help_panel=CHANGE)(convert)
+    app.command(rich_help_panel=INSTALLATION)(doctor)
+    app.command(rich_help_panel=INSTALLATION)(warmup)
 
 
 def show(
     dataset: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Dataset folder or URL that `aligndet mine` wrote.")
+        Path, typer.Argument(metavar="DATASET", help="Dataset folder or URL that `aligndet mine` wrote.")
     ],
     n: Annotated[int, typer.Option("--n", min=1, max=400, help="Images on the sheet.")] = 12,
     out: Annotated[Path, typer.Option(help="Picture to write; its suffix decides the format.")] = Path(

@@ -27,8 +27,12 @@ class Form(StrEnum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A dataset folder, or a file of another form.")],
-    out: Annotated[Path, typer.Argument(help="File to write; a new folder for dataset and huggingface.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A dataset folder, or a file of another form.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File to write; a new folder for dataset and huggingface.")
+    ],
     to: Annotated[Form, typer.Option(help="Form to write.")],
     from_form: Annotated[
         Form | None,

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from proposals.cli_panels import CHANGE
+
 
 def register(app: typer.Typer) -> None:
     """Add the verbs that make one dataset file, or one dataset, out of others."""
-    app.command()(consolidate)
-    app.command()(merge)
+    app.command(rich_help_panel=CHANGE)(merge)
+    app.command(rich_help_panel=CHANGE)(consolidate)
 
 
 def consolidate(
