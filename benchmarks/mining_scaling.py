@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mining_processes import Processes, table
+from simulated_executor import SimulatedExecutor
 
 from pipeline.begin import begin
 from pipeline.cluster import connected
@@ -38,7 +39,6 @@ from pipeline.plan import ShardTask, make_plan
 from pipeline.ray_executor import RayExecutor
 from pipeline.scheduler import Callbacks, Scheduler
 from pipeline.shard_task import Count, Work
-from pipeline.simulated_executor import SimulatedExecutor
 from pipeline.sources import FolderSource, SourceEntry
 from pipeline.status import StatusReader
 from proposals.dataset import layout

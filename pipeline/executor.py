@@ -1,4 +1,4 @@
-"""What the scheduler asks of whoever runs shard tasks: Ray, or `simulated_executor`'s cluster."""
+"""What the scheduler asks of whoever runs shard tasks: Ray, or the cluster of `benchmarks/simulated_executor.py`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

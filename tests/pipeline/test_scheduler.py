@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.simulated_executor import SimulatedExecutor
 from pipeline.executor import Attempt, End, Fault
 from pipeline.faults import fault_of
 from pipeline.hunt import Hunt
 from pipeline.plan import ShardTask
 from pipeline.scheduler import Callbacks, Policy, Scheduler
-from pipeline.simulated_executor import SimulatedExecutor
 from pipeline.sources import SourceUnavailableError
 from proposals.dataset.manifest import CommitRecord, Rejection, ShardEntry
 
