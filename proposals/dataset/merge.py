@@ -32,8 +32,8 @@ from proposals.dataset.manifest import (
 from proposals.errors import AlignDetError
 from proposals.paths import local_only
 
-# The libraries that decide boxes. pyarrow decides only how they are packed; of two CPU levels both are kept.
-_DECIDING = ("numpy", "opencv", "pillow")
+# What decides boxes. pyarrow decides only how they are packed; of two CPU levels both are kept.
+_DECIDING = ("numpy", "opencv", "pillow", "decoding")
 _SHOWN = 5
 
 

@@ -79,10 +79,13 @@ def test_other_recipes_and_versions_are_refused_field_by_field(inputs, folders, 
     assert "recipe.seed: 0, here 3" in message
     aged = shutil.copytree(inputs[1], tmp_path / "aged")
     manifest = read_manifest(aged)
-    changed = {**manifest.versions, **dict.fromkeys(("numpy", "opencv", "pillow", "pyarrow"), "1.0")}
+    changed = {
+        **manifest.versions,
+        **dict.fromkeys(("numpy", "opencv", "pillow", "decoding", "pyarrow"), "1.0"),
+    }
     write_model(aged / layout.MANIFEST, manifest.model_copy(update={"versions": changed}))
     message = _merge([inputs[0], aged], tmp_path / "c")
-    assert all(f"versions.{name}" in message for name in ("numpy", "opencv", "pillow"))
+    assert all(f"versions.{name}" in message for name in ("numpy", "opencv", "pillow", "decoding"))
     assert "versions.pyarrow" not in message
     assert not (tmp_path / "c").exists()
 
