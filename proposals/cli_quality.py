@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def recall(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder that `aligndet mine` wrote.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Dataset folder or URL that `aligndet mine` wrote.")
+    ],
     gt: Annotated[Path, typer.Option(help="Ground truth: a COCO json, or a folder of VOC xml files.")],
     compare: Annotated[
         Path | None, typer.Option(help="Another dataset, scored on the same ground truth.")
@@ -41,9 +43,11 @@ def recall(
     from proposals.quality import measure_datasets
 
     truth = read_objects(gt)
-    paths = [dataset] if compare is None else [dataset, compare]
-    found = measure_datasets([open_dataset(path) for path in paths], truth)
-    scored = [(str(path), quality, pairing) for path, (quality, pairing) in zip(paths, found, strict=True)]
+    opened = [open_dataset(path) for path in (dataset, compare) if path is not None]
+    found = measure_datasets(opened, truth)
+    scored = [
+        (str(one.root), quality, pairing) for one, (quality, pairing) in zip(opened, found, strict=True)
+    ]
     if as_json:
         content = [_as_json(name, quality, pairing) for name, quality, pairing in scored]
         typer.echo(json.dumps(content[0] if compare is None else {"datasets": content}, indent=1))
@@ -59,7 +63,9 @@ def recall(
 
 
 def stats(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder or URL that `aligndet mine` wrote.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Dataset folder or URL that `aligndet mine` wrote.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print what a dataset holds: totals, percentiles of its boxes, cost, rejections, recipe.
@@ -81,7 +87,9 @@ def stats(
 
 
 def report(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder or URL that `aligndet mine` wrote.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Dataset folder or URL that `aligndet mine` wrote.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     gt: Annotated[
         Path | None, typer.Option(help="Adds recall curves: a COCO json, or a folder of VOC xml files.")

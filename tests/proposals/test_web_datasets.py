@@ -29,6 +29,7 @@ from proposals.image_roots import ImageRoot
 from proposals.paths import as_path
 from proposals.remote_files import open_remote, pieces_of
 from proposals.report.numbers import collect
+from tests.docs.workshop import write_labels
 from tests.web_server import Endless, serving
 
 
@@ -77,6 +78,15 @@ def test_a_server_that_lists_nothing_gives_all_that_the_manifest_names(dataset, 
         shown = runner.invoke(app, ["verify", url]).output
         assert "does not list folders" in shown
         assert "is clean: 8 images" in shown
+
+
+def test_recall_takes_a_url_and_says_whose_figures_it_prints(dataset, tmp_path):
+    write_labels(dataset, tmp_path / "labels.json")
+    with serving(dataset.parent) as server:
+        command = ["recall", f"{server}/mined", "--gt", str(tmp_path / "labels.json"), "--json"]
+        found = CliRunner().invoke(build_app(), command)
+    assert found.exit_code == 0, (found.output, found.exception)
+    assert f'"{server}/mined"' in found.output
 
 
 @pytest.mark.parametrize("answer", [403, 404, *_NO_LISTS])
