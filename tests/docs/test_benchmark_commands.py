@@ -34,8 +34,8 @@ def script_of(words: list[str]) -> tuple[Path, list[str]]:
     return ROOT / words[0], words[1:]
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_page_gives_benchmarks_options_that_they_have(words, monkeypatch):
+def parse_options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``words``, what follows `python`, as far as its options. Raises Parsed when they are right."""
     script, arguments = script_of(words)
     parse = argparse.ArgumentParser.parse_args
 
@@ -46,8 +46,13 @@ def test_a_page_gives_benchmarks_options_that_they_have(words, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     monkeypatch.syspath_prepend(str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_page_gives_benchmarks_options_that_they_have(words, monkeypatch):
     with pytest.raises(Parsed):
-        runpy.run_path(str(script), run_name="__main__")
+        parse_options_of(words, monkeypatch)
 
 
 def test_there_are_such_commands():

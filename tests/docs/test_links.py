@@ -1,5 +1,6 @@
 """Relative links of README, CONTRIBUTING and docs lead to files, and to headings that are there."""
 
+import os
 import re
 
 import pytest
@@ -26,3 +27,19 @@ def test_relative_links_lead_somewhere(page):
         assert path.exists(), f"{page}: {target}"
         if anchor and path.suffix == ".md":
             assert anchor in headings(path.read_text()), f"{page}: {target}#{anchor}"
+
+
+def linked_from(page: str) -> set[str]:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]+)", text)
+    return {os.path.relpath((ROOT / page).parent / target, ROOT) for target in targets}
+
+
+@pytest.mark.parametrize(
+    ("start", "elsewhere"),
+    # The site's home, and its pages that are made from docstrings.
+    [("README.md", ("docs/index.md", "docs/reference/")), ("docs/index.md", ("docs/index.md",))],
+)
+def test_whoever_begins_there_finds_every_page_of_the_docs(start, elsewhere):
+    pages = {page for page in PAGES if page.startswith("docs/") and not page.startswith(elsewhere)}
+    assert pages - linked_from(start) == set()
