@@ -36,5 +36,7 @@ def collect(folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     target = Path(sys.argv[1])
     print(f"{collect(target)} photographs in {target}")
