@@ -87,7 +87,9 @@ _Mode = Annotated[
 _FilterName = Annotated[
     str,
     typer.Option(
-        "--filter", help="Aspect 1/3..3, size 0.0..0.8 of the image, NMS 0.5; none keeps every box."
+        "--filter",
+        help="Boxes that are kept, by aspect ratio, size in tenths of the image's and NMS: here 1/3..3, 0.0..0.8, IoU "
+        "0.5. none keeps all.",
     ),
 ]
 _Rank = Annotated[

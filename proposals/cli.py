@@ -47,7 +47,9 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         name="aligndet",
         cls=_Verbs,
-        help="Mine object proposals from unlabeled images, then pretrain a detector on them.",
+        help="Mine object proposals from unlabeled images, then pretrain a detector on them.\n\n"
+        "From pictures to a fine-tuned detector: mine, pretrain, export, finetune. `aligndet VERB --help` has an "
+        "example of each.",
         no_args_is_help=True,
         pretty_exceptions_show_locals=False,
         rich_markup_mode="markdown",
