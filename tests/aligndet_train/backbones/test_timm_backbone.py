@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aligndet_train.backbones import TimmBackbone, lite0
 from proposals.errors import AlignDetError
+from tests.aligndet_train.backbones.shipped_lite0 import FEATURE_STD, MEAN, MODEL_NAME, STD
 
 SMALL = "mobilenetv3_small_050"
 
@@ -197,14 +198,14 @@ def lite0_fcos() -> torch.nn.Module:
     config = Config.fromfile(str(files("mmdet").joinpath(".mim", "configs", path))).model
     config.backbone = {
         "type": "TimmBackbone",
-        "model_name": lite0.MODEL_NAME,
+        "model_name": MODEL_NAME,
         "out_indices": (2, 3, 4),
         "weights": lite0.SOURCE,
-        "feature_scale": lite0.FEATURE_STD[1:],
+        "feature_scale": FEATURE_STD[1:],
     }
     config.neck.in_channels = [40, 112, 320]
     config.neck.start_level = 0
-    preprocessor = {"mean": list(lite0.MEAN), "std": list(lite0.STD), "batch_augments": None}
+    preprocessor = {"mean": list(MEAN), "std": list(STD), "batch_augments": None}
     config.data_preprocessor.update(preprocessor)
     init_default_scope("mmdet")
     return MODELS.build(config)
