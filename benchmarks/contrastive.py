@@ -1,7 +1,7 @@
 """The box-domain contrastive loss, forward and backward: a loop over ids as in the release, ours, ours compiled.
 
-    python benchmarks/contrastive.py            on a GPU: the table of docs/performance.md
-    python benchmarks/contrastive.py --small    sizes for a CPU
+    python benchmarks/contrastive.py            # on a GPU: the table of docs/performance.md
+    python benchmarks/contrastive.py --small   # sizes for a CPU
 
 256-d float32 embeddings; a third of the boxes of each view belong to a proposal, the others are background. Before
 timing, losses and gradients are compared, which is also when compiling happens: anew for every row, as in a run that

@@ -1,7 +1,7 @@
 """Crops per second of the image-domain stage's network step, as it is (NHWC) and in torch's own order (NCHW).
 
-    python -m benchmarks.image_domain_step --size 48 --batch-size 64 --steps 5                        on a CPU
-    python -m benchmarks.image_domain_step --amp --size 112 --batch-size 256 --steps 50 --method moco_v2    on a GPU
+    python -m benchmarks.image_domain_step --size 48 --batch-size 64 --steps 5   # on a CPU
+    python -m benchmarks.image_domain_step --amp --size 112 --batch-size 256 --steps 50 --method moco_v2   # on a GPU
 
 Random views: the arithmetic is the same. Steps of both orders alternate, so that other work on the machine slows both.
 The ratio is of the medians. Not in it: drawing the views, and the loader (benchmarks/loader.py).

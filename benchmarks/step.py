@@ -1,7 +1,7 @@
 """Images per second of the box-domain step against a reference loop, in one run on one device.
 
-    python -m benchmarks.step --data OUT --workers 12                     on a GPU, 800x1333
-    python -m benchmarks.step --data OUT --small --steps 4 --batch-size 2 on a CPU
+    python -m benchmarks.step --data OUT --workers 12                        # on a GPU, 800x1333
+    python -m benchmarks.step --data OUT --small --steps 4 --batch-size 2    # on a CPU
 
 Rows: the reference (benchmarks/reference_loop.py, float32, two images a step), ours at the same two images, ours at
 every --batch-size, and with --fill at the doubled batch until memory ends. Random backbone weights: the arithmetic is

@@ -1,6 +1,8 @@
-"""Every `python benchmarks/...` command of the pages has the options that its script has."""
+"""Every `python benchmarks/...` command of pages, and of the scripts themselves, has options that its script has."""
 
 import argparse
+import ast
+import re
 import runpy
 import shlex
 import sys
@@ -27,6 +29,19 @@ def commands() -> list[list[str]]:
     return [found[found.index("python") + 1 :] for found in words if "python" in found]
 
 
+def own_commands() -> list[list[str]]:
+    """The same of the scripts' docstrings, but for those that leave something out."""
+    lines = [
+        line.strip()
+        for script in sorted((ROOT / "benchmarks").glob("*.py"))
+        for line in (ast.get_docstring(ast.parse(script.read_text())) or "").replace("\\\n", " ").splitlines()
+    ]
+    whole = (line.split(": ")[0] for line in lines if not re.search(r"\.\.\.|\[", line))
+    found = (re.match(r"(?:OMP_NUM_THREADS=1 )?python (-m )?benchmarks[/.].*", line) for line in whole)
+    words = (shlex.split(line[0], comments=True) for line in found if line)
+    return [command[command.index("python") + 1 :] for command in words]
+
+
 def script_of(words: list[str]) -> tuple[Path, list[str]]:
     """The script's file and its arguments; `-m benchmarks.step` names one, too."""
     if words[0] == "-m":
@@ -49,7 +64,7 @@ def parse_options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     runpy.run_path(str(script), run_name="__main__")
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", commands() + own_commands(), ids=" ".join)
 def test_a_page_gives_benchmarks_options_that_they_have(words, monkeypatch):
     with pytest.raises(Parsed):
         parse_options_of(words, monkeypatch)
@@ -57,3 +72,4 @@ def test_a_page_gives_benchmarks_options_that_they_have(words, monkeypatch):
 
 def test_there_are_such_commands():
     assert len(commands()) > 10
+    assert len(own_commands()) > 10
