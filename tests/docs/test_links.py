@@ -38,8 +38,17 @@ def linked_from(page: str) -> set[str]:
 @pytest.mark.parametrize(
     ("start", "elsewhere"),
     # The site's home, and its pages that are made from docstrings.
-    [("README.md", ("docs/index.md", "docs/reference/")), ("docs/index.md", ("docs/index.md",))],
+    [
+        ("README.md", ("docs/index.md", "docs/reference/", "docs/studies/")),
+        ("docs/index.md", ("docs/index.md", "docs/studies/")),
+    ],
 )
 def test_whoever_begins_there_finds_every_page_of_the_docs(start, elsewhere):
     pages = {page for page in PAGES if page.startswith("docs/") and not page.startswith(elsewhere)}
     assert pages - linked_from(start) == set()
+
+
+def test_the_results_lead_to_every_study():
+    studies = {page for page in PAGES if page.startswith("docs/studies/")}
+    assert studies
+    assert studies - linked_from("docs/results.md") == set()

@@ -122,7 +122,8 @@ def section_of(page: str, anchor: str) -> str:
 
 
 SCREEN = re.findall(
-    r"^\| \[.*?\]\(docs/studies/([\w-]+\.md)#?(\S*?)\).*\| (\d+) epochs \| (\S+) \| \**([\d.]+)\** \| (\S+) \| (\S+) \|$",
+    r"^\| \[.*?\]\(docs/studies/([\w-]+\.md)"
+    r"#?(\S*?)\).*\| (\d+) epochs \| (\S+) \| \**([\d.]+)\** \| (\S+) \| (\S+) \|$",
     (ROOT / "README.md").read_text(),
     re.MULTILINE,
 )
