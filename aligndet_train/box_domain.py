@@ -6,7 +6,6 @@ L_reg are the detector's own box losses on view 1, with the proposals as ground 
 of boxes that the detector's own assigner gave the same proposal in the two views.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from aligndet_train.detectors.float32 import keep_sensitive_float32
 from aligndet_train.diagnostics import contrastive_floor, embedding_diagnostics
 from aligndet_train.distributed import mean_over_ranks, rows_of_other_ranks
 from aligndet_train.equals import put_equals_in_place
+from aligndet_train.initial_weights import load_initial_weights
 from aligndet_train.losses.contrastive import OtherRanks, box_contrastive_loss, ids_with_a_query
 from aligndet_train.memory_order import order_weights
 from aligndet_train.momentum import make_teacher, update_teacher
@@ -45,6 +45,8 @@ class BoxDomainPretrainer(PretrainingModel):
     # mmdet detectors: their methods are their own, unknown to nn.Module's type.
     student: Any
     teacher: Any
+    remarks: list[str]
+    """What the log should say of the weights that it begins with."""
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class BoxDomainPretrainer(PretrainingModel):
         super().__init__(data_preprocessor=preprocessor)
         self.config = config
         self.adapter = adapter
+        self.remarks = []
         adapter.convert(student, config.embed_dims)
         put_equals_in_place(student)
         keep_sensitive_float32(student)
@@ -218,26 +221,14 @@ def build_detector(stock_model: dict[str, Any]) -> nn.Module:
     return detector
 
 
-def names_weights(stock_model: Mapping[str, Any]) -> bool:
-    """Whether a detector's config, or that of its backbone, names weights to begin with."""
-    backbone = stock_model.get("backbone") or {}
-    for part in (stock_model, backbone):
-        initial = part.get("init_cfg") or []
-        if any(
-            one.get("type") == "Pretrained"
-            for one in ([initial] if isinstance(initial, Mapping) else initial)
-        ):
-            return True
-    return bool(backbone.get("weights") or backbone.get("pretrained"))
-
-
 def build_pretrainer(
     stock_model: dict[str, Any], config: PretrainConfig, *, initialise: bool = True
 ) -> BoxDomainPretrainer:
     """Build the stock detector, initialise its weights (unless a checkpoint is to be loaded) and convert it.
 
     Seeds torch with ``config.seed`` first, so the same config gives the same initial weights. Raises AlignDetError when
-    the config asks for compiled parts and there is no compiler.
+    the weights that the config names do not fill the backbone, and when it asks for compiled parts and there is no
+    compiler.
     """
     for setting in ("compile_backbone", "compile_loss"):
         if getattr(config, setting):
@@ -245,8 +236,8 @@ def build_pretrainer(
     adapter = adapter_for(stock_model["type"], head_type(stock_model))
     torch.manual_seed(config.seed)
     student: Any = build_detector(adapter.pretraining_model(stock_model, config))
-    if initialise:
-        student.init_weights()
+    settings = (stock_model, stock_model["backbone"])
+    remarks = load_initial_weights(student, student.backbone, *settings) if initialise else []
     preprocessor = TwoViewPreprocessor(
         InputSpec.from_stock(stock_model.get("data_preprocessor") or {}),
         config.views,
@@ -254,6 +245,7 @@ def build_pretrainer(
         config.canvas_multiple,
     )
     model = BoxDomainPretrainer(student, adapter, preprocessor, config)
+    model.remarks = remarks
     if config.channels_last:
         order_weights(model)
     if config.compile_backbone:

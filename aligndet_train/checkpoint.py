@@ -127,12 +127,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def saved_run(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The checkpoint in ``work_dir`` that the run of ``identity`` continues; None without one.
 
-    Raises AlignDetError when it is another run's, and what load_checkpoint raises.
+    Raises AlignDetError when it is another run's, when there is only the one before it, and what load_checkpoint
+    raises.
     """
     path = work_dir / LAST
     if not path.exists():
+        _require_none_before(work_dir)
         return None
     saved = load_checkpoint(path)
+    _require_stage(path, saved["identity"], identity)
     before, now = _of_the_runs(saved["identity"], identity)
     changed = identity_difference(before, now)
     if changed:
@@ -142,6 +145,23 @@ def saved_run(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None
             + "\nUse another --work-dir, or --no-resume to overwrite it"
         )
     return saved
+
+
+def _require_none_before(work_dir: Path) -> None:
+    if (work_dir / PREVIOUS).exists():
+        raise AlignDetError(
+            f"{work_dir} has no {LAST}, but the checkpoint before it, {PREVIOUS}: copy that to {LAST} to go on from "
+            "there, or begin anew with --no-resume"
+        )
+
+
+def _require_stage(path: Path, *identities: dict[str, Any]) -> None:
+    before, now = ("pretrain-backbone" if "stage" in identity else "pretrain" for identity in identities)
+    if before != now:
+        raise AlignDetError(
+            f"{path} is of a run of `aligndet {before}`, and `aligndet {now}` cannot go on from it: use another "
+            "--work-dir"
+        )
 
 
 def _of_the_runs(*identities: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from aligndet_train.detectors import adapter_for
 from aligndet_train.detectors.class_names import class_name, with_registered_names
+from aligndet_train.initial_weights import require_initialisers
 from aligndet_train.plain_config import is_plain, read_plain
 from aligndet_train.setting_types import Count, Positive, Share
 from aligndet_train.views import ViewConfig
@@ -106,11 +107,15 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A loaded config: the stock model as plain data, and how to pretrain it."""
+    """A loaded config: the stock model as plain data, and how to pretrain it.
+
+    load_from: weights that the file names for mmengine's Runner, which pretraining does not read.
+    """
 
     name: str
     stock_model: dict[str, Any]
     pretrain: PretrainConfig
+    load_from: str | None = None
 
 
 # Besides what mmengine's Runner takes: of mmengine itself, of mmdet's configs, ours.
@@ -160,12 +165,22 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     )
     model["data_preprocessor"] = preprocessor_of(config, path)[1]
     adapter = adapter_for(model["type"], head_type(model))
+    if not isinstance(model.get("backbone"), dict):
+        raise AlignDetError(
+            f"the model of {path} has no `backbone` of settings, and pretraining is on top of one"
+        )
+    require_initialisers(model)
     given = merged(adapter.defaults, own, overrides)
     if given.get("rois_per_image") is not None and "rois_per_image" not in adapter.defaults:
         raise AlignDetError(
             f"pretrain.rois_per_image is for detectors with one RoI head; {path.stem} keeps its own samplers: drop it"
         )
-    return RunConfig(name=path.stem, stock_model=model, pretrain=pretrain_config(given, source=str(path)))
+    return RunConfig(
+        name=path.stem,
+        stock_model=model,
+        pretrain=pretrain_config(given, source=str(path)),
+        load_from=config.get("load_from"),
+    )
 
 
 def preprocessor_of(config: Config, source: Path | str) -> tuple[str, dict[str, Any]]:

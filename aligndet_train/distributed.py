@@ -48,9 +48,11 @@ def joined_processes(launcher: str) -> Iterator[None]:
     """Join the process group that ``launcher`` described in the environment, and leave it at the end, also of an error.
 
     none: there is only this process. pytorch or slurm: NCCL where there is CUDA, gloo elsewhere. Raises AlignDetError
-    for an unknown launcher, and when this process was not started by it.
+    for an unknown launcher, when this process was not started by it, and for none when torchrun started several.
     """
-    if launcher != "none":
+    if launcher == "none":
+        _require_alone()
+    else:
         _join(launcher)
     try:
         yield
@@ -58,6 +60,16 @@ def joined_processes(launcher: str) -> Iterator[None]:
         if dist.is_initialized():
             _host_group.cache_clear()
             dist.destroy_process_group()
+
+
+def _require_alone() -> None:
+    started = os.environ.get("WORLD_SIZE", "1")
+    # Other programs leave a WORLD_SIZE behind; this one is torchrun's own.
+    if "TORCHELASTIC_RUN_ID" in os.environ and started != "1":
+        raise AlignDetError(
+            f"torchrun started {started} processes, each of which would be a run of its own: add --launcher pytorch, "
+            "which joins them to one"
+        )
 
 
 def _join(launcher: str) -> None:

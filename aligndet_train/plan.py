@@ -2,17 +2,16 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import get_world_size
 
-from aligndet_train.backbones.scheme import SCHEME
 from aligndet_train.checkpoint import INITIAL_WEIGHTS, decoded, encoded, saved_run
 from aligndet_train.config import PretrainConfig, RunConfig, head_type
 from aligndet_train.detectors import adapter_for
+from aligndet_train.initial_weights import files_begun_from
 from aligndet_train.resumable import (
     ResumablePlan,
     dataset_identity,
@@ -22,7 +21,6 @@ from aligndet_train.resumable import (
 from aligndet_train.run_options import RunOptions
 from proposals.dataset import ProposalDataset
 from proposals.dataset.clusters import read_cluster_record
-from proposals.dataset.files import file_sha256
 from proposals.errors import AlignDetError
 
 
@@ -82,23 +80,6 @@ def total_steps(config: PretrainConfig, images: int, world_size: int) -> int:
     return max(1, config.epochs * images // (config.batch_size * world_size))
 
 
-def initial_weights(backbone: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 of the files on this machine that a ``backbone`` begins from, by the option that names each."""
-    named = {name: backbone.get(name) for name in ("weights", "pretrained")}
-    began = backbone.get("init_cfg") or {}
-    several = dict(enumerate(began)) if isinstance(began, (list, tuple)) else {None: began}
-    for place, initialiser in several.items():
-        option = "init_cfg" if place is None else f"init_cfg.{place}"
-        named[f"{option}.checkpoint"] = initialiser.get("checkpoint")
-    paths = {option: _local_file(name) for option, name in named.items() if isinstance(name, str)}
-    return {option: file_sha256(path) for option, path in paths.items() if path is not None}
-
-
-def _local_file(name: str) -> Path | None:
-    path = Path(name.removeprefix(SCHEME).partition(":")[2] if name.startswith(SCHEME) else name)
-    return path if path.is_file() else None
-
-
 REVISION = 2
 """Of what a step computes: counted up when the same settings give another result. 2: other resizing and projectors."""
 
@@ -117,7 +98,7 @@ def run_identity(run: RunConfig, dataset: ProposalDataset, steps: int, options: 
         "amp": options.amp,
         "dataset": dataset_identity(dataset),
     }
-    if began := initial_weights(run.stock_model["backbone"]):
+    if began := files_begun_from(run.stock_model["backbone"]):
         identity[INITIAL_WEIGHTS] = began
     if run.pretrain.classes is not None and (record := read_cluster_record(dataset.root)) is not None:
         # As many clusters of another seed, or of other features, are other classes.

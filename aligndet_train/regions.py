@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from torchvision.ops import roi_align
 
 from aligndet_train.config import read_config, shipped_config
+from aligndet_train.initial_weights import load_initial_weights
 from aligndet_train.plain_config import is_config
 from aligndet_train.preprocess import InputSpec
 from proposals.boxes import Boxes
@@ -145,7 +146,7 @@ def _frozen(settings: RegionSettings) -> Any:
     with DefaultScope.overwrite_default_scope("mmdet"):
         model: Any = MODELS.build(ConfigDict(backbone))
     try:
-        model.init_weights()
+        load_initial_weights(model, model, backbone)
     except OSError as error:
         raise AlignDetError(
             f"the backbone's weights ({backbone.get('init_cfg')}) could not be read: {error}. Name a local file with "

@@ -5,9 +5,10 @@ from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
-from aligndet_train.box_domain import BoxDomainPretrainer, names_weights
+from aligndet_train.box_domain import BoxDomainPretrainer
 from aligndet_train.config import PretrainConfig
 from aligndet_train.hooks import AnnounceHook, CheckpointHook, SkippedHook, StepHook, ThroughputHook
+from aligndet_train.initial_weights import names_weights
 from aligndet_train.loader import build_loader
 from aligndet_train.loop import step_runner
 from aligndet_train.momentum import teacher_line
@@ -67,6 +68,12 @@ _RANDOM = (
 )
 
 
+_NOT_LOADED = (
+    "the config's load_from ({0}) is not read: --backbone-weights FILE takes the backbone of such a file, and "
+    "model.init_cfg=dict(type='Pretrained', checkpoint=FILE) in the config all that fits"
+)
+
+
 def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Optimizer) -> list[str]:
     config = plan.run.pretrain
     spec = model.data_preprocessor.spec
@@ -84,6 +91,8 @@ def _summary(plan: Plan, model: BoxDomainPretrainer, optimizer: torch.optim.Opti
         *classes,
         teacher_line(_schedules(config, plan.steps)[1]),
         *([_RANDOM] if plan.start == 0 and not names_weights(plan.run.stock_model) else []),
+        *([_NOT_LOADED.format(plan.run.load_from)] if plan.run.load_from else []),
+        *model.remarks,
         f"images as {'RGB' if spec.bgr_to_rgb else 'BGR'}, mean {spec.mean}, std {spec.std}",
         f"resumed at step {plan.start}" if plan.start else "from step 0",
     ]

@@ -57,6 +57,6 @@ def _initialised(plan: Plan) -> BoxDomainPretrainer:
     except OSError as error:
         raise AlignDetError(
             f"the backbone's initial weights ({run.stock_model['backbone'].get('init_cfg')}) could not be read: "
-            f"{error}. Name a local file with --cfg-options model.backbone.init_cfg.checkpoint=FILE, or start from "
-            "random weights with --cfg-options model.backbone.init_cfg=None"
+            f"{error}. Name a local file with --backbone-weights FILE, which also normalises images as its weights "
+            "want them, or start from random weights with --cfg-options model.backbone.init_cfg=None"
         ) from error

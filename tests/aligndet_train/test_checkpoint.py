@@ -119,3 +119,29 @@ def test_a_run_goes_on_with_other_settings_for_speed_and_another_name(tmp_path, 
     assert saved_run(tmp_path, faster)["step"] == 1
     with pytest.raises(AlignDetError, match=r"pretrain\.seed: 0 -> 1\n"):
         saved_run(tmp_path, {**faster, "pretrain": {"seed": 1}})
+
+
+def test_without_its_last_checkpoint_a_run_does_not_begin_anew_unasked(tmp_path, model_and_optimizer):
+    assert saved_run(tmp_path, {}) is None
+    for step in (1, 2):
+        save_checkpoint(tmp_path, *model_and_optimizer, step, {})
+    (tmp_path / LAST).unlink()
+    with pytest.raises(AlignDetError, match=r"no last\.pth, but .*previous\.pth: copy .*--no-resume"):
+        saved_run(tmp_path, {})
+    (tmp_path / PREVIOUS).rename(tmp_path / LAST)
+    assert saved_run(tmp_path, {})["step"] == 1
+
+
+@pytest.mark.parametrize("held", ["pretrain", "pretrain-backbone"])
+def test_a_folder_of_the_other_verb_is_refused_in_a_sentence(held, tmp_path, model_and_optimizer):
+    identities = {
+        "pretrain": {"pretrain": {}},
+        "pretrain-backbone": {"stage": "image-domain", "settings": {}},
+    }
+    save_checkpoint(tmp_path, *model_and_optimizer, 1, identities.pop(held))
+    ((wanted, identity),) = identities.items()
+    with pytest.raises(
+        AlignDetError, match=f"of a run of `aligndet {held}`, and `aligndet {wanted}`"
+    ) as refused:
+        saved_run(tmp_path, identity)
+    assert "--no-resume" not in str(refused.value), "it would overwrite the other's work"

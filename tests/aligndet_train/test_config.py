@@ -9,9 +9,10 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import runner
 
-from aligndet_train.box_domain import build_pretrainer, names_weights
+from aligndet_train.box_domain import build_pretrainer
 from aligndet_train.cli import parse_options
 from aligndet_train.config import available_detectors, load_run_config, read_config, shipped_config
+from aligndet_train.initial_weights import names_weights
 from proposals.errors import AlignDetError
 
 STOCK_FCOS = "mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py"

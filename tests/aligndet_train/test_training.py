@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from aligndet_train.box_domain import build_detector
 from aligndet_train.checkpoint import LAST, PREVIOUS, load_checkpoint
 from aligndet_train.config import load_run_config
 from aligndet_train.plan import run_identity
@@ -189,13 +190,36 @@ def test_mistakes_are_one_sentence(arguments, message, mined_dataset, tmp_path, 
     assert message in " ".join(printed([*base, *arguments]).split())
 
 
+@pytest.mark.parametrize("verb", ["pretrain", "pretrain-backbone"])
+def test_torchruns_processes_do_not_run_beside_each_other(
+    verb, mined_dataset, tmp_path, printed, monkeypatch
+):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    detector = ["--config", str(TINY["fcos"])] if verb == "pretrain" else []
+    said = printed([verb, *detector, "--data", str(mined_dataset), "--work-dir", str(tmp_path / "W")])
+    assert "torchrun started 2 processes" in said
+    assert "add --launcher pytorch" in said
+    assert not (tmp_path / "W").exists()
+
+
+def test_weights_that_only_mmengines_runner_would_load_are_not_passed_over_in_silence(
+    mined_dataset, tmp_path
+):
+    config = tmp_path / "mine.py"
+    config.write_text(f"_base_ = {str(TINY['fcos'])!r}\nload_from = 'of_coco.pth'\n")
+    arguments = command(mined_dataset, tmp_path / "W", "--iterations", "1")
+    arguments[arguments.index("--config") + 1] = str(config)
+    assert "load_from (of_coco.pth) is not read" in finish(Command(arguments))
+
+
 def test_backbone_weights_that_cannot_be_read_say_what_to_do(mined_dataset, tmp_path):
     arguments = command(
         mined_dataset, tmp_path, "--cfg-options", "model.backbone.init_cfg.checkpoint=gone.pth"
     )
     arguments[arguments.index("--config") : arguments.index("--data")] = ["--detector", "fcos"]
     output = finish(Command(arguments), expect=1)
-    assert "model.backbone.init_cfg.checkpoint=FILE" in output
+    assert "--backbone-weights FILE" in output
     assert "Traceback" not in output
 
 
@@ -220,13 +244,19 @@ def test_a_second_run_in_a_work_folder_is_refused_until_the_first_is_gone(mined_
     assert f"resumed at step {before}" in finish(Command(command(mined_dataset, tmp_path)))
 
 
+def tiny_backbone(**more: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+    """What a file with weights of tiny_fcos' backbone holds, and ``more`` tensors."""
+    run = load_run_config(TINY["fcos"], {}, {})
+    return {"state_dict": build_detector(run.stock_model).backbone.state_dict() | more}
+
+
 def test_a_run_goes_on_without_the_file_that_its_backbone_began_from(mined_dataset, tmp_path):
     started = tmp_path / "backbone.pth"
     begin = (
         "--cfg-options",
         f"model.backbone.init_cfg={{'_delete_': True, 'type': 'Pretrained', 'checkpoint': '{started}'}}",
     )
-    torch.save({"state_dict": {}}, started)
+    torch.save(tiny_backbone(), started)
     first = Command(command(mined_dataset, tmp_path / "W", *begin))
     wait_for(tmp_path / "W" / LAST, first)
     first.kill()
@@ -246,11 +276,11 @@ def test_a_run_knows_its_backbones_file_by_its_content(several, mined_dataset, t
         return finish(Command(arguments), expect=expect)
 
     first, moved = tmp_path / "backbone.pth", tmp_path / "elsewhere.pth"
-    torch.save({"state_dict": {}}, first)
+    torch.save(tiny_backbone(), first)
     run(first)
     shutil.copy(first, moved)
     assert "is complete already" in run(moved)
-    torch.save({"state_dict": {"of_another_training": torch.ones(1)}}, first)
+    torch.save(tiny_backbone(of_another_training=torch.ones(1)), first)
     option = "init_cfg.1.checkpoint" if several else "init_cfg.checkpoint"
     assert f"initial_weights.{option}: " in run(first, expect=1)
     first.unlink()
