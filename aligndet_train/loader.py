@@ -91,11 +91,13 @@ def step_loader(
 
 
 def leave_signals_to_the_parent(worker_id: int) -> None:
-    """A DataLoader worker's start: Ctrl-C, torchrun and Slurm signal the whole group, the trainer says when to stop.
+    """A DataLoader worker's start: Ctrl-C, a terminal that is closed, torchrun and Slurm signal the whole group, the
+    trainer says when to stop.
 
     A worker whose trainer is killed notices by itself; one that was asked to end does so after a while.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_STOP))
 
 

@@ -73,25 +73,37 @@ class StreamTrainLoop(IterBasedTrainLoop):
 
     def __init__(self, *args: Any, start_step: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._iter = start_step
+        self._iter = self._start = start_step
         self._asked = threading.Event()
 
     @property
     def asked_to_stop(self) -> bool:
-        """Whether this process was, by Ctrl-C or SIGTERM: what is not needed for a checkpoint should end soon."""
+        """Whether this process was, see stop_requests: what is not needed for a checkpoint should end soon."""
         return self._asked.is_set()
 
     def run(self) -> Any:
-        """Train from the start step to the last, or to the first Ctrl-C or SIGTERM of any rank; returns the model."""
+        """Train from the start step to the last, or to the first request to stop of any rank; returns the model."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         with stop_requests() as self._asked:
             while self._iter < self._max_iters and not self._stopped():
-                self.run_iter(readable(next(self.dataloader_iterator)))
+                self.run_iter(self._next_batch())
+        self._end()
+        return self.runner.model
+
+    def _next_batch(self) -> list[Sample]:
+        try:
+            return readable(next(self.dataloader_iterator))
+        except Exception:
+            # The steps before are whole: they need not be done again. Ranks would wait for each other at the end.
+            if get_world_size() == 1 and self._iter > self._start:
+                self._end()
+            raise
+
+    def _end(self) -> None:
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
-        return self.runner.model
 
     def _stopped(self) -> bool:
         """Ranks stop after the same step, or they would wait for each other: they ask each other now and then."""
@@ -144,12 +156,17 @@ def step_runner(
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one has its ordinary effect, it kills."""
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP (the terminal, or its connection, is closed) sets; a second one
+    has its ordinary effect, it kills.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    ordinary = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ordinary = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if ordinary[signal.SIGHUP] is signal.SIG_IGN:
+        # As nohup wants it.
+        del ordinary[signal.SIGHUP]
 
     def request(number: int, frame: Any) -> None:
         stop.set()

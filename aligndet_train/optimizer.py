@@ -23,7 +23,10 @@ def build_optimizer(model: nn.Module, config: PretrainConfig, world_size: int) -
     try:
         optimizer: torch.optim.Optimizer = OPTIMIZERS.build(settings)
     except (KeyError, TypeError, ValueError) as error:
-        raise AlignDetError(f"pretrain.optimizer {config.optimizer} cannot be made: {error}") from error
+        raise AlignDetError(
+            f"pretrain.optimizer {config.optimizer} cannot be made: {error}. What the config set for an optimizer of "
+            "another type stays, unless `_delete_=True` stands beside the new type"
+        ) from error
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

@@ -12,7 +12,7 @@ EXIT_CODES = {
     3: "An optional half or library is not installed; the message has the `pip install` line.",
     4: "Something that is installed is broken. `aligndet doctor` says what, and how to repair it.",
     70: "A fault of aligndet itself: the only case that prints a traceback. Please report it.",
-    130: "Stopped by Ctrl-C; `pretrain` and `pretrain-backbone` also by SIGTERM, after a checkpoint. "
+    130: "Stopped by Ctrl-C; `pretrain` and `pretrain-backbone` also by SIGTERM or SIGHUP, after a checkpoint. "
     "The same command goes on from there, if the verb resumes at all.",
     143: "Ended by SIGTERM. `mine`, `regions` and `finetune` go on from there with the same command.",
 }

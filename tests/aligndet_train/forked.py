@@ -50,6 +50,11 @@ class Command:
         _started.append(self)
 
     @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid or 0
+
+    @property
     def returncode(self) -> int | None:
         """Its exit status, -N when signal N ended it, None while it runs."""
         return self._process.exitcode
@@ -73,7 +78,7 @@ class Command:
         """Send it signal ``number``, unless it has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid or 0, number)
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL it, unless it has ended."""

@@ -59,5 +59,13 @@ def test_the_rate_grows_with_the_images_of_all_ranks_and_what_is_frozen_is_left_
 )
 def test_an_optimizer_that_cannot_be_made_is_named(optimizer, complaint):
     config = dataclasses.replace(load_run_config(TINY["fcos"], {}, {}).pretrain, optimizer=optimizer)
-    with pytest.raises(AlignDetError, match=rf"pretrain.optimizer .* cannot be made: .*{complaint}"):
+    with pytest.raises(
+        AlignDetError, match=rf"pretrain.optimizer .* cannot be made: .*{complaint}.*_delete_"
+    ):
         build_optimizer(torch.nn.Linear(4, 2), config, 1)
+
+
+def test_an_optimizer_of_another_type_may_drop_what_the_config_set():
+    adamw = {"_delete_": True, "type": "AdamW", "lr": 1.0}
+    config = load_run_config(TINY["fcos"], {}, {"pretrain.optimizer": adamw}).pretrain
+    assert build_optimizer(torch.nn.Linear(4, 2), config, 1).param_groups[0]["weight_decay"] == 0.01

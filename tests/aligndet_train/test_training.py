@@ -19,11 +19,13 @@ from aligndet_train.config import load_run_config
 from aligndet_train.plan import run_identity
 from aligndet_train.run_options import RunOptions
 from aligndet_train.schedules import warmup_multistep
+from aligndet_train.stream.order import EpochOrder
 from proposals.cli import main
 from proposals.dataset import open_dataset
 from proposals.dataset.consolidated import consolidate
 from tests.aligndet_train.conftest import TINY
 from tests.aligndet_train.forked import Command, finish, wait_for
+from tests.damage import flip_a_bit
 
 ITERATIONS = 40
 ALIGNDET = Path(sys.executable).with_name("aligndet")
@@ -113,7 +115,15 @@ def test_the_logged_learning_rate_is_the_schedules(undisturbed):
     assert [logged[step + 1]["lr"] for step in range(ITERATIONS)] == pytest.approx(list(0.01 * expected))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def with_children(process: Command) -> list[int]:
+    """Its process id, and those of what it started, which a terminal signals as well."""
+    started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [*map(int, started), process.pid]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupt_saves_the_step_it_ends_in_and_resumes(undisturbed, mined_dataset, tmp_path, number):
     arguments = command(mined_dataset, tmp_path)
     arguments[arguments.index("--checkpoint-interval") + 1] = "1000"
@@ -121,7 +131,8 @@ def test_an_interrupt_saves_the_step_it_ends_in_and_resumes(undisturbed, mined_d
     while not any(tmp_path.glob("*/vis_data/scalars.json")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    process.send_signal(number)
+    for each in with_children(process):
+        os.kill(each, number)
     output, _ = process.communicate()
     stopped = load_checkpoint(tmp_path / LAST)["step"]
     assert process.returncode == 130
@@ -131,6 +142,22 @@ def test_an_interrupt_saves_the_step_it_ends_in_and_resumes(undisturbed, mined_d
     if number == signal.SIGTERM:
         finish(Command(arguments))
         assert losses(tmp_path) == losses(undisturbed[0])
+
+
+def test_a_run_that_meets_a_damaged_shard_keeps_the_steps_before(mined_dataset, tmp_path):
+    data = shutil.copytree(mined_dataset, tmp_path / "dataset")
+    sizes = open_dataset(data).shard_sizes.tolist()
+    last = EpochOrder(sizes, seed=0, epoch=0, window=1).window_shards(len(sizes) - 1)[0]
+    flip_a_bit(data / "shards" / f"{last:05d}.tar")
+    by_shards = ("--cache", str(tmp_path / "cache"), "--cfg-options", "pretrain.shard_window=1")
+    arguments = command(data, tmp_path / "W", *by_shards, "--checkpoint-interval", "1000")
+    output = finish(Command(arguments), expect=1)
+    assert f"{last:05d}.tar has not the bytes" in output
+    done = len((tmp_path / "W" / "metrics.jsonl").read_text().splitlines())
+    assert done > 0
+    assert load_checkpoint(tmp_path / "W" / LAST)["step"] == done
+    shutil.copy(mined_dataset / "shards" / f"{last:05d}.tar", data / "shards")
+    assert f"resumed at step {done}" in finish(Command([*arguments, "--iterations", str(ITERATIONS)]))
 
 
 def test_a_finished_run_is_left_alone(undisturbed, mined_dataset, printed):
