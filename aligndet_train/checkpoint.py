@@ -142,9 +142,23 @@ def saved_run(work_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None
         raise AlignDetError(
             f"{path} belongs to another run:\n  "
             + "\n  ".join(changed)
-            + "\nUse another --work-dir, or --no-resume to overwrite it"
+            + f"\n{_reasons(changed)}Use another --work-dir, or --no-resume to overwrite it"
         )
     return saved
+
+
+def _reasons(changed: Sequence[str]) -> str:
+    """What may have changed the settings that no option is called by."""
+    names = {line.partition(":")[0].rpartition(".")[2] for line in changed}
+    batch = (
+        "global_batch is --batch-size times the number of processes: other numbers of them go on with the same "
+        "product. "
+    )
+    data = (
+        "The dataset is another one, or was changed or appended to since the run began: the order of its images hangs "
+        "on all of them. "
+    )
+    return (batch if "global_batch" in names else "") + (data if "manifest" in names else "")
 
 
 def _require_none_before(work_dir: Path) -> None:

@@ -114,7 +114,8 @@ def pretrain(
     changes = parse_options(cfg_options or [])
     if backbone_weights is not None:
         with volume("quiet" if quiet else "verbose"):
-            changes = cli_backbone.plugged_options(path, changes, backbone_weights)
+            begun = work_dir if resume else None
+            changes = cli_backbone.plugged_options(path, changes, backbone_weights, begun)
     run = load_run_config(path, {k: v for k, v in overrides.items() if v is not None}, changes)
     options = RunOptions(
         amp=amp,

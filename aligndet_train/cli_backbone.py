@@ -148,17 +148,25 @@ def inspect(
         console.print(part)
 
 
-def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dict[str, Any]:
+def plugged_options(
+    config: Path, options: dict[str, Any], weights: Path, begun: Path | None = None
+) -> dict[str, Any]:
     """The user's ``options`` and those that put ``weights`` into the backbone of ``config``; says what it does.
 
-    A user's setting goes before what the weights were trained with. Raises AlignDetError when one names other weights,
-    or the file does not fill the backbone.
+    A user's setting goes before what the weights were trained with. begun: work folder of a run to go on with, whose
+    checkpoint knows all of that when ``weights`` are gone. Raises AlignDetError when an option names other weights, or
+    the file does not fill the backbone.
     """
     from aligndet_train.backbones.plug import kept_settings, plugged
-    from aligndet_train.config import read_config
+    from aligndet_train.config import preprocessor_of, read_config
 
     options = _without_other_weights(options, weights)
     stock = read_config(config, options)
+    if begun is not None and not weights.exists() and (settings := _settings_of_run(begun, weights)):
+        typer.echo(f"backbone: {weights} is gone; {begun} has what it held")
+        place, _ = preprocessor_of(stock, config)
+        backbone, preprocessor = settings
+        return options | {"model.backbone": backbone, place: preprocessor}
     changes, converted, fitted = plugged(weights, stock)
     typer.echo(
         f"backbone: {weights}, {converted.project}, {converted.family.name}: {len(fitted.loaded)} tensors loaded, "
@@ -168,6 +176,19 @@ def plugged_options(config: Path, options: dict[str, Any], weights: Path) -> dic
     if (warning := kept_settings(converted, stock)) is not None:
         typer.echo(f"warning: {warning}")
     return _with_settings(options, changes)
+
+
+def _settings_of_run(work_dir: Path, weights: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Backbone and data_preprocessor of the run in ``work_dir``; None where that did not begin from ``weights``."""
+    from aligndet_train.checkpoint import LAST, load_checkpoint
+    from aligndet_train.initial_weights import begins_from
+
+    last = work_dir / LAST
+    model = load_checkpoint(last)["identity"].get("stock_model") if last.is_file() else None
+    if model is None or not begins_from(model["backbone"], weights):
+        return None
+    # Instead of what the config has, not merged with it.
+    return {"_delete_": True, **model["backbone"]}, {"_delete_": True, **model["data_preprocessor"]}
 
 
 def detector_options(config: Path, options: dict[str, Any], weights: Path) -> dict[str, Any]:

@@ -49,6 +49,13 @@ def files_begun_from(backbone: Mapping[str, Any]) -> dict[str, str]:
     return {option: file_sha256(path) for option, path in paths.items() if path is not None}
 
 
+def begins_from(backbone: Mapping[str, Any], weights: Path) -> bool:
+    """Whether ``--backbone-weights`` put the file called ``weights`` into a ``backbone``'s settings."""
+    converted = [name for name in _checkpoints(backbone) if name.startswith(SCHEME)]
+    named = [backbone.get("weights"), *(str(_path(name)) for name in converted)]
+    return str(weights) in named
+
+
 def load_initial_weights(model: Any, backbone: nn.Module, *settings: Mapping[str, Any]) -> list[str]:
     """``model.init_weights()``; what the log should say of weights that ``backbone``, in it, was not given.
 
@@ -127,5 +134,9 @@ def _initialisers(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _local_file(name: str) -> Path | None:
-    path = Path(name.removeprefix(SCHEME).partition(":")[2] if name.startswith(SCHEME) else name)
+    path = _path(name)
     return path if path.is_file() else None
+
+
+def _path(name: str) -> Path:
+    return Path(name.removeprefix(SCHEME).partition(":")[2] if name.startswith(SCHEME) else name)

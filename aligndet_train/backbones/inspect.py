@@ -38,8 +38,10 @@ def inspection(path: Path) -> Iterator[RenderableType]:
     yield f"fits these backbones: {', '.join(names) or 'none of the registry'}"
     if converted.family.name in ("ViT", "other"):
         yield "for a config with type='TimmBackbone', weights=FILE: timm's names are matched"
-    yield f"fits these detectors: {', '.join(fitting_detectors(converted)) or 'none that ship with us'}"
-    yield _as_it_is(f"use: aligndet pretrain --detector NAME --backbone-weights {path} ...")
+    detectors = fitting_detectors(converted)
+    yield f"fits these detectors: {', '.join(detectors) or 'none that ship with us'}"
+    detector = "--detector NAME" if detectors else "--config YOURS.py"
+    yield _as_it_is(f"use: aligndet pretrain {detector} --backbone-weights {path} ...")
 
 
 def _as_it_is(*names: str) -> Text:

@@ -145,3 +145,19 @@ def test_a_folder_of_the_other_verb_is_refused_in_a_sentence(held, tmp_path, mod
     ) as refused:
         saved_run(tmp_path, identity)
     assert "--no-resume" not in str(refused.value), "it would overwrite the other's work"
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        ({"pretrain": {"global_batch": 2}}, "--batch-size times the number of processes"),
+        ({"dataset": {"manifest": "b"}}, "changed or appended to since"),
+        ({"steps": 7}, "\nUse another --work-dir"),
+    ],
+)
+def test_another_run_is_told_by_what_may_have_changed_it(now, reason, tmp_path, model_and_optimizer):
+    before = {"pretrain": {"global_batch": 4}, "dataset": {"manifest": "a"}, "steps": 8}
+    save_checkpoint(tmp_path, *model_and_optimizer, 1, before)
+    with pytest.raises(AlignDetError, match="belongs to another run") as refused:
+        saved_run(tmp_path, before | now)
+    assert reason in str(refused.value)

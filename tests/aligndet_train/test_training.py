@@ -292,6 +292,23 @@ def test_a_run_goes_on_without_the_file_that_its_backbone_began_from(mined_datas
     assert "resumed at step" in finish(Command(command(mined_dataset, tmp_path / "W", *begin)))
 
 
+def test_a_run_goes_on_without_the_file_of_its_backbone_weights(mined_dataset, tmp_path):
+    started, other = tmp_path / "backbone.pth", tmp_path / "other.pth"
+    torch.save(tiny_backbone(), started)
+    arguments = command(mined_dataset, tmp_path / "W", "--backbone-weights", str(started))
+    first = Command(arguments)
+    wait_for(tmp_path / "W" / LAST, first)
+    first.kill()
+    first.communicate()
+    started.unlink()
+    unknown = [str(other) if word == str(started) else word for word in arguments]
+    assert f"no weights at '{other}'" in finish(Command(unknown), expect=1)
+    assert f"no weights at '{started}'" in finish(Command([*arguments, "--no-resume"]), expect=1)
+    output = finish(Command(arguments))
+    assert "is gone" in output
+    assert "resumed at step" in output
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_run_knows_its_backbones_file_by_its_content(several, mined_dataset, tmp_path):
     def run(started, expect=0):

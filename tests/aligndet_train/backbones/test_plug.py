@@ -195,9 +195,19 @@ def test_inspect_names_the_file_its_keys_and_what_it_fits(tmp_path, monkeypatch)
         "left: queue of keys",
         "fits these backbones: resnet50",
         "faster_rcnn",
+        "use: aligndet pretrain --detector NAME",
     ):
         assert words in text
     assert "fcos_lite0" not in text
+
+
+def test_what_fits_no_shipped_detector_is_used_with_a_config(tmp_path):
+    torch.save(
+        {name: torch.zeros(shape) for name, shape in layouts.moco_v2(width=8).items()}, tmp_path / "w.pth"
+    )
+    result = CliRunner().invoke(build_app(), ["backbone", "inspect", str(tmp_path / "w.pth")])
+    assert "none that ship with us" in result.output
+    assert "use: aligndet pretrain --config YOURS.py" in result.output
 
 
 # Of every way in which mmdet's classes load: mmengine's, Swin's own, those that take a whole file.
