@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aligndet_train.checkpoint import disk_blamed
+from aligndet_train.checkpoint import LAST, disk_blamed
 from aligndet_train.monitoring.metrics import gradient_norm
 from aligndet_train.stream import Sample
 from proposals.errors import AlignDetError
@@ -54,9 +54,13 @@ class NonFiniteHook(Hook):
         if what := not_finite(figures):
             saved = self._saved(runner.iter + 1, data_batch, figures)
             keys = ", ".join(sample.key for sample in data_batch)
+            before = (
+                f"the checkpoint, {LAST}, is of a step before it"
+                if (self.folder / LAST).exists()
+                else "there is no checkpoint yet"
+            )
             raise NonFiniteLossError(
-                f"step {runner.iter + 1}: {what}. The batch {saved} (images {keys}); the last checkpoint is of "
-                f"a step before it. {self.advice}"
+                f"step {runner.iter + 1}: {what}. The batch {saved} (images {keys}); {before}. {self.advice}"
             )
 
     def _saved(self, step: int, samples: Sequence[Sample], figures: dict[str, float]) -> str:

@@ -102,13 +102,15 @@ def test_weights_that_are_not_finite_are_not_saved(mined_dataset, tmp_path):
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch(mined_dataset, tmp_path):
+@pytest.mark.parametrize("interval", [1, 1000])
+def test_a_loss_that_is_not_a_number_stops_the_run_with_its_batch(interval, mined_dataset, tmp_path):
     settings = {"iterations": 50, "warmup_steps": 0, "optimizer": {"lr": 1e25}}
     run = load_run_config(TINY["fcos"], settings, {})
     with pytest.raises(
         NonFiniteLossError, match=r"step \d+: .* is (nan|inf).*Lower the learning rate"
     ) as stopped:
-        pretrain(run, mined_dataset, tmp_path, RunOptions(workers=0, checkpoint_interval=1))
+        pretrain(run, mined_dataset, tmp_path, RunOptions(workers=0, checkpoint_interval=interval))
+    assert ("there is no checkpoint yet" in str(stopped.value)) != (tmp_path / "last.pth").exists()
     (path,) = (tmp_path / "nonfinite").glob("*.safetensors")
     facts = json.loads(path.with_suffix(".json").read_text())
     assert str(path) in str(stopped.value)
