@@ -37,13 +37,13 @@ def identity_of(
     )
 
 
-def begun(images: Path, out: Path, said: list[str] | None = None) -> Workspace:
+def begun(images: Path, out: Path, said: list[str] | None = None, recipe: Recipe = RECIPE) -> Workspace:
     plan = make_plan(FolderSource(images).entries(), 2)
-    return begin(out, plan, identity_of(plan, RECIPE, 2), (said if said is not None else []).append)
+    return begin(out, plan, identity_of(plan, recipe, 2), (said if said is not None else []).append)
 
 
 def mined(images: Path, opened: Workspace, tasks: list[ShardTask]) -> dict[str, CommitRecord]:
-    work = Work(FolderSource(images), opened.out, RECIPE, opened.identity.fingerprint())
+    work = Work(FolderSource(images), opened.out, opened.identity.recipe, opened.identity.fingerprint())
     return {task.name: mine_shard(task, work) for task in tasks}
 
 

@@ -2,11 +2,16 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 
 from pipeline.claim import release
-from proposals.dataset import layout, open_dataset
+from pipeline.heartbeat import this_process, write_beat
+from proposals.dataset import assemble, layout, open_dataset
+from proposals.dataset.manifest import read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
 from proposals.recipe import Recipe
@@ -84,3 +89,130 @@ def test_a_shard_without_a_proof_is_mined_again(
     mine_folder(photos, out, RECIPE)
     assert content(out) == content(undisturbed)
     assert layout.record_path(out, "00002").stat().st_mtime_ns == kept
+
+
+def _leave(out, *names):
+    """What a task that is killed while it writes these files leaves of them."""
+    left = [out / f"{name}{layout.TEMPORARY_MARK}{place:032x}" for place, name in enumerate(names)]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half of it")
+    return left
+
+
+def _begins_anew(images, photos, out):
+    return _leave(out, layout.PLAN)
+
+
+def _goes_on(images, photos, out):
+    begun(images, out)
+    return _leave(out, layout.PLAN, "shards/00000.tar", "shards/00000.parquet")
+
+
+def _begins_to_grow(images, photos, out):
+    finish(images, begun(images, out))
+    shutil.copy(photos / "coffee.jpg", images / "added.jpg")
+    return _leave(out, "shards/00001.tar")
+
+
+def _goes_on_growing(images, photos, out):
+    finish(images, begun(images, out))
+    shutil.copy(photos / "coffee.jpg", images / "added.jpg")
+    begun(images, out)
+    return _leave(out, "shards/00001.tar")
+
+
+@pytest.mark.parametrize("job", [_begins_anew, _goes_on, _begins_to_grow, _goes_on_growing])
+def test_what_killed_tasks_left_takes_no_room_any_more_once_a_job_is_opened_and_once_it_is_done(
+    images, photos, tmp_path, job
+):
+    out = tmp_path / "out"
+    left = job(images, photos, out)
+    release(out)
+    again = begun(images, out)
+    assert not [path for path in left if path.exists()]
+    _leave(out, "shards/00000.json", "shards/00001.tar")
+    finish(images, again)
+    report = verify_dataset(out, deep=True)
+    assert (report.problems, report.unfinished) == ((), ())
+
+
+def test_the_heartbeat_of_a_run_that_died_after_its_last_shard_is_taken_from_a_finished_dataset(
+    images, tmp_path
+):
+    out = tmp_path / "out"
+    finish(images, begun(images, out))
+    died = subprocess.Popen([sys.executable, "-c", ""])
+    died.wait()
+    write_beat(out, {**this_process(), "pid": died.pid, "started": 1.0, "updated": time.time()})
+    assert begun(images, out).finished is not None
+    assert not (out / layout.HEARTBEAT).exists()
+
+
+def test_a_dataset_that_grew_and_lost_its_manifest_is_no_job_that_was_stopped_before_images_came(
+    images, photos, tmp_path
+):
+    # Its second shard has room, into which a job would have put the image that was added.
+    out = tmp_path / "out"
+    for name in ("third.jpg", "zz.jpg"):
+        shutil.copy(photos / "coffee.jpg", images / name)
+        finish(images, begun(images, out))
+    (out / layout.MANIFEST).unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    shutil.copy(photos / "flower.jpg", images / "more.jpg")
+    with pytest.raises(AlignDetError, match="belongs to another job"):
+        begun(images, out)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe(max_side=100)])
+def test_a_plan_that_adds_images_to_another_dataset_is_not_gone_on_with(images, photos, tmp_path, recipe):
+    # Two runs on a store that knows no locks: one writes it after the other has added images and committed them.
+    out, other = tmp_path / "out", tmp_path / "other"
+    finish(images, begun(images, out))
+    finish(images, begun(images, other, recipe=recipe))
+    grown = shutil.copytree(images, tmp_path / "grown")
+    for name in ("xx.jpg", "yy.jpg"):
+        shutil.copy(photos / "coffee.jpg", grown / name)
+    begun(grown, other, recipe=recipe)
+    if recipe == RECIPE:
+        shutil.copy(photos / "coffee.jpg", images / "xx.jpg")
+        finish(images, begun(images, out))
+    shutil.copy(other / layout.APPEND, out / layout.APPEND)
+    finish(grown, begun(grown, out))
+    dataset = open_dataset(out)
+    assert [record.uri for record in dataset] == ["cat.jpg", "china.jpg", "xx.jpg", "yy.jpg"]
+    assert dataset.manifest.recipe == RECIPE
+    assert verify_dataset(out, deep=True).problems == ()
+
+
+def test_a_finished_dataset_of_other_libraries_is_complete_though_a_rejected_image_has_another_size(
+    images, tmp_path
+):
+    out, said = tmp_path / "out", []
+    (images / "broken.jpg").write_bytes(b"no image")
+    finish(images, begun(images, out))
+    manifest = read_manifest(out)
+    write_model(out / layout.MANIFEST, manifest.model_copy(update={"versions": {"numpy": "1.0"}}))
+    (images / "broken.jpg").write_bytes(b"something else")
+    assert begun(images, out, said).finished is not None
+    assert said == [
+        "1 rejected images have another size than when they were listed: broken.jpg. --retry-rejected tries them again"
+    ]
+
+
+def test_a_plan_that_pyarrow_writes_otherwise_now_is_not_put_in_the_place_of_the_committed_one(
+    images, photos, tmp_path, monkeypatch
+):
+    # Stopped while images that were added were committed; they are gone now, and pyarrow is another.
+    out = tmp_path / "out"
+    finish(images, begun(images, out))
+    more = shutil.copytree(images, tmp_path / "more")
+    shutil.copy(photos / "coffee.jpg", more / "added.jpg")
+    begun(more, out)
+    shutil.copy(out / layout.APPEND, out / layout.PLAN)
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.name != layout.HEARTBEAT}
+    monkeypatch.setitem(assemble._PACKING, "compression", "none")
+    with pytest.raises(AlignDetError, match="perhaps for another version of pyarrow"):
+        begun(images, out)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before

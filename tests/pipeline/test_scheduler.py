@@ -13,24 +13,9 @@ from benchmarks.simulated_executor import SimulatedExecutor
 from pipeline.executor import Attempt, End, Fault
 from pipeline.faults import fault_of
 from pipeline.hunt import Hunt
-from pipeline.plan import ShardTask
 from pipeline.scheduler import Callbacks, Policy, Scheduler
 from pipeline.sources import SourceUnavailableError
-from proposals.dataset.manifest import CommitRecord, Rejection, ShardEntry
-
-
-def _tasks(shards, size):
-    for number in range(shards):
-        names = tuple(f"{number}-{place}" for place in range(size))
-        yield ShardTask(f"{number:05d}", names, names)
-
-
-def _record(attempt):
-    refused = [
-        Rejection(key=key, uri=key, **vars(refusal)) for key, refusal in sorted(attempt.quarantine.items())
-    ]
-    shard = ShardEntry(name=attempt.task.name, images=0, proposals=0, statuses={}, tar=None, parquet=None)
-    return CommitRecord(job="", shard=shard, rejected=tuple(refused), timing={"total": 1.0}, versions={})
+from tests.pipeline.simulated import record_of, tasks_of
 
 
 class _World:
@@ -50,7 +35,7 @@ class _World:
             return seconds / 2, End(
                 attempt.number, fault=self.random.choice(list(Fault)[1:]), reason="bad luck"
             )
-        return seconds, End(attempt.number, record=None if attempt.probe else _record(attempt))
+        return seconds, End(attempt.number, record=None if attempt.probe else record_of(attempt))
 
 
 def _run(world, shards=20, size=8, slots=4, stop=lambda: False, policy=None, confirm=None):
@@ -62,7 +47,7 @@ def _run(world, shards=20, size=8, slots=4, stop=lambda: False, policy=None, con
 
     callbacks = Callbacks(record, events.append, confirm=confirm)
     scheduler = Scheduler(executor, callbacks, policy)
-    scheduler.run(_tasks(shards, size), stop)
+    scheduler.run(tasks_of(shards, size), stop)
     return scheduler, executor, records, events
 
 
@@ -178,7 +163,7 @@ def _dies_of(whole, alone):
         if left[attempt.probe]:
             left[attempt.probe] -= 1
             return 1.0, End(attempt.number, fault=Fault.worker, reason="it died")
-        return 1.0, End(attempt.number, record=None if attempt.probe else _record(attempt))
+        return 1.0, End(attempt.number, record=None if attempt.probe else record_of(attempt))
 
     return behaviour
 
@@ -212,7 +197,9 @@ def test_a_probe_is_repeated_after_a_pause(fault):
     executor = SimulatedExecutor(4, behaviour)
     asked = []
     callbacks = Callbacks(lambda *_: None)
-    Scheduler(executor, callbacks, policy).run(_tasks(1, 1), lambda: len(started) == 3 or asked.append(None))
+    Scheduler(executor, callbacks, policy).run(
+        tasks_of(1, 1), lambda: len(started) == 3 or asked.append(None)
+    )
     assert len(started) == 3
     assert all(later - earlier >= 1.0 + policy.backoff for earlier, later in pairwise(started))
 
@@ -231,7 +218,7 @@ def test_a_machine_that_goes_away_twenty_times_costs_attempts_only():
         if attempt.task.name == "00001" and losses["left"]:
             losses["left"] -= 1
             return 1.0, End(attempt.number, fault=Fault.node, reason="gone")
-        return 8.0, End(attempt.number, record=None if attempt.probe else _record(attempt))
+        return 8.0, End(attempt.number, record=None if attempt.probe else record_of(attempt))
 
     scheduler, _, records, _ = _run(behaviour, shards=3)
     assert (len(records), scheduler.failures, _quarantined(records)) == (3, {}, {})
@@ -244,7 +231,7 @@ def test_no_shard_fails_for_machines_that_go_away_again_after_every_hunt():
         if not attempt.probe and losses["left"]:
             losses["left"] -= 1
             return 1.0, End(attempt.number, fault=Fault.node, reason="gone")
-        return 8.0, End(attempt.number, record=None if attempt.probe else _record(attempt))
+        return 8.0, End(attempt.number, record=None if attempt.probe else record_of(attempt))
 
     scheduler, _, records, _ = _run(behaviour, shards=1)
     assert losses["left"] == 0
@@ -270,7 +257,7 @@ def test_a_straggler_is_issued_again_when_nothing_else_is_left():
 
     def confirm(task):
         confirmed.append(task.name)
-        return _record(world.attempts[-1])
+        return record_of(world.attempts[-1])
 
     scheduler, executor, records, _ = _run(world, confirm=confirm)
     assert len(records) == 20
@@ -309,12 +296,12 @@ def test_a_twice_written_shard_that_is_not_intact_is_mined_again():
 
     def confirm(task):
         asked.append(task.name)
-        return None if len(asked) == 1 else _record(world.attempts[-1])
+        return None if len(asked) == 1 else record_of(world.attempts[-1])
 
     policy = Policy(loser_seconds=10_000.0)
     executor, records = _NotesCancels(4, world), {}
     callbacks = Callbacks(lambda task, record: records.update({task.name: record}), confirm=confirm)
-    Scheduler(executor, callbacks, policy).run(_tasks(20, 8))
+    Scheduler(executor, callbacks, policy).run(tasks_of(20, 8))
     assert asked == ["00019"]
     assert len(records) == 20
     assert [a.task.name for a in world.attempts].count("00019") == 3
@@ -330,8 +317,8 @@ def test_the_slower_of_two_twins_is_cancelled_and_no_other():
 
     world = _World(slow=slow)
     executor = _NotesCancels(4, world)
-    callbacks = Callbacks(lambda *_: None, confirm=lambda _: _record(world.attempts[-1]))
-    Scheduler(executor, callbacks).run(_tasks(20, 8))
+    callbacks = Callbacks(lambda *_: None, confirm=lambda _: record_of(world.attempts[-1]))
+    Scheduler(executor, callbacks).run(tasks_of(20, 8))
     assert executor.cancelled == first[:1]
 
 
@@ -345,16 +332,16 @@ def test_the_time_that_losers_get_begins_when_nothing_else_is_left():
         lasts = seconds.get(attempt.task.name)
         duration = lasts.pop(0) if lasts else 8.0
         ends.setdefault(attempt.task.name, []).append(executor.now() + duration)
-        return duration, End(attempt.number, record=_record(attempt))
+        return duration, End(attempt.number, record=record_of(attempt))
 
     def confirm(task):
         again = task.name == "00018" and task.name not in confirmed
         confirmed[task.name] = executor.now()
-        return None if again else _record(Attempt(0, task))
+        return None if again else record_of(Attempt(0, task))
 
     executor = _NotesCancels(4, behaviour)
     callbacks = Callbacks(lambda task, record: records.update({task.name: record}), confirm=confirm)
-    Scheduler(executor, callbacks).run(_tasks(20, 8))
+    Scheduler(executor, callbacks).run(tasks_of(20, 8))
     assert len(records) == 20
     lost_at = ends["00019"][0]
     assert lost_at > ends["00018"][1] + Policy().loser_seconds
@@ -430,7 +417,7 @@ class _Cluster(SimulatedExecutor):
         if machine in self.bad:
             seconds = 20.0 if name in attempt.bad else 0.05
             return seconds, End(attempt.number, fault=self.fault, reason="not mounted", machine=name)
-        record = None if attempt.probe else _record(attempt)
+        record = None if attempt.probe else record_of(attempt)
         return self.seconds * len(attempt.task) / 8, End(attempt.number, record=record, machine=name)
 
     def _fill(self):
@@ -445,7 +432,7 @@ def _run_on(executor, shards):
     callbacks = Callbacks(lambda task, done: records.update({task.name: done}), events.append)
     scheduler = Scheduler(executor, callbacks)
     waiting = []
-    scheduler.run(_tasks(shards, 8), lambda: waiting.append(len(scheduler._due)) or False)
+    scheduler.run(tasks_of(shards, 8), lambda: waiting.append(len(scheduler._due)) or False)
     return scheduler, records, events, max(waiting)
 
 
@@ -539,23 +526,23 @@ def test_a_shard_that_hangs_is_issued_again_when_its_twin_failed():
 
     def behave(attempt):
         if attempt.task.name != "00003":
-            return 5.0, End(attempt.number, record=_record(attempt))
+            return 5.0, End(attempt.number, record=record_of(attempt))
         number = next(calls)
         if number == 0:
-            return hangs, End(attempt.number, record=_record(attempt))
+            return hangs, End(attempt.number, record=record_of(attempt))
         if number < 4:
             return 1.0, End(attempt.number, fault=Fault.busy, reason="slow down")
-        return 5.0, End(attempt.number, record=_record(attempt))
+        return 5.0, End(attempt.number, record=record_of(attempt))
 
     executor, records, confirmed = SimulatedExecutor(4, behave), {}, []
 
     def confirm(task):
         confirmed.append(task.name)
-        return records.get(task.name) or _record(Attempt(0, task))
+        return records.get(task.name) or record_of(Attempt(0, task))
 
     callbacks = Callbacks(lambda task, done: records.update({task.name: done}), confirm=confirm)
     scheduler = Scheduler(executor, callbacks)
-    scheduler.run(_tasks(6, 8), lambda: executor.now() > 10_000)
+    scheduler.run(tasks_of(6, 8), lambda: executor.now() > 10_000)
     assert sorted(records) == [f"{number:05d}" for number in range(6)]
     assert executor.now() < 1000
     assert confirmed == ["00003"]
@@ -566,12 +553,12 @@ def test_a_twin_that_fails_for_good_has_no_third():
 
     def behave(attempt):
         if attempt.task.name != "00003":
-            return 5.0, End(attempt.number, record=_record(attempt))
+            return 5.0, End(attempt.number, record=record_of(attempt))
         if next(calls) == 0:
-            return 5000.0, End(attempt.number, record=_record(attempt))
+            return 5000.0, End(attempt.number, record=record_of(attempt))
         return 1.0, End(attempt.number, fault=Fault.failed, reason="no space left on device")
 
     executor, records = SimulatedExecutor(4, behave), {}
     scheduler = Scheduler(executor, Callbacks(lambda task, done: records.update({task.name: done})))
-    scheduler.run(_tasks(6, 8))
+    scheduler.run(tasks_of(6, 8))
     assert (len(records), scheduler.failures, scheduler.reissued) == (6, {}, 1)
