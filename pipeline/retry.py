@@ -3,9 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipeline.append import start_append
 from pipeline.claim import Say, release
 from pipeline.commit import finish_commit
@@ -73,7 +70,7 @@ def open_retry(out: Path, manifest: Manifest, listed: ListedPlan | None) -> Work
             return Workspace(out, committed, identity, {}, manifest)
         plan = RetryPlan(committed, len(manifest.shards), keys, manifest.images_per_shard, listed)
         start_append(out, plan, identity, manifest)
-    relieved = _relieved(records, plan, keys)
+    relieved = _relieved(records)
     workspace = with_proofs(out, plan, identity, {**records, **relieved})
     new = range(len(manifest.shards), plan.shards)
     return replace(
@@ -81,19 +78,13 @@ def open_retry(out: Path, manifest: Manifest, listed: ListedPlan | None) -> Work
     )
 
 
-def _relieved(records: dict[str, CommitRecord], plan: Plan, keys: frozenset[str]) -> dict[str, CommitRecord]:
-    """The records that name images which ``plan`` has moved into other shards, without them."""
-    homes: dict[str, str] = {}
-    for part in plan.parts():
-        moved = part.filter(pc.is_in(part.column("key"), pa.array(sorted(keys), pa.string())))
-        shards = (layout.shard_name(number) for number in moved.column("shard").to_pylist())
-        homes.update(zip(moved.column("key").to_pylist(), shards, strict=True))
-    changed: dict[str, CommitRecord] = {}
-    for name, record in records.items():
-        left = tuple(row for row in record.rejected if homes.get(row.key) == name)
-        if len(left) < len(record.rejected):
-            changed[name] = record.model_copy(update={"rejected": left})
-    return changed
+def _relieved(records: dict[str, CommitRecord]) -> dict[str, CommitRecord]:
+    """The records that name rejected images, all of which a retry moves into other shards, without them."""
+    return {
+        name: record.model_copy(update={"rejected": ()})
+        for name, record in records.items()
+        if record.rejected
+    }
 
 
 def rejected_keys(records: dict[str, CommitRecord]) -> frozenset[str]:
@@ -110,9 +101,10 @@ def holds_retry(out: Path, manifest: Manifest) -> bool:
 
 def abandon(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     """Take back a retry in which no image passed: the dataset is as it was before."""
+    passed = [name for name in workspace.retried if records[name].shard.images]
+    if passed:
+        raise ValueError(f"shards {', '.join(passed)} of the retry have images")
     for name in workspace.retried:
-        if records[name].shard.images:
-            raise ValueError(f"shard {name} of the retry has images")
         layout.record_path(workspace.out, name).unlink()
     (workspace.out / layout.APPEND).unlink()
     release(workspace.out)

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pipeline import claim, heartbeat
-from pipeline.append import start_append
+from pipeline.append import start_append, take_back_append
 from pipeline.commit import commit
 from pipeline.heartbeat import this_process, write_beat
 from pipeline.plan import make_plan
@@ -284,6 +284,23 @@ def test_nothing_is_removed_for_an_append_when_the_dataset_has_grown_meanwhile(i
     with pytest.raises(AlignDetError, match="another run took over"):
         start_append(out, plan, JobIdentity.of(seen), seen)
     assert sorted((out / "shards").iterdir()) == shards
+
+
+def test_a_run_that_finds_its_added_images_gone_takes_nothing_back_of_what_another_one_committed(
+    images, photos, tmp_path
+):
+    out = tmp_path / "out"
+    finish(images, begun(images, out))
+    seen = read_manifest(out)
+    for name in ("n1.jpg", "n2.jpg"):
+        shutil.copy(photos / "coffee.jpg", images / name)
+        opened = begun(images, out)
+        if name == "n1.jpg":
+            finish(images, opened)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    with pytest.raises(AlignDetError, match="another run took over"):
+        take_back_append(out, seen, lambda _: None)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
 
 
 def test_a_run_whose_clock_is_behind_is_seen_to_beat(images, tmp_path, beating, monkeypatch):

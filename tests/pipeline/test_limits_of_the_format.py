@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.errors import AlignDetError
 from proposals.filter_spec import Filtered
 from proposals.recipe import Recipe
-from tests.pipeline.jobs_by_hand import identity_of
+from tests.pipeline.jobs_by_hand import begun, finish, identity_of, two_images
 
 
 @pytest.mark.parametrize(("images", "boxes"), [(64, 1), (1000, 1), (1000, 300), (4000, 1)])
@@ -62,3 +63,15 @@ def test_too_many_shards_are_refused_before_anything_is_written(photos, mined_da
     with pytest.raises(AlignDetError, match="make 3 shards, more than the 2"):
         merge_datasets([mined_dataset], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_does_not_grow_beyond_what_dataset_json_can_list(photos, tmp_path, monkeypatch):
+    images, out = two_images(photos, tmp_path / "in"), tmp_path / "out"
+    finish(images, begun(images, out))
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    for number in range(8):
+        shutil.copy(photos / "coffee.jpg", images / f"{number}.jpg")
+    monkeypatch.setattr(bounds, "MAX_MANIFEST_BYTES", 2**20 + 1500)
+    with pytest.raises(AlignDetError, match="make 5 shards, more than the 2"):
+        begun(images, out)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before

@@ -13,10 +13,11 @@ from pipeline.image_records import Refusal
 from pipeline.job import JobOptions, run_job
 from pipeline.plan import make_plan
 from pipeline.repair import repair_dataset
-from pipeline.retry import begin_retry
+from pipeline.retry import abandon, begin_retry
 from pipeline.shard_task import Work, mine_shard
 from pipeline.sources import FolderSource
 from proposals.dataset import layout, open_dataset
+from proposals.dataset.consolidated import consolidate
 from proposals.dataset.manifest import read_manifest
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
@@ -211,6 +212,48 @@ def test_images_that_stay_where_they_are_are_tried_again_there(source, photos, t
 def test_a_dataset_without_rejected_images_is_left_alone(photos, mine_folder, tmp_path):
     out = mine_folder(photos, tmp_path / "out", _RECIPE)
     assert begin_retry(out, _RECIPE, FolderSource(photos)).finished is not None
+
+
+def _tried(source, out):
+    """A retry with the records of all of its shards, not yet committed."""
+    opened = begin_retry(out, _RECIPE, source)
+    work = Work(source, out, _RECIPE, opened.identity.fingerprint())
+    return opened, {**opened.done, **{task.name: mine_shard(task, work) for task in opened.pending}}
+
+
+def test_a_retry_that_is_given_up_leaves_the_dataset_as_it_was_and_to_others(source, out, content):
+    _finish(source, begin_retry(out, _RECIPE, source))
+    before, files = content(out), sorted(out.rglob("*"))
+    abandon(*_tried(source, out))
+    assert content(out) == before
+    assert sorted(out.rglob("*")) == files  # records among them, and no heartbeat
+
+
+def test_a_retry_in_which_an_image_passed_cannot_be_given_up(source, out, content):
+    opened, records = _tried(source, out)
+    before = content(out)
+    with pytest.raises(ValueError, match="have images"):
+        abandon(opened, records)
+    assert content(out) == before
+
+
+def test_a_retry_finishes_what_a_run_had_left_to_do_that_died_after_its_commit(
+    source, out, tmp_path, monkeypatch
+):
+    _finish(source, begin_retry(out, _RECIPE, source))
+    consolidate(out)
+    more = FolderSource(shutil.copytree(source.root, tmp_path / "more"))
+    shutil.copy(more.root / "cat.jpg", more.root / "also.jpg")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(committing, "remove_tree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _finish(more, begin(out, *_job(more)))
+    begin_retry(out, _RECIPE, more)
+    assert not (out / layout.CONSOLIDATED).exists()
 
 
 @pytest.fixture

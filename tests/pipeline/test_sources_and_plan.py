@@ -138,6 +138,14 @@ def test_images_tried_again_share_shards_wherever_in_the_plan_they_were(small_pa
     assert (retry.images, retry.shards) == (11, 6)
 
 
+def test_images_tried_again_have_the_sizes_of_now_and_none_where_they_are_gone():
+    plan = make_plan([SourceEntry(f"{number}.jpg", 10) for number in range(4)], 2)
+    keys = frozenset(map(key_of, ("1.jpg", "2.jpg")))
+    now = make_plan([SourceEntry(f"{number}.jpg", 20) for number in (0, 1, 3)], 2)
+    found = [(task.uris, task.sizes) for task in tasks(RetryPlan(plan, plan.shards, keys, 2, now))]
+    assert found == [(("0.jpg",), (10,)), (("3.jpg",), (10,)), (("1.jpg", "2.jpg"), (20, -1))]
+
+
 def test_a_plan_streamed_to_disk_has_the_bytes_of_one_written_at_once(small_parts, monkeypatch, tmp_path):
     monkeypatch.setattr(assemble, "PLAN_GROUP", 50)
     entries = [SourceEntry(f"{number}.jpg", number) for number in range(70)]
