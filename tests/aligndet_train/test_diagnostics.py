@@ -77,6 +77,14 @@ def test_no_boxes_at_all():
     assert all(torch.isfinite(value) for value in figures.values())
 
 
+def test_one_view_may_have_no_box_and_no_query_be_found():
+    boxes, nothing, none = torch.eye(2), torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)
+    alone = embedding_diagnostics(boxes, nothing, torch.arange(2), none, background=BACKGROUND)
+    assert {name: float(value) for name, value in alone.items() if value} == {"positives": 2.0}
+    apart = embedding_diagnostics(boxes, boxes, torch.arange(2), torch.tensor([2, 3]), background=BACKGROUND)
+    assert apart["retrieval"] == apart["retrieval_chance"] == apart["with_key"] == 0
+
+
 def test_random_embeddings_are_retrieved_as_often_as_chance_says():
     torch.manual_seed(0)
     ids = torch.randint(-1, 5, (4000,))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from aligndet_train.distributed import wrapped
-from aligndet_train.hooks import BoundedHistoryHook, ClockHook, StepHook
+from aligndet_train.hooks import BoundedHistoryHook, ClockHook, StepHook, ThroughputHook
 from aligndet_train.image_domain.hooks import FIXED_RATE, ScheduleHook
 from aligndet_train.loop import memory_blamed
 from proposals.errors import AlignDetError
@@ -27,6 +27,17 @@ def test_what_hooks_take_is_no_wait_for_images():
     ClockHook().after_train_iter(runner, 0)
     timer._before_iter(runner, 1)
     assert hub.get_scalar("train/data_time").current() < 0.1
+
+
+def test_images_a_second_are_those_of_all_ranks_from_the_end_of_one_step_to_that_of_the_next(monkeypatch):
+    hub, clock = MessageHub("throughput"), iter([100.0, 102.0, 110.0])
+    monkeypatch.setattr("aligndet_train.hooks.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    hook, figures = ThroughputHook(images=8), []
+    for step in range(3):
+        hook.after_train_iter(SimpleNamespace(message_hub=hub), step)
+        told = hub.log_scalars.get("train/images_per_second")
+        figures.append(told and told.current())
+    assert figures == [None, 4.0, 1.0]
 
 
 def test_figures_are_kept_for_as_long_as_the_log_looks_back():

@@ -29,6 +29,12 @@ def test_without_a_warm_up_the_first_step_has_the_full_rate():
     assert factors == pytest.approx([1.0] * 8 + [0.1] * 2)
 
 
+def test_a_milestone_is_at_the_nearest_step():
+    # 8/12 of 100 steps are 66.7.
+    factors = warmup_multistep(100, warmup=0, warmup_ratio=1.0, milestones=(8 / 12,), gamma=0.1)
+    assert factors == pytest.approx([1.0] * 67 + [0.1] * 33)
+
+
 @pytest.mark.parametrize("total", [1, 2])
 def test_shortest_runs_are_legal(total):
     assert len(half_cosine(0.9, 1.0, total)) == total

@@ -35,6 +35,23 @@ def test_images_are_found_in_any_depth_and_order_is_fixed(tmp_path):
     ]
 
 
+def test_a_folder_with_the_name_of_an_image_is_listed_as_one_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.jpg").mkdir()
+    (tmp_path / "a.jpg" / "b.jpg").write_bytes(b"1")
+    assert list(FolderSource(tmp_path).entries()) == [SourceEntry("a.jpg", -1), SourceEntry("a.jpg/b.jpg", 1)]
+
+
+def test_a_list_may_begin_with_many_rows_without_a_name(tmp_path):
+    rows = [",dog"] * 150
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "cat.jpg,cat"]))
+    entries = list(open_source(str(tmp_path / "list.csv")).entries())
+    assert len(entries) == 151
+    assert entries[-1] == SourceEntry("cat.jpg", -1)
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    with pytest.raises(AlignDetError, match="names an image"):
+        list(open_source(str(tmp_path / "list.csv")).entries())
+
+
 def test_linked_folders_are_followed_once(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "elsewhere").mkdir()

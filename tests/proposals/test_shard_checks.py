@@ -1,16 +1,18 @@
 """What `aligndet verify` looks at in one shard, check by check: rows, their plan, and the members of the tar."""
 
+import hashlib
 import io
 import json
 import tarfile
 
 import pyarrow as pa
 import pytest
+from PIL import ExifTags, Image
 
 from proposals.dataset import layout
 from proposals.dataset.assemble import read_plan
 from proposals.dataset.checks.members import edge_faults, tar_faults
-from proposals.dataset.checks.rows import plan_faults, row_faults
+from proposals.dataset.checks.rows import plan_faults, record_faults, row_faults
 from proposals.dataset.manifest import Rejection, read_manifest, read_record
 from proposals.dataset.tables import read_shard
 
@@ -76,6 +78,21 @@ def test_statuses_are_counted(table, entry):
     more = entry.model_copy(update={"statuses": {"ok": entry.images + 1}})
     (fault,) = row_faults(table, more, _MAX_PIXELS)
     assert fault.startswith("statuses are ")
+    unknown = entry.model_copy(update={"statuses": {"splendid": len(table)}})
+    for row in range(len(table)):
+        table = _changed(table, row, status="splendid")
+    (fault,) = row_faults(table, unknown, _MAX_PIXELS)
+    assert fault.startswith("statuses are {'splendid'")
+
+
+def test_a_record_of_another_shard_or_another_format_is_named(mined_dataset, entry):
+    manifest = read_manifest(mined_dataset)
+    record = read_record(layout.record_path(mined_dataset, entry.name))
+    assert list(record_faults(record, entry, manifest)) == []
+    (fault,) = record_faults(record, manifest.shards[1], manifest)
+    assert fault.startswith("tells of shard 00000 or of other files")
+    (fault,) = record_faults(record.model_copy(update={"format_version": "9.0"}), entry, manifest)
+    assert fault.startswith("has format version 9.0, dataset.json ")
 
 
 def test_an_image_that_is_a_row_and_rejected_too_is_there_twice(mined_dataset, table, entry):
@@ -98,6 +115,44 @@ def _retar(path, change):
         for info, data in members:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+
+
+def test_tars_have_the_bytes_that_the_standard_library_writes(mined_dataset, tmp_path):
+    sizes = set()
+    for shard in read_manifest(mined_dataset).shards:
+        whole, copy = layout.tar_path(mined_dataset, shard.name).read_bytes(), tmp_path / shard.name
+        copy.write_bytes(whole)
+        _retar(copy, lambda members: None)
+        assert copy.read_bytes() == whole
+        sizes.add(len(whole))
+    assert len(sizes) > 1
+
+
+def _with_exif(data, orientation):
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.open(io.BytesIO(data)).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [4, 5])
+def test_an_image_that_is_stored_on_its_side_is_measured_upright(tar, table, orientation):
+    stored = []
+
+    def turn(members):
+        stored.append(_with_exif(members[2][1], orientation))
+        members[2] = members[2][0], stored[0]
+
+    _retar(tar, turn)
+    width, height = Image.open(io.BytesIO(stored[0])).size
+    assert width != height
+    sha256, row = hashlib.sha256(stored[0]).hexdigest(), {"orientation": orientation}
+    for upright in ((width, height), (height, width)):
+        row |= {"width": upright[0], "height": upright[1], "sha256": sha256, "tar_size": len(stored[0])}
+        found = [fault for fault in tar_faults(tar, _changed(table, 1, **row)) if "the table says" in fault]
+        right = (upright == (height, width)) == (orientation == 5)
+        assert any(f"the table says {upright[0]} x {upright[1]}" in fault for fault in found) is not right
+        assert not any("EXIF" in fault for fault in found)
 
 
 def _annotated(**values):
@@ -126,7 +181,9 @@ def _another(name):
 def test_a_member_that_is_not_as_it_was_written_is_named(tar, table, change, fault):
     assert list(tar_faults(tar, table)) == []
     _retar(tar, change)
-    assert any(fault in found for found in tar_faults(tar, table))
+    found = list(tar_faults(tar, table))
+    assert any(fault in each for each in found)
+    assert not any("not in the order" in each for each in found)
 
 
 def test_bytes_behind_a_member_and_room_behind_the_last_are_named(tar, table):
