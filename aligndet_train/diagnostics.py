@@ -53,7 +53,7 @@ def embedding_diagnostics(
         findable = matches.any(dim=1)
         found = matches.gather(1, nearest.argmax(dim=1, keepdim=True))[:, 0]
         return {
-            "retrieval": (found & findable).sum() / findable.sum().clamp(min=1),
+            "retrieval": found.sum() / findable.sum().clamp(min=1),
             "retrieval_chance": (matches.sum(dim=1) / choices.clamp(min=1)).sum()
             / findable.sum().clamp(min=1),
             "alignment": ((2 - 2 * similarity) * matches).sum() / matches.sum().clamp(min=1),

@@ -96,6 +96,22 @@ def test_of_very_many_positives_background_still_has_its_share(monkeypatch):
         assert len(set(rows.tolist())) == 20
 
 
+def test_where_more_boxes_are_wanted_than_are_looked_at_by_default_all_of_them_are_found(monkeypatch):
+    monkeypatch.setattr(sampling, "_CANDIDATES", 200)
+    monkeypatch.setattr(sampling, "_SPARE", 60)
+    ids = [*range(100), *[BACKGROUND] * 10_000]
+    for _, rows, _ in sample(ids, ids, 1000):
+        assert len(set(rows.tolist())) == 1000
+
+
+def test_no_proposal_is_always_or_never_drawn():
+    torch.manual_seed(0)
+    ids = list(range(20))
+    drawn = [proposals(sample(ids, ids, 10)[0][2]) for _ in range(60)]
+    counts = [sum(number in each for each in drawn) for number in ids]
+    assert all(0 < count < 60 for count in counts)
+
+
 def test_which_box_of_a_proposal_is_drawn_is_left_to_chance():
     ids = torch.arange(20).repeat(50).tolist()
     drawn = {row for _ in range(20) for row in sample(ids, ids, 20)[0][1].tolist()}
