@@ -3,7 +3,7 @@
 mmengine passes over what a file lacks or has in another shape, and a frozen backbone would stay random.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from proposals.errors import AlignDetError
 _LEAST_SHARE = 0.5
 _EXAMPLES = 3
 _ADVICE = (
-    "`aligndet backbone inspect FILE` says what it is and fits; `pretrain --backbone-weights FILE` reads weights by "
-    "the names of many projects"
+    "`aligndet backbone inspect FILE` says what it is and fits; with --backbone-weights FILE `pretrain` and `finetune` "
+    "read weights by the names of many projects"
 )
 
 
@@ -56,8 +56,10 @@ def begins_from(backbone: Mapping[str, Any], weights: Path) -> bool:
     return str(weights) in named
 
 
-def load_initial_weights(model: Any, backbone: nn.Module, *settings: Mapping[str, Any]) -> list[str]:
-    """``model.init_weights()``; what the log should say of weights that ``backbone``, in it, was not given.
+def load_initial_weights(
+    initialise: Callable[[], None], backbone: nn.Module, *settings: Mapping[str, Any]
+) -> list[str]:
+    """Call ``initialise``, a model's ``init_weights``; what the log should say of weights that its ``backbone`` lacks.
 
     settings: configs of both, or of the one that they are. Raises OSError when weights that these name cannot be
     fetched, AlignDetError when they cannot be read or do not fill the backbone.
@@ -65,7 +67,7 @@ def load_initial_weights(model: Any, backbone: nn.Module, *settings: Mapping[str
     files = ", ".join(name for config in settings for name in _checkpoints(config))
     with _names_loaded(backbone) as loaded:
         try:
-            model.init_weights()
+            initialise()
         except (OSError, AlignDetError):
             raise
         except Exception as error:  # of a damaged file anything may come

@@ -14,6 +14,9 @@ from proposals.dataset.manifest import FileEntry, Manifest, read_manifest, requi
 from proposals.errors import AlignDetError
 from proposals.paths import is_there
 
+# What `mine` alone writes beside the shards of a dataset; other verbs may be at work there.
+_OWN = (layout.PLAN, layout.APPEND, layout.REJECTED)
+
 
 def start_append(out: Path, extended: Plan, identity: JobIdentity, manifest: Manifest) -> None:
     """Write ``extended`` beside the plan of the dataset in ``out``, unless it is there, and drop what another left.
@@ -22,13 +25,19 @@ def start_append(out: Path, extended: Plan, identity: JobIdentity, manifest: Man
     """
     require_listable(extended.shards, extended.images, identity.images_per_shard)
     path = out / layout.APPEND
-    remove_leftovers(out / layout.SHARDS)
+    remove_own_leftovers(out)
     with temporary_beside(path) as (temporary,):
         write_plan(temporary, extended.parts(), identity)
         if is_there(path) and file_sha256(path) == file_sha256(temporary):
             return
         _remove_shards_behind(out, manifest)
         publish(temporary, path)
+
+
+def remove_own_leftovers(out: Path) -> None:
+    """Delete what runs that were killed had half written to the dataset in ``out``."""
+    remove_leftovers(out / layout.SHARDS)
+    remove_leftovers(out, of=_OWN)
 
 
 def take_back_append(out: Path, manifest: Manifest, say: Say) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.append import remove_own_leftovers
 from pipeline.claim import Say, release, taken_over
 from pipeline.patience import patiently
 from pipeline.proofs import written_records
@@ -9,7 +10,7 @@ from pipeline.workspace import Workspace
 from proposals.dataset import layout
 from proposals.dataset.assemble import assemble, read_identity
 from proposals.dataset.clusters import remove_stale_clusters
-from proposals.dataset.files import copy_atomically, file_sha256, remove_leftovers, remove_tree
+from proposals.dataset.files import copy_atomically, file_sha256, remove_tree
 from proposals.dataset.manifest import CommitRecord, Manifest, read_manifest, write_model
 from proposals.paths import is_there
 
@@ -31,7 +32,7 @@ def commit(workspace: Workspace, records: dict[str, CommitRecord], say: Say = la
 
 def _assembled(workspace: Workspace, records: dict[str, CommitRecord]) -> Manifest:
     out = workspace.out
-    remove_leftovers(out / layout.SHARDS)
+    remove_own_leftovers(out)
     ordered = [records[layout.shard_name(number)] for number in range(workspace.plan.shards)]
     if workspace.plan_file == layout.APPEND:
         copy_atomically(out / layout.APPEND, out / layout.PLAN)

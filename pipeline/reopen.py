@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.append import start_append, take_back_append
+from pipeline.append import remove_own_leftovers, start_append, take_back_append
 from pipeline.claim import Say
 from pipeline.commit import finish_commit
 from pipeline.plan import ExtendedPlan, ListedPlan, Plan, PlanFile, are_same
@@ -12,7 +12,6 @@ from pipeline.source_change import GROWS, compare, tell_of_waiting
 from pipeline.workspace import Workspace, behind, refuse_difference, with_proofs
 from proposals.dataset import layout
 from proposals.dataset.assemble import read_identity
-from proposals.dataset.files import remove_leftovers
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import Manifest
 from proposals.paths import is_there
@@ -91,6 +90,6 @@ def _begun_append(
         or not are_same(PlanFile(path, shards).parts(), PlanFile(out / layout.PLAN, shards).parts())
     ):
         return None
-    remove_leftovers(out / layout.SHARDS)
+    remove_own_leftovers(out)
     tell_of_waiting(change, say)
     return begun, theirs

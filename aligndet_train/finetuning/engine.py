@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from torch import nn
 
 from aligndet_train.distributed import unwrapped
+from aligndet_train.initial_weights import load_initial_weights
 
 _RUNS = count()
 
@@ -22,18 +22,29 @@ def new_runner(config: Config) -> Runner:
         # mmengine keeps logs by this name and the second: the next run of a process gets its own.
         config.experiment_name = f"{Path(config.filename or 'config').stem}_{next(_RUNS)}"
     runner = Runner.from_cfg(config)
-    _start_alone(runner.model)
+    model = unwrapped(runner.model)
+    if hasattr(model, "init_weights") and hasattr(getattr(model, "backbone", None), "init_weights"):
+        _start_alone(model.backbone)
+        _start_filled(runner, model, config.model.to_dict())
     return runner
 
 
-def _start_alone(model: nn.Module) -> None:
+def _start_filled(runner: Runner, model: Any, settings: dict[str, Any]) -> None:
+    """Let weights that the config names fill the backbone, or no run begin: mmengine passes over what does not fit."""
+    init_weights = model.init_weights
+
+    def init_filled() -> None:
+        for line in load_initial_weights(init_weights, model.backbone, settings, settings["backbone"]):
+            runner.logger.warning(line)
+
+    model.init_weights = init_filled
+
+
+def _start_alone(backbone: Any) -> None:
     """Leave torch's generator as it was once the backbone is initialised, of which weights may have spared parts.
 
     So neck and heads begin alike in all runs of a seed, wherever their backbones' weights come from.
     """
-    backbone: Any = getattr(unwrapped(model), "backbone", None)
-    if not hasattr(backbone, "init_weights"):
-        return
     init_weights = backbone.init_weights
 
     def init_alone() -> None:

@@ -282,9 +282,13 @@ def remove_tree(path: Path) -> None:
             store.rm(name, recursive=True)
 
 
-def remove_leftovers(folder: Path, keep: str = "") -> int:
-    """Delete temporary files and folders of tasks that died, but ``keep``; returns how many there were."""
-    leftovers = [path for path in folder.glob(f"*{TEMPORARY_MARK}*") if path.name != keep]
+def remove_leftovers(folder: Path, keep: str = "", of: tuple[str, ...] = ("",)) -> int:
+    """Delete temporary files and folders of tasks that died, but ``keep``; returns how many there were.
+
+    of: what these were to become; all by default.
+    """
+    there = folder.glob(f"*{TEMPORARY_MARK}*")
+    leftovers = [path for path in there if path.name != keep and path.name.startswith(of)]
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)

@@ -13,6 +13,7 @@ from pipeline.source_change import compare
 from pipeline.sources import FolderSource, SourceEntry
 from proposals.dataset import layout, open_dataset
 from proposals.dataset.consolidated import consolidate
+from proposals.dataset.files import temporary_name
 from proposals.dataset.manifest import library_versions, read_manifest
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
@@ -75,6 +76,18 @@ def test_added_images_get_new_shards_and_old_files_stay(images, grow, tmp_path, 
     whole = _times(out)
     mine_folder(images, out, _SMALL, images_per_shard=2)
     assert _times(out) == whole
+
+
+def test_what_a_killed_run_had_half_written_is_gone_and_what_others_write_stays(
+    images, grow, tmp_path, mine_folder
+):
+    out = mine_folder(images, tmp_path / "out", _SMALL, images_per_shard=2)
+    names = ("plan.parquet", "append.parquet", "rejected.parquet", "shards/00001.tar", "clusters.json")
+    for name in names:
+        temporary_name(out / name).write_bytes(b"half")
+    grow(images)
+    mine_folder(images, out, _SMALL, images_per_shard=2)
+    assert [path.name.partition(".tmp-")[0] for path in out.rglob("*.tmp-*")] == ["clusters.json"]
 
 
 def test_it_can_grow_again_and_be_repaired(images, grow, photos, tmp_path, mine_folder):

@@ -140,7 +140,7 @@ def test_a_retry_that_was_stopped_is_completed_by_the_next_run(
     opened = begin_retry(out, _RECIPE, source)
     if step != "begun":
         broken = {"plan": "copy_atomically", "records": "write_model", "manifest": "assemble"}
-        names = {"mined": "remove_leftovers"} | broken
+        names = {"mined": "remove_own_leftovers"} | broken
 
         def stop(*_):
             raise KeyboardInterrupt

@@ -6,9 +6,9 @@ from itertools import count
 
 import pytest
 
+from benchmarks.simulated_executor import SimulatedExecutor
 from pipeline.executor import Fault
 from pipeline.scheduler import Callbacks, Policy, Scheduler
-from pipeline.simulated_executor import SimulatedExecutor
 from tests.pipeline.simulated import done, ended_by, tasks_of
 
 

@@ -433,6 +433,31 @@ def test_it_begins_from_a_backbone_of_pretrain_backbone(labels, exported, backbo
     assert "both name the backbone's weights" in output
 
 
+def test_a_run_begins_with_no_backbone_that_the_configs_weights_do_not_fill(labels, tmp_path):
+    def run(weights: Path) -> tuple[int, str]:
+        named = f"model.init_cfg={{'type': 'Pretrained', 'checkpoint': '{weights}'}}"
+        return invoke(
+            "finetune", "--config", CONFIGS / "tiny_fcos.py", "--train", labels.annotations, "--train-images",
+            labels.images, "--image-size", "96x64", "--workers", 0, "--batch-size", 4, "--lr", 0.01, "--epochs", 1,
+            "--work-dir", tmp_path / weights.stem, "--cfg-options", named,
+        )  # fmt: skip
+
+    detector = load_run_config(CONFIGS / "tiny_fcos.py", {}, {}).stock_model
+    backbone = build_detector(detector).backbone.state_dict()
+    backbone = {f"backbone.{name}": value for name, value in backbone.items()}
+    torch.save({f"encoder.{name}": value for name, value in backbone.items()}, tmp_path / "other.pth")
+    code, output = run(tmp_path / "other.pth")
+    assert code == 1
+    assert re.search(r"other\.pth fills 0% of the backbone .*--backbone-weights FILE", output)
+    assert not list((tmp_path / "other").glob("epoch_*.pth"))
+    left_out = {name: value for name, value in backbone.items() if not name.startswith("backbone.layer1.0.")}
+    torch.save(left_out, tmp_path / "most.pth")
+    code, output = run(tmp_path / "most.pth")
+    assert code == 0, output
+    (log,) = (tmp_path / "most").glob("*/*.log")
+    assert "6 of its 60 parameters keep their initial values" in log.read_text()
+
+
 def test_query_detectors_are_fine_tuned_as_cuda_takes_them(labels, tmp_path):
     """DDQ has points, sampling offsets and a loss of probabilities."""
     with RefusalsOfCuda():
