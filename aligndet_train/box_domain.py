@@ -236,8 +236,7 @@ def build_pretrainer(
     adapter = adapter_for(stock_model["type"], head_type(stock_model))
     torch.manual_seed(config.seed)
     student: Any = build_detector(adapter.pretraining_model(stock_model, config))
-    settings = (stock_model, stock_model["backbone"])
-    remarks = load_initial_weights(student.init_weights, student.backbone, *settings) if initialise else []
+    remarks = load_initial_weights(student, student.backbone) if initialise else []
     preprocessor = TwoViewPreprocessor(
         InputSpec.from_stock(stock_model.get("data_preprocessor") or {}),
         config.views,

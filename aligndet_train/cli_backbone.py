@@ -166,7 +166,8 @@ def plugged_options(
         typer.echo(f"backbone: {weights} is gone; {begun} has what it held")
         place, _ = preprocessor_of(stock, config)
         backbone, preprocessor = settings
-        return options | {"model.backbone": backbone, place: preprocessor}
+        # Options of whole dictionaries first: the user's, which are dotted, reach inside.
+        return {"model.backbone": backbone, place: preprocessor} | options
     changes, converted, fitted = plugged(weights, stock)
     typer.echo(
         f"backbone: {weights}, {converted.project}, {converted.family.name}: {len(fitted.loaded)} tensors loaded, "

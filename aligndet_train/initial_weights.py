@@ -57,17 +57,18 @@ def begins_from(backbone: Mapping[str, Any], weights: Path) -> bool:
 
 
 def load_initial_weights(
-    initialise: Callable[[], None], backbone: nn.Module, *settings: Mapping[str, Any]
+    model: Any, backbone: nn.Module, initialise: Callable[[], None] | None = None
 ) -> list[str]:
-    """Call ``initialise``, a model's ``init_weights``; what the log should say of weights that its ``backbone`` lacks.
+    """Initialise ``model``; what the log should say of weights that ``backbone``, in it or the same, was not given.
 
-    settings: configs of both, or of the one that they are. Raises OSError when weights that these name cannot be
+    initialise: in place of ``model.init_weights``. Raises OSError when weights that their ``init_cfg`` name cannot be
     fetched, AlignDetError when they cannot be read or do not fill the backbone.
     """
-    files = ", ".join(name for config in settings for name in _checkpoints(config))
-    with _names_loaded(backbone) as loaded:
+    own, all_named = _named_by(backbone), dict.fromkeys([*_named_by(backbone), *_named_by(model)])
+    files = ", ".join(all_named)
+    with _names_loaded(model) as loaded:
         try:
-            initialise()
+            (initialise or model.init_weights)()
         except (OSError, AlignDetError):
             raise
         except Exception as error:  # of a damaged file anything may come
@@ -77,15 +78,21 @@ def load_initial_weights(
                 f"the initial weights {files} cannot be loaded ({type(error).__name__}): damaged, no file of "
                 f"tensors alone, or by other names. {_ADVICE}"
             ) from error
-    return _left_out(backbone, loaded, files) if files else []
+    if not files:
+        return []
+    # A detector's file may be of its neck or heads alone.
+    return _left_out(model, backbone, loaded, files, required=bool(own) or not loaded)
 
 
-def _left_out(backbone: nn.Module, loaded: set[str], files: str) -> list[str]:
-    sizes = {name: value.numel() for name, value in backbone.named_parameters()}
+def _left_out(
+    model: nn.Module, backbone: nn.Module, loaded: set[str], files: str, *, required: bool
+) -> list[str]:
+    of_backbone = {id(value) for value in backbone.parameters()}
+    sizes = {name: value.numel() for name, value in model.named_parameters() if id(value) in of_backbone}
     missing = [name for name in sizes if name not in loaded]
     share = 1 - sum(sizes[name] for name in missing) / sum(sizes.values())
     examples = ", ".join(missing[:_EXAMPLES])
-    if share < _LEAST_SHARE:
+    if share < _LEAST_SHARE and required:
         raise AlignDetError(
             f"{files} fills {share:.0%} of the backbone ({type(backbone).__name__}), and the rest would stay random. "
             f"Not in it, by name and shape: {examples}. {_ADVICE}"
@@ -99,22 +106,32 @@ def _left_out(backbone: nn.Module, loaded: set[str], files: str) -> list[str]:
 
 
 @contextmanager
-def _names_loaded(backbone: nn.Module) -> Iterator[set[str]]:
-    """Names of ``backbone``'s tensors that are loaded inside, whoever loads them."""
+def _names_loaded(model: nn.Module) -> Iterator[set[str]]:
+    """Names of ``model``'s parameters that are loaded inside, whoever loads them, into whatever part of it."""
     loaded: set[str] = set()
 
-    def take(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-        own = module.state_dict()
-        given = {name: state.get(f"{prefix}{name}") for name in own}
-        loaded.update(
-            name for name, value in given.items() if value is not None and value.shape == own[name].shape
-        )
+    def taking(place: str) -> Callable[..., None]:
+        def take(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+            for name, own in module.named_parameters(recurse=False):
+                value = state.get(f"{prefix}{name}")
+                if value is not None and value.shape == own.shape:
+                    loaded.add(f"{place}.{name}" if place else name)
 
-    handle = backbone.register_load_state_dict_pre_hook(take)  # type: ignore[no-untyped-call]
+        return take
+
+    handles = [
+        module.register_load_state_dict_pre_hook(taking(place)) for place, module in model.named_modules()
+    ]
     try:
         yield loaded
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _named_by(module: nn.Module) -> list[str]:
+    # Of what was built: some backbones make an init_cfg of another setting, or load that by themselves.
+    return _checkpoints({"init_cfg": getattr(module, "init_cfg", None)})
 
 
 def _checkpoints(settings: Mapping[str, Any]) -> list[str]:

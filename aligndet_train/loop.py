@@ -89,7 +89,7 @@ class StreamTrainLoop(IterBasedTrainLoop):
         with stop_requests() as self._asked:
             while self._iter < self._max_iters and not self._stopped():
                 self.run_iter(self._next_batch())
-        self._end()
+            self._end()
         return self.runner.model
 
     def _next_batch(self) -> list[Sample]:
@@ -156,8 +156,9 @@ def step_runner(
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C, SIGTERM or SIGHUP (the terminal, or its connection, is closed) sets; a second one
-    has its ordinary effect, it kills.
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP (the terminal, or its connection, is closed) sets.
+
+    A second Ctrl-C or SIGTERM has its ordinary effect, it kills.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -171,7 +172,8 @@ def stop_requests() -> Iterator[threading.Event]:
     def request(number: int, frame: Any) -> None:
         stop.set()
         for each, handler in ordinary.items():
-            signal.signal(each, handler)
+            # A terminal that closes sends it twice: from its shell, and from the kernel.
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else handler)
 
     for number in ordinary:
         signal.signal(number, request)

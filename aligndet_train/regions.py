@@ -146,7 +146,7 @@ def _frozen(settings: RegionSettings) -> Any:
     with DefaultScope.overwrite_default_scope("mmdet"):
         model: Any = MODELS.build(ConfigDict(backbone))
     try:
-        load_initial_weights(model.init_weights, model, backbone)
+        load_initial_weights(model, model)
     except OSError as error:
         raise AlignDetError(
             f"the backbone's weights ({backbone.get('init_cfg')}) could not be read: {error}. Name a local file with "

@@ -25,16 +25,16 @@ def new_runner(config: Config) -> Runner:
     model = unwrapped(runner.model)
     if hasattr(model, "init_weights") and hasattr(getattr(model, "backbone", None), "init_weights"):
         _start_alone(model.backbone)
-        _start_filled(runner, model, config.model.to_dict())
+        _start_filled(runner, model)
     return runner
 
 
-def _start_filled(runner: Runner, model: Any, settings: dict[str, Any]) -> None:
+def _start_filled(runner: Runner, model: Any) -> None:
     """Let weights that the config names fill the backbone, or no run begin: mmengine passes over what does not fit."""
     init_weights = model.init_weights
 
     def init_filled() -> None:
-        for line in load_initial_weights(init_weights, model.backbone, settings, settings["backbone"]):
+        for line in load_initial_weights(model, model.backbone, init_weights):
             runner.logger.warning(line)
 
     model.init_weights = init_filled

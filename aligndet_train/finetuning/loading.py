@@ -66,7 +66,7 @@ def only_backbone(state: dict[str, Tensor]) -> bool:
 
 
 def skip_downloads(config: Config) -> None:
-    """Let the backbone of ``config`` begin without weights, in place.
+    """Let the detector of ``config``, and its backbone, begin without weights, in place.
 
     They are about to be overwritten: fetching others first would be in vain, or fail.
     """
@@ -74,6 +74,7 @@ def skip_downloads(config: Config) -> None:
     names = ("init_cfg", "pretrained", *(("weights",) if class_name(backbone.type) == "TimmBackbone" else ()))
     for name in names:
         backbone.pop(name, None)
+    config.model.pop("init_cfg", None)
 
 
 def _for_all_classes(name: str, value: Tensor, own: Tensor | None) -> Tensor:

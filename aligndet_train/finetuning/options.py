@@ -1,7 +1,8 @@
 """``--cfg-options`` that fine-tuning or evaluation would not read."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from proposals.errors import AlignDetError
 
@@ -15,7 +16,7 @@ _OF_BOTH = {
     r"test_dataloader": "name val_dataloader",
     r"(val|test)_evaluator": "COCO's AP of boxes is what is measured",
     r"work_dir": "use --work-dir",
-    r"model(\.\w+)*\.num_classes": "the labels have the classes",
+    r"model(\.roi_head)?\.bbox_head(\.\d+)?\.num_classes": "the labels have the classes",
     r"(tta_model|tta_pipeline)": _NOTHING,
     r"(pretrain|pretrain_model)": "it is of `aligndet pretrain`",
 }
@@ -39,9 +40,19 @@ _INSTEAD: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def require_read(options: Iterable[str], verb: str) -> None:
-    """Raise AlignDetError for the first of ``options``, dotted names, that ``verb`` (finetune, evaluate) overwrites."""
-    for option in options:
+def require_read(options: Mapping[str, Any], verb: str) -> None:
+    """Raise AlignDetError for the first of ``options`` that ``verb`` (finetune, evaluate) overwrites.
+
+    options: values by dotted names; dictionaries among the values are looked into.
+    """
+    for option in _names(options):
         for pattern, instead in _INSTEAD[verb].items():
             if re.match(rf"{pattern}(\.|$)", option):
                 raise AlignDetError(f"--cfg-options {option}: `aligndet {verb}` does not read it: {instead}")
+
+
+def _names(options: Mapping[str, Any], inside: str = "") -> Iterator[str]:
+    for name, value in options.items():
+        yield f"{inside}{name}"
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{inside}{name}.")

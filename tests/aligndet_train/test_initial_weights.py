@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.model import BaseModule
+from torch import nn
 
 from aligndet_train.box_domain import BoxDomainPretrainer, build_pretrainer
 from aligndet_train.config import load_run_config
+from aligndet_train.initial_weights import load_initial_weights
 from aligndet_train.regions import RegionEncoder, region_settings
 from proposals.errors import AlignDetError
 from tests.aligndet_train.conftest import TINY
@@ -78,7 +81,40 @@ def test_what_a_file_leaves_out_is_told(weights, tmp_path):
     kept = {name: value for name, value in weights.items() if not name.startswith("layer1.0.")}
     torch.save({"state_dict": kept}, file)
     (remark,) = begun(from_file(file)).remarks
-    assert "6 of its 60 parameters keep their initial values, first layer1.0.conv1.weight" in remark
+    assert "6 of its 60 parameters keep their initial values, first backbone.layer1.0.conv1.weight" in remark
+
+
+def test_a_detectors_file_may_be_of_its_neck_alone(weights, tmp_path):
+    run = load_run_config(TINY["fcos"], {}, {})
+    neck = build_pretrainer(run.stock_model, run.pretrain).student.neck.state_dict()
+    file = tmp_path / "neck.pth"
+    torch.save({f"neck.{name}": torch.full_like(value, 0.5) for name, value in neck.items()}, file)
+    model = begun(from_file(file), DETECTOR)
+    assert all(bool((value == 0.5).all()) for value in model.student.neck.state_dict().values())
+    (remark,) = model.remarks
+    assert "neck.pth fills 0.0% of the backbone: 60 of its 60 parameters keep" in remark
+
+
+class OfParts(BaseModule):
+    """A backbone that loads its weights by itself: into a part of it, or before anybody asks."""
+
+    def __init__(self, file: Path, early: bool) -> None:
+        super().__init__(None if early else {"type": "Pretrained", "checkpoint": str(file)})
+        self.pretrained = str(file) if early else None
+        self.part = nn.Conv2d(3, 8, 1)
+        if early:
+            self.part.load_state_dict(torch.load(file, weights_only=True))
+
+    def init_weights(self) -> None:
+        if self.pretrained is None:
+            self.part.load_state_dict(torch.load(self.init_cfg["checkpoint"], weights_only=True))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_backbone_may_load_its_weights_by_itself(early, tmp_path):
+    torch.save(nn.Conv2d(3, 8, 1).state_dict(), tmp_path / "part.pth")
+    backbone = OfParts(tmp_path / "part.pth", early)
+    assert load_initial_weights(backbone, backbone) == []
 
 
 @pytest.mark.parametrize("name", sorted(STRANGERS))

@@ -133,6 +133,9 @@ def test_an_interrupt_saves_the_step_it_ends_in_and_resumes(undisturbed, mined_d
         time.sleep(0.05)
     for each in with_children(process):
         os.kill(each, number)
+    if number == signal.SIGHUP:
+        time.sleep(0.01)
+        process.send_signal(number)
     output, _ = process.communicate()
     stopped = load_checkpoint(tmp_path / LAST)["step"]
     assert process.returncode == 130
@@ -304,6 +307,8 @@ def test_a_run_goes_on_without_the_file_of_its_backbone_weights(mined_dataset, t
     unknown = [str(other) if word == str(started) else word for word in arguments]
     assert f"no weights at '{other}'" in finish(Command(unknown), expect=1)
     assert f"no weights at '{started}'" in finish(Command([*arguments, "--no-resume"]), expect=1)
+    other_norm = finish(Command([*arguments, "--cfg-options", "model.backbone.norm_eval=False"]), expect=1)
+    assert "stock_model.backbone.norm_eval: True -> False" in other_norm
     output = finish(Command(arguments))
     assert "is gone" in output
     assert "resumed at step" in output

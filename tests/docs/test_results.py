@@ -102,7 +102,27 @@ def test_a_row_of_the_goals_table_is_of_the_study_that_it_links_to(row: re.Match
         f"| {row['pretrained']} |" in line and f" | {row['gain']} | {row['p']} | {seeds} |" in line
         for line in lines
     )
-    assert row["goal"].endswith(", missed") == (float(row["gain"]) < float(row["goal"].split(",")[0]))
+    assert row["goal"].endswith(", missed") == (unrounded(row) < float(row["goal"].split(",")[0]))
+
+
+def unrounded(row: re.Match[str]) -> float:
+    """The gain of a row of the goals table, from its runs where they were kept."""
+    for study in STUDIES:
+        section = study_section(study)
+        if page_of(study).name == row["page"] and f" | {row['gain']} | {row['p']} |" in section:
+            finals = [run for run in json.loads(study.read_text()) if run.get("stage") == "final"]
+            assert len({run["arm"] for run in finals}) == 2
+            means = [
+                mean(run["last"]["AP"] for run in finals if (run["arm"] == "backbone") == baseline)
+                for baseline in (False, True)
+            ]
+            return means[0] - means[1]
+    return float(row["gain"])
+
+
+def study_section(study: Path) -> str:
+    marker = f"<!-- {named(study)}: "
+    return page_of(study).read_text().partition(f"{marker}begin -->")[2].partition(f"{marker}end -->")[0]
 
 
 @pytest.mark.parametrize("row", GOALS, ids=lambda row: f"{row['detector']}, {row['epochs']}")

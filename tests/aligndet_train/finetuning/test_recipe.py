@@ -393,22 +393,33 @@ def test_a_box_head_that_predicts_masks_is_refused(labels):
 )
 def test_an_option_that_a_run_would_overwrite_is_refused(option, instead):
     with pytest.raises(AlignDetError, match=f"{re.escape(option)}.*finetune.*{instead}"):
-        require_read(["model.bbox_head.norm_on_bbox", option], "finetune")
+        require_read(dict.fromkeys(["model.bbox_head.norm_on_bbox", option]), "finetune")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"model.bbox_head": {"num_classes": 3}}, {"model": {"roi_head": {"bbox_head": {"num_classes": 3}}}}],
+)
+def test_an_option_that_a_run_would_overwrite_is_refused_inside_of_a_dictionary(options):
+    with pytest.raises(AlignDetError, match=r"bbox_head\.num_classes.* the labels have the classes"):
+        require_read(options, "finetune")
 
 
 @pytest.mark.parametrize("option", ["val_evaluator.metric", "test_dataloader.batch_size", "pretrain.epochs"])
 def test_what_evaluation_would_overwrite_is_refused_and_what_a_run_was_trained_with_is_not(option):
     with pytest.raises(AlignDetError, match=f"{option}.*evaluate"):
         require_read(
-            ["optim_wrapper.clip_grad", "randomness.seed", "train_cfg.max_epochs", option], "evaluate"
+            dict.fromkeys(["optim_wrapper.clip_grad", "randomness.seed", "train_cfg.max_epochs", option]),
+            "evaluate",
         )
 
 
 def test_options_that_a_run_reads_pass():
     options = ["randomness.deterministic", "train_dataloader.batch_size", "train_dataloader.dataset.pipeline",
                "train_dataloader.dataset.filter_cfg.min_size", "train_cfg.max_epochs", "load_from",
-               "default_hooks.checkpoint.save_best", "resume_from_nothing", "optim_wrapper.optimizer.lr"]  # fmt: skip
-    require_read(options, "finetune")
+               "default_hooks.checkpoint.save_best", "resume_from_nothing", "optim_wrapper.optimizer.lr",
+               "model.rpn_head.num_classes"]  # fmt: skip
+    require_read(dict.fromkeys(options), "finetune")
 
 
 def test_one_scheduler_needs_no_list(labels):
