@@ -64,8 +64,8 @@ def load_initial_weights(
     initialise: in place of ``model.init_weights``. Raises OSError when weights that their ``init_cfg`` name cannot be
     fetched, AlignDetError when they cannot be read or do not fill the backbone.
     """
-    own, all_named = _named_by(backbone), dict.fromkeys([*_named_by(backbone), *_named_by(model)])
-    files = ", ".join(all_named)
+    own = _named_by(backbone)
+    files = ", ".join(dict.fromkeys([*own, *_named_by(model)]))
     with _names_loaded(model) as loaded:
         try:
             (initialise or model.init_weights)()

@@ -145,6 +145,8 @@ def test_a_checkpoint_loads_without_the_weights_it_began_with(tmp_path):
         SMALL, (1, 2), weights=str(tmp_path / "gone.pth"), feature_scale=2.0, frozen_stages=0
     )
     again.load_state_dict(trained.state_dict(), strict=True)
+    for one, other in zip(outputs(trained), outputs(again), strict=True):
+        assert torch.equal(one, other * 2)
 
 
 def test_frozen_stages_and_norm_eval_hold_in_training():
