@@ -196,13 +196,14 @@ def mined_images(
 def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch) -> Iterator[_Read]:
     listed = frozenset(uri for uri, size in zip(task.uris, task.sizes, strict=False) if size >= 0)
     with timed_reads(partial(_read_source, work.source, listed), work.limits.read_seconds) as read:
-        for key, uri in zip(task.keys, task.uris, strict=True):
+        sizes = task.sizes or (-1,) * len(task)
+        for key, uri, size in zip(task.keys, task.uris, sizes, strict=True):
             if key in quarantine:
                 yield _Read(key, uri, refusal=quarantine[key])
                 continue
             strike_worker(uri)
             with watch.stage("read"):
-                image = _read(key, uri, read)
+                image = _read(key, uri, size, read)
             yield image
 
 
@@ -255,9 +256,14 @@ def _require_folder(folder: str | None) -> None:
     )
 
 
-def _read(key: str, uri: str, read: Callable[[str], bytes]) -> _Read:
+def _read(key: str, uri: str, size: int, read: Callable[[str], bytes]) -> _Read:
     try:
         data = read(uri)
+        if size not in (-1, len(data)):
+            # The plan would tell another size than the row for ever, and refuse what is in the dataset as changed.
+            raise ImageRejected(
+                "read", "changed", f"{size} bytes when it was listed, {len(data)} when it was read"
+            )
     except ImageRejected as error:
         return _Read(key, uri, refusal=Refusal.of(error))
     return _Read(key, uri, data, hashlib.sha256(data).hexdigest())

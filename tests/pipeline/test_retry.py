@@ -299,3 +299,19 @@ def test_a_list_in_another_order_names_the_same_images(source, out):
     assert begin(out, *_job(Backwards(source.root))).finished is not None
     assert (out / layout.MANIFEST).read_bytes() == before
     assert not verify_dataset(out).unfinished
+
+
+def test_an_image_that_is_replaced_while_the_job_runs_is_told_and_keeps_no_one_from_going_on(
+    photos, tmp_path
+):
+    source = FolderSource(shutil.copytree(photos, tmp_path / "in"))
+    opened = begin(tmp_path / "out", *_job(source))
+    shutil.copy(photos / "astronaut.jpg", source.root / "cat.jpg")
+    _finish(source, opened)
+    before, now = ((folder / "cat.jpg").stat().st_size for folder in (photos, source.root))
+    (row,) = pq.read_table(opened.out / "rejected.parquet").to_pylist()
+    assert (row["uri"], row["reason"]) == ("cat.jpg", "changed")
+    assert row["detail"] == f"{before} bytes when it was listed, {now} when it was read"
+    run_job(source, opened.out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), Nobody())
+    assert not _rejected(opened.out)
+    assert run_job(source, opened.out, _RECIPE, JobOptions(1, workers=1), Nobody()).already_complete
