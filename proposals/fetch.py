@@ -230,11 +230,24 @@ def verdict(error: Exception, url: str) -> Exception:
         return ImageRejected("read", "permission_denied", "its URL may not be read")
     if (isinstance(error, ValueError) and status is None) or type(error).__name__ in _NOT_EVEN_ASKED:
         return _bad_url()
-    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
+    if (
+        isinstance(status, int)
+        and 400 <= status < 500
+        and status not in (408, 425, 429)
+        and not _garbled(error)
+    ):
         return ImageRejected("read", "refused", f"its server answers {status}")
     unavailable = SourceUnavailableError(f"{url}: {type(error).__name__}: {error}")
     unavailable.pause = _asked_pause(getattr(error, "headers", None))
     return unavailable
+
+
+def _garbled(error: Exception) -> bool:
+    """Whether the answer could not be understood, which aiohttp says as if the server had answered 400.
+
+    The rest of an answer before, on the same connection, for one: the next time it may be sound.
+    """
+    return any(cls.__name__ == "HttpProcessingError" for cls in type(error.__cause__).__mro__)
 
 
 def _asked_pause(headers: Mapping[str, str] | None) -> float:

@@ -79,8 +79,12 @@ class ImageRoot(BaseModel):
             raise ImageRejected("read", "bad_name", f"a name of more than {MAX_NAME_BYTES} bytes is not read")
         scheme, remote = scheme_of(uri), scheme_of(self.root) is not None
         if scheme is not None:
-            if self.kind not in LISTS or scheme not in SCHEMES or "::" in uri:
+            if self.kind not in LISTS or scheme not in SCHEMES:
                 raise ImageRejected("read", "not_allowed", f"a URL of scheme {scheme} is not read")
+            if "::" in uri:
+                raise ImageRejected(
+                    "read", "not_allowed", "a URL with :: in it is not read, as it could chain others"
+                )
             return uri
         path = PurePosixPath(uri)
         if path.is_absolute() and (remote or self.kind not in LISTS):

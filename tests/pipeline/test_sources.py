@@ -177,6 +177,27 @@ def test_a_list_from_a_web_server_reads_relative_names_and_urls(folder, web):
     assert _reason(source, "http://127.0.0.1:9/x.jpg") == "unreachable"
 
 
+class _GarblesOnce(_Quiet):
+    garbled = False
+
+    def do_GET(self):
+        if self.garbled:
+            super().do_GET()
+        else:
+            type(self).garbled = True
+            self.wfile.write(b"the rest of another answer\r\n\r\n")
+
+
+def test_an_answer_that_cannot_be_understood_is_asked_for_again(folder):
+    with serving(folder, _GarblesOnce) as url:
+        assert ImageRoot(kind="list", root=url).read("a.jpg") == b"first"
+
+
+def test_a_url_that_looks_like_a_chain_is_not_blamed_on_its_scheme(folder):
+    with pytest.raises(ImageRejected, match="a URL with :: in it is not read"):
+        ImageRoot(kind="list", root=str(folder)).read("http://[::1]/a.jpg")
+
+
 @pytest.mark.parametrize(
     "uri", ["http://[img]/a.jpg", "https://[]/a.jpg", "http://a:b/c.jpg", "http:///a.jpg"]
 )
