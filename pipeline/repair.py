@@ -22,7 +22,7 @@ from proposals.dataset.assemble import (
     read_rejected,
     rejected_bytes,
 )
-from proposals.dataset.checks.folder import file_faults
+from proposals.dataset.checks.folder import expected_paths, file_faults
 from proposals.dataset.consolidated import consolidate
 from proposals.dataset.files import publish, temporary_name, write_atomically
 from proposals.dataset.identity import JobIdentity
@@ -83,6 +83,7 @@ def repair_dataset(
     manifest = read_manifest(root)
     if report.problems:
         refuse_newer(root / layout.MANIFEST, manifest.format_version, "repairing")
+    _refuse_folders(root, manifest)
     if _has(report, layout.PLAN):
         _replace(root, manifest.plan, _rebuilt_plan(root, manifest, folders))
         on_repair(layout.PLAN)
@@ -123,14 +124,24 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
+def _refuse_folders(root: Path, manifest: Manifest) -> None:
+    """Before an image is mined again: no file takes the place of a folder, whose content may be somebody's only one."""
+    for path in sorted(expected_paths(manifest)):
+        if not path.startswith(f"{layout.CONSOLIDATED}/"):  # of which the whole group is replaced
+            _refuse_folder(root / path)
+
+
+def _refuse_folder(path: Path) -> None:
+    if _is_folder(path):
+        raise AlignDetError(f"{path} is a folder, where a file should be. Move it away and repair again.")
+
+
 def _has(report: Report, file: str) -> bool:
     return any(problem.file == file for problem in report.problems)
 
 
 def _rebuild_manifest(root: Path) -> None:
-    path = root / layout.MANIFEST
-    if _is_folder(path):
-        raise AlignDetError(f"{path} is a folder, where a file should be. Move it away and repair again.")
+    _refuse_folder(root / layout.MANIFEST)
     try:
         identity = read_identity(root / layout.PLAN)
         records = [_record(root, task) for task in _every_task(PlanFile(root / layout.PLAN))]

@@ -314,6 +314,19 @@ def test_a_folder_or_link_in_place_of_a_file_is_left_and_named(copy, source):
     assert "is a folder, where a file should be" in str(_repair(copy).exception)
 
 
+@pytest.mark.parametrize(
+    "file", ["plan.parquet", "rejected.parquet", "shards/00001.tar", "shards/00001.json"]
+)
+def test_a_folder_in_place_of_a_file_is_named_before_anything_is_replaced(copy, source, content, file):
+    (copy / file).unlink()
+    (copy / file).mkdir()
+    (copy / "shards/00000.tar").unlink()
+    before = content(copy)
+    done = _repair(copy, source)
+    assert f"{copy / file} is a folder, where a file should be" in str(done.exception)
+    assert content(copy) == before
+
+
 def test_imported_boxes_are_not_mined_again(copy, source, tmp_path):
     file, back = tmp_path / "boxes.json", tmp_path / "back"
     for arguments in ([copy, file, "--to", "coco"], [file, back, "--to", "dataset", "--images", source]):
