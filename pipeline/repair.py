@@ -24,7 +24,7 @@ from proposals.dataset.assemble import (
 )
 from proposals.dataset.checks.folder import expected_paths, file_faults
 from proposals.dataset.consolidated import consolidate
-from proposals.dataset.files import publish, temporary_name, write_atomically
+from proposals.dataset.files import make_folder, publish, temporary_name, write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
     CommitRecord,
@@ -74,11 +74,7 @@ def repair_dataset(
     saying why; NewerFormatError, with nothing touched, when a newer format wrote a part of it.
     """
     root = local_only(root, "verify --repair")
-    if (root / layout.SHARDS).is_symlink():
-        raise AlignDetError(
-            f"{root / layout.SHARDS} is a link, and nothing is written to where it leads. Put the folder itself in its "
-            "place, then repair"
-        )
+    _require_no_other(root / layout.SHARDS)
     report = _with_manifest(root, workers, on_repair)
     manifest = read_manifest(root)
     if report.problems:
@@ -122,6 +118,17 @@ def _rebuild_arrays(root: Path, manifest: Manifest, report: Report, workers: int
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
+
+
+def _require_no_other(shards: Path) -> None:
+    """Raise AlignDetError when there is something else than a folder in the place of ``shards``."""
+    if shards.is_symlink():
+        raise AlignDetError(
+            f"{shards} is a link, and nothing is written to where it leads. Put the folder itself in its "
+            "place, then repair"
+        )
+    if shards.exists() and not shards.is_dir():
+        raise AlignDetError(f"{shards} is a file, where a folder should be. Move it away and repair again.")
 
 
 def _refuse_folders(root: Path, manifest: Manifest) -> None:
@@ -267,6 +274,7 @@ def _mine_again(
                 again = record.model_copy(update={"rejected": rejected})
                 write_model(layout.record_path(staging, name), again)
             files = [*(entry.path for entry in record.shard.files), f"{layout.SHARDS}/{name}.json"]
+            make_folder(root / layout.SHARDS)
             for file in files:
                 publish(staging / file, root / file)
             on_repair(", ".join(files))

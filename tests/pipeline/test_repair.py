@@ -95,6 +95,15 @@ def test_a_missing_shard_comes_back(copy, whole, source, content):
     assert content(copy) == content(whole)
 
 
+def test_all_shards_come_back_with_their_folder(copy, whole, source, content):
+    shutil.rmtree(copy / layout.SHARDS)
+    (copy / layout.SHARDS).write_bytes(b"")
+    assert "shards is a file, where a folder should be" in str(_repair(copy, source).exception)
+    (copy / layout.SHARDS).unlink()
+    assert _repair(copy, source).exit_code == 0
+    assert content(copy) == content(whole)
+
+
 def test_a_clean_dataset_is_left_alone(copy, source):
     before = {path: path.stat().st_mtime_ns for path in [copy, *copy.rglob("*")]}
     assert _repair(copy, source).exit_code == 0
