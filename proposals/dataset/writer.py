@@ -1,5 +1,6 @@
 """Writing one shard: a tar of images, a Parquet table of boxes, then the commit record that proves both."""
 
+import errno
 import hashlib
 import os
 import tarfile
@@ -20,6 +21,7 @@ from proposals.dataset.tables import BOX, REFERENCE_SCHEMA, SCHEMA, write_table
 from proposals.filter_spec import STATUSES, Filtered
 
 _BLOCK = 512
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,16 @@ class ShardWriter:
         self._stream: BinaryIO = self._tar_temporary.open("wb")
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._stream.close()
-        self._temporary.__exit__(None, None, None)
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error.filename = str(self._tar_temporary.parent)  # a write to an open file does not say to which
+        try:
+            self._stream.close()
+        except OSError:
+            if error is None:  # else it is what could not be written before, tried again
+                raise
+        finally:
+            self._temporary.__exit__(None, None, None)
 
     def add(self, image: MinedImage) -> None:
         """Append one image and its proposals."""
