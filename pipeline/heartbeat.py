@@ -96,7 +96,7 @@ def _keep_alive(out: Path, over: Event) -> None:
 def remove_beat(out: Path) -> None:
     """Remove the last beat of ``out``; nothing of this process writes it again by itself."""
     with _beating, suppress(Exception):
-        (out / HEARTBEAT).unlink(missing_ok=True)
+        (out / HEARTBEAT).unlink()
 
 
 def write_beat(out: Path, content: dict[str, Any]) -> None:

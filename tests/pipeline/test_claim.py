@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import claim, heartbeat
 from pipeline.append import start_append, take_back_append
@@ -24,6 +25,7 @@ from proposals.dataset.layout import HEARTBEAT
 from proposals.dataset.manifest import read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
+from proposals.paths import as_path
 from tests.pipeline.jobs_by_hand import RECIPE, begun, finish, mined, two_images
 
 
@@ -152,6 +154,104 @@ def test_a_run_that_was_killed_elsewhere_is_waited_for_and_followed(images, tmp_
     finish(images, begun(images, out, said))
     assert "process 1 on elsewhere" in said[0]
     assert len(open_dataset(out)) == 2
+
+
+@pytest.fixture
+def puts(monkeypatch):
+    """``puts(put)``: memory:// paths, a store without locks, put what ``put`` makes of the bytes."""
+    whole = MemoryFileSystem.pipe_file
+
+    def change(put):
+        monkeypatch.setattr(
+            MemoryFileSystem, "pipe_file", lambda self, path, value: whole(self, path, put(value))
+        )
+
+    yield change
+    MemoryFileSystem.store.clear()
+
+
+def test_where_nothing_locks_the_last_of_two_that_begin_goes_on(puts):
+    theirs = {"host": "elsewhere", "space": "", "pid": 1, "started": 0.0, "updated": time.time()}
+    puts(lambda _: json.dumps(theirs).encode())  # put right after our own
+    out = as_path("memory://claimed/out")
+    with pytest.raises(AlignDetError, match="process 1 on elsewhere"), claim.claimed(out, pytest.fail):
+        pytest.fail("it went on beside the other one")
+    assert heartbeat.read_heartbeat(out) == theirs
+
+
+def test_a_dead_runs_beat_that_nobody_can_replace_keeps_nobody_out(puts, dead):
+    out, entered = as_path("memory://claimed/out"), []
+    _beat_of(out, pid=dead)
+
+    def denied(_):
+        raise PermissionError("not for you")
+
+    puts(denied)
+    with claim.claimed(out, pytest.fail):
+        entered.append(heartbeat.read_heartbeat(out)["pid"])
+    assert entered == [dead]
+
+
+class _AskedError(Exception):
+    """That a run would wait, and for how long."""
+
+
+def _asks(sentence):
+    raise _AskedError(sentence)
+
+
+@pytest.mark.parametrize(
+    ("age", "host", "waits"),
+    [
+        (0, "elsewhere", 30),
+        (10, "elsewhere", 20),
+        (29, "elsewhere", 6),  # three beats, at least
+        (100, "elsewhere", 30),  # or its clock is behind
+        (-100, "elsewhere", 30),  # or ahead
+        (3500, "elsewhere", 30),
+        (3700, "elsewhere", None),
+        (10, None, 20),
+        (40, None, None),  # the same clock
+    ],
+)
+def test_how_long_another_run_is_waited_for_is_told_by_its_last_beat(tmp_path, age, host, waits):
+    _beat_of(tmp_path, updated=time.time() - age, space="pid:[1]", **({"host": host} if host else {}))
+    if waits is None:
+        with claim.claimed(tmp_path, _asks):
+            assert heartbeat.is_ours(heartbeat.read_heartbeat(tmp_path))
+    else:
+        with pytest.raises(_AskedError, match=rf"waiting up to {waits} s"), claim.claimed(tmp_path, _asks):
+            pytest.fail("it did not wait")
+
+
+@pytest.mark.parametrize("pid", [None, "1", 1.5])
+def test_a_run_that_does_not_say_which_process_it_is_is_waited_for(tmp_path, pid):
+    _beat_of(tmp_path, pid=pid)
+    with pytest.raises(_AskedError), claim.claimed(tmp_path, _asks):
+        pytest.fail("it did not wait")
+
+
+def test_a_run_that_ends_while_another_one_waits_is_followed(tmp_path):
+    said = []
+
+    def ends(sentence):
+        said.append(sentence)
+        (tmp_path / HEARTBEAT).unlink()
+
+    _beat_of(tmp_path, host="elsewhere")
+    with claim.claimed(tmp_path, ends):
+        assert heartbeat.is_ours(heartbeat.read_heartbeat(tmp_path))
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("error", [OSError, AlignDetError, KeyboardInterrupt, SystemExit])
+def test_what_a_process_has_is_its_own_until_it_ends_in_whatever_way(tmp_path, error):
+    with claim.claimed(tmp_path, _asks):
+        pass
+    assert (tmp_path / HEARTBEAT).exists()
+    with pytest.raises(error), claim.claimed(tmp_path, _asks):
+        raise error("ended")
+    assert not (tmp_path / HEARTBEAT).exists()
 
 
 _CLAIMS = """
