@@ -14,6 +14,7 @@ from pipeline.executor import Attempt, End, Fault
 from pipeline.faults import fault_of
 from pipeline.hunt import Hunt
 from pipeline.scheduler import Callbacks, Policy, Scheduler
+from pipeline.shard_task import OtherVersionsError
 from pipeline.sources import SourceUnavailableError
 from tests.pipeline.simulated import record_of, tasks_of
 
@@ -360,6 +361,20 @@ def test_a_hunt_finds_all_and_only_the_guilty(size, data):
     assert probes <= 2 + 4 * max(1, len(guilty)) * (size.bit_length() + 2)
 
 
+# What no machine that sees the same folder can write; and where errors of clients of servers come from.
+_LASTING = errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP
+_NETWORK = (
+    "aiohttp.client_exceptions",
+    "aiobotocore.httpsession",
+    "botocore.exceptions",
+    "urllib3.exceptions",
+    "requests.exceptions",
+    "httpx",
+    "httpcore._exceptions",
+    "google.api_core.exceptions",
+)
+
+
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
@@ -369,11 +384,16 @@ def test_a_hunt_finds_all_and_only_the_guilty(size, data):
         (OSError(errno.ENOSPC, "x"), Fault.failed),
         (PermissionError(errno.EACCES, "x"), Fault.failed),
         (IsADirectoryError(), Fault.failed),
+        (NotADirectoryError(), Fault.failed),
+        (FileExistsError(), Fault.failed),
+        *((OSError(number, "x"), Fault.failed) for number in _LASTING),
+        (OtherVersionsError("numpy 1 there, 2 here"), Fault.versions),
         (SourceUnavailableError("cut off"), Fault.source),
         (ChildProcessError("killed"), Fault.worker),
         (MemoryError(), Fault.worker),
         (ValueError("ours"), Fault.failed),
-        (type("ClientError", (Exception,), {"__module__": "botocore.exceptions"})(), Fault.busy),
+        *((type("Error", (Exception,), {"__module__": name})(), Fault.busy) for name in _NETWORK),
+        (type("Error", (Exception,), {"__module__": "googly.httpx"})(), Fault.failed),
     ],
 )
 def test_faults_of_the_machine_are_told_from_those_of_the_application(error, fault):
