@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from proposals.dataset import ProposalDataset
 from proposals.dataset.bounds import MAX_MANIFEST_BYTES, read_bounded
-from proposals.dataset.files import fsync
+from proposals.dataset.files import fsync, write_atomically
 from proposals.dataset.layout import MANIFEST, SHARDS
 from proposals.dataset.manifest import FileEntry, ShardEntry
 from proposals.dataset.reader import refuse_pointing_here
@@ -82,7 +82,7 @@ class ShardCache:
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
             (self.mirror / SHARDS).mkdir(parents=True, exist_ok=True)
-            _place(self.mirror / MANIFEST, manifest)
+            write_atomically(self.mirror / MANIFEST, manifest)
         except OSError as error:
             raise AlignDetError(
                 f"{spec.folder} cannot be a shard cache: {error}. Choose another --cache folder"
@@ -243,8 +243,7 @@ class CachedDataset(ProposalDataset):
         super().__init__(self._cache_of_shards.mirror)
         # Of the mirror, which is on this machine, that was not asked.
         refuse_pointing_here(source, self.manifest)
-        self._entries = [shard for shard in self.manifest.shards if shard.images]
-        largest = max((_size(entry) for entry in self._entries), default=0)
+        largest = max((_size(shard) for shard in self._shards), default=0)
         if largest > spec.limit:
             raise AlignDetError(
                 f"a shard of {source} has {largest:,} bytes, the cache may hold {spec.limit:,}: raise --cache-gb"
@@ -255,7 +254,7 @@ class CachedDataset(ProposalDataset):
 
     def fetch(self, shard: int) -> None:
         """See that shard ``shard`` is there; see ShardCache."""
-        self._cache_of_shards.fetch(self._entries[shard])
+        self._cache_of_shards.fetch(self._shards[shard])
 
     def shard_table(self, shard: int) -> pa.Table:
         """As ProposalDataset's, fetching the shard first."""
@@ -266,7 +265,7 @@ class CachedDataset(ProposalDataset):
         return self._present(self.locate(index)[0], lambda: super(CachedDataset, self).image_bytes(index))
 
     def _present(self, shard: int, read: Callable[[], Read]) -> Read:
-        with self._cache_of_shards.reading(self._entries[shard]):
+        with self._cache_of_shards.reading(self._shards[shard]):
             return read()
 
 
@@ -352,9 +351,3 @@ def _chunks(source: Path) -> Generator[bytes]:
     with source.open("rb") as reader:
         while chunk := reader.read(_CHUNK):
             yield chunk
-
-
-def _place(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

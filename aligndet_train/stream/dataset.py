@@ -18,6 +18,8 @@ from proposals.images import ImageRejected
 
 Damaged = Literal["raise", "skip"]
 _REPLACEMENTS = 8
+# Of a store or a cache: they say nothing of the dataset.
+_NO_DAMAGE = (FetchFailedError, UnansweredError)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class ProposalStream(Dataset[Sample]):
     proposals_per_image: keep only that many of the best-ranked boxes; None keeps all. clusters: of the dataset's
     boxes, handed out with them; None hands out none. damaged: what to do about a sample that cannot be read.
     ``raise`` raises AlignDetError (a DataLoader's worker hands it out in place of the sample: see ``readable``);
-    ``skip`` hands out another image of the same dataset, a function of the index, that says why. A shard that could
-    not be fetched is no damage: FetchFailedError, whatever is chosen.
+    ``skip`` hands out another image of the same dataset, a function of the index, that says why. What could not be
+    fetched or is not answered is no damage: FetchFailedError or UnansweredError, whatever is chosen.
     """
 
     # mmengine's visualiser asks every dataset for it.
@@ -80,14 +82,23 @@ class ProposalStream(Dataset[Sample]):
     def __getitem__(self, position: tuple[int, int]) -> Sample:
         epoch, index = position
         try:
-            return self._sample(epoch, index)
+            return self._readable(epoch, index)
         except AlignDetError as error:
-            if self.damaged == "skip" and not isinstance(error, FetchFailedError | UnansweredError):
-                return self._another(epoch, index, error)
             if get_worker_info() is None:
                 raise
             # Raised in a worker it would reach the trainer as a traceback in a string.
             return cast(Sample, error)
+
+    def _readable(self, epoch: int, index: int) -> Sample:
+        """The sample that is asked for, or another where it is damaged and may be skipped."""
+        try:
+            return self._sample(epoch, index)
+        except _NO_DAMAGE:
+            raise
+        except AlignDetError as error:
+            if self.damaged == "raise":
+                raise
+            return self._another(epoch, index, error)
 
     def _sample(self, epoch: int, index: int) -> Sample:
         record = self.dataset[index]
@@ -114,7 +125,7 @@ class ProposalStream(Dataset[Sample]):
             other = (index + max(1, len(self) // part)) % len(self)
             try:
                 return dataclasses.replace(self._sample(epoch, other), skipped=str(error))
-            except FetchFailedError:
+            except _NO_DAMAGE:
                 raise
             except AlignDetError:
                 continue
