@@ -1,5 +1,7 @@
 """Checkpoint files: atomic, previous kept, refused when they are not ours."""
 
+import errno
+import os
 import pickle
 import resource
 import signal
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from aligndet_train.checkpoint import (
+    INITIAL_WEIGHTS,
     LAST,
     PREVIOUS,
     identity_difference,
@@ -37,13 +40,54 @@ def test_round_trip_and_previous(tmp_path, model_and_optimizer):
     # Some mmdet classes take only a tuple, others only a list.
     identity = {"seed": 7, "views": {"sides": (640, (1, 2)), "scales": [[1], (2,)]}}
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, model, optimizer, step, identity)
+        save_checkpoint(tmp_path, model, optimizer, step, identity, (7, 0, 4 * step))
     assert sorted(p.name for p in tmp_path.iterdir()) == [LAST, PREVIOUS]
     last, previous = load_checkpoint(tmp_path / LAST), load_checkpoint(tmp_path / PREVIOUS)
     assert (last["step"], previous["step"]) == (3, 2)
+    assert (last["stream"], previous["stream"]) == ([7, 0, 12], [7, 0, 8])
     assert last["identity"] == identity
     assert torch.equal(last["model"]["weight"], model.weight)
     optimizer.load_state_dict(last["optimizer"])
+
+
+def test_what_goes_wrong_before_the_last_rename_leaves_the_last_checkpoint(tmp_path, model_and_optimizer):
+    save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
+    # Of a user's: what is to be kept cannot get its name.
+    (tmp_path / PREVIOUS).mkdir()
+    with pytest.raises(OSError, match=PREVIOUS):
+        save_checkpoint(tmp_path, *model_and_optimizer, 2, {})
+    assert load_checkpoint(tmp_path / LAST)["step"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == [LAST, PREVIOUS]
+
+
+def test_without_hard_links_the_previous_one_is_kept_too(tmp_path, model_and_optimizer, monkeypatch):
+    def refused(source, target):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(source))
+
+    monkeypatch.setattr(os, "link", refused)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, *model_and_optimizer, step, {})
+    assert [load_checkpoint(tmp_path / name)["step"] for name in (LAST, PREVIOUS)] == [3, 2]
+
+
+def test_a_checkpoint_is_on_disk_before_it_gets_its_name(tmp_path, model_and_optimizer, monkeypatch):
+    # A power cut cannot be had here, so what the kernel is asked for is written down in order.
+    asked = []
+
+    def fsync(descriptor, ask=os.fsync):
+        ask(descriptor)
+        asked.append((Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor).st_size))
+
+    def replace(source, target, ask=os.replace):
+        asked.append((Path(source), Path(target).name))
+        ask(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    path = save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
+    (flushed, size), (renamed, name) = asked
+    assert flushed == renamed
+    assert (size, name) == (path.stat().st_size, LAST)
 
 
 def save_where_files_may_not_grow(folder: Path, file: str, said: Connection) -> None:
@@ -102,9 +146,13 @@ def test_missing_damaged_and_foreign_files(tmp_path, model_and_optimizer):
 
 
 def test_difference_names_the_leaf():
-    saved = {"pretrain": {"seed": 0, "views": {"flip": 0.5}}, "steps": 10}
+    saved = {"pretrain": {"seed": 0, "views": {"flip": 0.5}}, "steps": 10, "clusters": "a"}
     wanted = {"pretrain": {"seed": 0, "views": {"flip": 0.0}}, "steps": 10, "amp": True}
-    assert identity_difference(saved, wanted) == ["amp: None -> True", "pretrain.views.flip: 0.5 -> 0.0"]
+    assert identity_difference(saved, wanted) == [
+        "amp: None -> True",
+        "clusters: 'a' -> None",
+        "pretrain.views.flip: 0.5 -> 0.0",
+    ]
 
 
 def test_a_run_goes_on_with_other_settings_for_speed_and_another_name(tmp_path, model_and_optimizer):
@@ -113,7 +161,7 @@ def test_a_run_goes_on_with_other_settings_for_speed_and_another_name(tmp_path, 
     save_checkpoint(tmp_path, *model_and_optimizer, 1, old)
     faster = {
         "config": "b",
-        "pretrain": {"seed": 0, "channels_last": True, "compile_loss": True},
+        "pretrain": {"seed": 0, "channels_last": True, "compile_backbone": True, "compile_loss": True},
         "steps": 10,
     }
     assert saved_run(tmp_path, faster)["step"] == 1
@@ -130,6 +178,62 @@ def test_without_its_last_checkpoint_a_run_does_not_begin_anew_unasked(tmp_path,
         saved_run(tmp_path, {})
     (tmp_path / PREVIOUS).rename(tmp_path / LAST)
     assert saved_run(tmp_path, {})["step"] == 1
+
+
+def of_weights(digest, path, **backbone):
+    """The identity of a run whose backbone begins from two files; digest: of the first, None where they are gone."""
+    begin = [{"type": "Kaiming"}, {"type": "Pretrained", "checkpoint": path}, {"checkpoint": "other.pth"}]
+    known = {"init_cfg.1.checkpoint": digest, "init_cfg.2.checkpoint": "0"}
+    model = {"backbone": {"depth": 50, "init_cfg": begin, **backbone}}
+    return {"pretrain": {}, "stock_model": model, **({INITIAL_WEIGHTS: known} if digest else {})}
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (of_weights("a", "moved.pth"), None),
+        (of_weights("b", "old.pth"), r"initial_weights\.init_cfg\.1\.checkpoint: 'a' -> 'b'"),
+        (of_weights(None, "old.pth"), None),
+        (of_weights(None, "moved.pth"), r"stock_model\.backbone\.init_cfg: .*old\.pth.* -> .*moved\.pth"),
+        (of_weights("a", "old.pth", depth=18), r"stock_model\.backbone\.depth: 50 -> 18\n"),
+        (
+            of_weights("a", "old.pth", init_cfg=[{"type": "Xavier"}, {"type": "Pretrained"}, {}]),
+            "'Kaiming'.* -> .*'Xavier'",
+        ),
+    ],
+)
+def test_files_that_a_backbone_begins_from_are_known_by_content_where_both_runs_know_it(
+    now, told, tmp_path, model_and_optimizer
+):
+    save_checkpoint(tmp_path, *model_and_optimizer, 1, of_weights("a", "old.pth"))
+    if told is None:
+        assert saved_run(tmp_path, now)["step"] == 1
+        return
+    with pytest.raises(AlignDetError, match=told):
+        saved_run(tmp_path, now)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": {1: torch.zeros(1)}},
+        {"optimizer": []},
+        {"stream": [1, 2]},
+        {"identity": '{"a": [1, 2'},
+        pytest.param({"step": 1.5}, id="half_a_step"),
+    ],
+)
+def test_a_state_that_is_none_is_damage(changed, tmp_path, model_and_optimizer):
+    path = save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
+    torch.save(torch.load(path, weights_only=True) | changed, path)
+    with pytest.raises(AlignDetError, match=r"is damaged .*copy previous"):
+        load_checkpoint(path)
+
+
+def test_a_tensor_alone_is_no_checkpoint(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / LAST)
+    with pytest.raises(AlignDetError, match="not an aligndet pretraining checkpoint"):
+        load_checkpoint(tmp_path / LAST)
 
 
 @pytest.mark.parametrize("held", ["pretrain", "pretrain-backbone"])

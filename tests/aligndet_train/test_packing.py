@@ -1,6 +1,7 @@
 """Batches packed by workers are the samples that went in."""
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -53,6 +54,14 @@ def test_workers_hand_out_what_the_trainer_would_read(mined_dataset, kind):
             else:
                 assert mine == theirs
         assert found.image.stride() == expected.image.stride()
+
+
+def test_why_a_sample_stands_for_another_comes_through_workers(copy):
+    os.truncate(copy / "shards" / "00001.tar", 0)
+    samples = samples_of(open_dataset(copy), lambda dataset: ProposalStream(dataset, damaged="skip"), 1)
+    reasons = [sample.skipped for sample in samples[:8]]
+    assert sum("00001.tar" in reason for reason in reasons) == 3, "images of shard 00001, in an epoch of 8"
+    assert reasons.count("") == 5
 
 
 def test_a_batch_is_one_tensor_of_pixels(mined_dataset, monkeypatch):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aligndet_train.stream import EpochOrder, ProposalStream, StepSampler, StreamState
 from proposals.dataset import open_dataset
+from proposals.dataset.clusters import Clusters
 from proposals.errors import AlignDetError
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda s: sum(s) > 0)
@@ -57,6 +58,8 @@ def test_order_is_a_permutation_and_a_pure_function(sizes, seed, epoch, window):
     assert [EpochOrder(sizes, seed, epoch, window)[p] for p in reversed(range(len(order)))] == order[::-1]
     with pytest.raises(IndexError):
         EpochOrder(sizes, seed, epoch, window)[len(order)]
+    with pytest.raises(IndexError):
+        EpochOrder(sizes, seed, epoch, window)[-1]
 
 
 def test_order_changes_with_epoch_and_seed():
@@ -75,6 +78,25 @@ def test_a_window_opens_few_shards_at_a_time():
     order = ordered([10] * 12, seed=0, epoch=0, window=3)
     for first in range(0, 120, 30):
         assert len({index // 10 for index in order[first : first + 30]}) == 3
+
+
+def test_no_two_windows_are_shuffled_alike():
+    order = ordered([30] * 6, seed=0, epoch=0, window=1)
+    assert len({tuple(index % 30 for index in order[first : first + 30]) for first in range(0, 180, 30)}) == 6
+
+
+@given(sizes=sizes, seed=st.integers(0, 99), epoch=st.integers(0, 5), window=st.integers(1, 5))
+def test_steps_go_through_the_orders_of_the_states_seed_one_epoch_after_another(sizes, seed, epoch, window):
+    start = StreamState(seed, epoch, 0)
+    sampler = StepSampler(sizes, start=start, batch_size=2, steps=sum(sizes), window=window)
+    expected = [(e, index) for e in (epoch, epoch + 1) for index in ordered(sizes, seed, e, window)]
+    assert list(chain.from_iterable(sampler)) == expected
+
+
+def test_what_to_fetch_is_told_anew_every_epoch_also_of_a_single_window():
+    told = []
+    list(StepSampler([4, 4], start=BEGIN, batch_size=2, steps=12, expect=told.append))
+    assert [sorted(shards) for shards in told] == [[0, 0, 1, 1]] * 3
 
 
 @pytest.mark.parametrize("shards", [1, 3, 40])
@@ -133,3 +155,15 @@ def test_sample_holds_the_image_and_its_best_boxes(mined_dataset):
     assert sample.image.shape == (3, record.height, record.width)
     assert np.array_equal(sample.boxes.numpy(), record.boxes[:7])
     assert (sample.key, sample.epoch, sample.index) == (record.key, 2, 5)
+
+
+def test_boxes_come_with_their_own_clusters_counted_from_zero(mined_dataset):
+    dataset = open_dataset(mined_dataset)
+    ids = np.arange(dataset.manifest.totals.proposals) % 50 + 1
+    stream = ProposalStream(dataset, 7, Clusters(50, ids, np.zeros(len(ids), np.float32)))
+    first = 0
+    for index, record in enumerate(dataset):
+        assert (
+            stream[(0, index)].clusters.tolist() == (ids[first : first + len(record.boxes)][:7] - 1).tolist()
+        )
+        first += len(record.boxes)

@@ -8,6 +8,7 @@ from mmdet.models.dense_heads import FCOSHead
 from mmengine.structures import InstanceData
 
 from aligndet_train.equals.fcos_targets import DirectFCOSHead
+from aligndet_train.equals.install import put_equals_in_place
 
 LEVELS = [(8, (16, 20)), (16, (8, 10)), (32, (4, 5)), (64, (2, 3)), (128, (1, 2))]
 
@@ -41,3 +42,10 @@ def test_targets_equal_stock(name, boxes, grid, seed):
     for mine, theirs in zip(found, expected, strict=True):
         for level, other in zip(mine, theirs, strict=True):
             assert torch.equal(level, other)
+
+
+def test_stock_heads_are_exchanged_and_heads_that_build_on_them_are_not():
+    own = type("Own", (FCOSHead,), {})
+    detector = torch.nn.ModuleList([head(FCOSHead), head(own)])
+    put_equals_in_place(detector)
+    assert [type(each) for each in detector] == [DirectFCOSHead, own]

@@ -111,3 +111,12 @@ def test_a_matching_of_its_own_is_left_alone(part):
     own.__class__ = type("Own", (type(own),), {})
     put_equals_in_place(head)
     assert type(head) is DETRHead
+
+
+def test_heads_with_a_loss_that_scores_overlaps_and_heads_that_build_on_stock_are_left_alone():
+    quality = {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0}
+    own = type("Own", (DeformableDETRHead,), {})
+    for kind, changes in ((DeformableDETRHead, {"loss_cls": quality}), (own, {})):
+        head = kind(num_classes=CLASSES, embed_dims=16, **copy.deepcopy(BUILDS[DeformableDETRHead] | changes))
+        put_equals_in_place(head)
+        assert type(head) is kind

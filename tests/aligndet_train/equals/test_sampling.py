@@ -1,5 +1,6 @@
 """Samplers: an image's draws are its own, and every box is as likely as another."""
 
+import numpy as np
 import torch
 from mmdet.models.task_modules import AssignResult, MaxIoUAssigner, RandomSampler
 from mmdet.models.task_modules.samplers import IoUBalancedNegSampler
@@ -38,6 +39,24 @@ def test_an_image_is_sampled_alike_in_any_company():
         assert drawn(3) != alone
 
 
+class OwnChoice(RandomSampler):
+    """A user's: draws from numpy's generator."""
+
+    def random_choice(self, gallery, num):
+        return gallery[np.random.permutation(len(gallery))[:num]]
+
+
+def test_a_samplers_own_way_of_drawing_is_kept_and_seeded_too():
+    sampler = OwnChoice(num=64, pos_fraction=0.5, add_gt_as_proposals=False)
+    assigned, boxes, gt = image(1)
+    np.random.seed(gt.metainfo[SAMPLING_SEED])
+    expected = sampler.sample(assigned, boxes, gt)
+    per_image(sampler)
+    found = sampler.sample(assigned, boxes, gt)
+    assert torch.equal(found.pos_inds, expected.pos_inds)
+    assert torch.equal(found.neg_inds, expected.neg_inds)
+
+
 def test_an_image_without_a_seed_is_sampled_as_stock_samples_it():
     sampler = IoUBalancedNegSampler(num=64, pos_fraction=0.5, add_gt_as_proposals=False)
     per_image(sampler)
@@ -57,6 +76,14 @@ def test_draws_on_the_device_are_uniform_and_distinct():
         counts[chosen - 100] += 1
     # 2000 draws of probability 1/4: five standard deviations are 97.
     assert ((counts - 500).abs() < 97).all()
+
+
+def test_an_assigner_of_its_own_is_left_alone():
+    own = type("Own", (MaxIoUAssigner,), {})
+    head = torch.nn.Module()
+    head.assigner = own(0.5, 0.4)
+    put_equals_in_place(head)
+    assert type(head.assigner) is own
 
 
 def test_samplers_can_be_left_alone():
