@@ -154,8 +154,6 @@ class ShardCache:
         try:
             for _ in range(2):
                 if self._copied_right(entry, temporary):
-                    # Or a power cut could leave the name without the content.
-                    fsync(temporary)
                     temporary.replace(target)
                     return
         finally:
@@ -170,7 +168,10 @@ class ShardCache:
         source = self.root / entry.path
         for pause in (*_PAUSES, None):
             try:
-                return _copied(source, temporary, entry.bytes) == (entry.bytes, entry.sha256)
+                found = _copied(source, temporary, entry.bytes)
+                # Or a power cut could leave the name without the content. Some disks are full only now.
+                fsync(temporary)
+                return found == (entry.bytes, entry.sha256)
             except Exception as error:  # every remote filesystem has exceptions of its own
                 final = self._failure(error, source, temporary.parent)
                 # Of what no second try would change nothing is a FetchFailedError alone.
@@ -226,12 +227,13 @@ class ShardCache:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
     def _lock_file(self, name: str) -> TextIO:
+        path = self._locks / name
         try:
-            return (self._locks / name).open("a")
-        except PermissionError as error:
-            raise AlignDetError(
-                f"{self._locks / name} is another user's: choose another --cache folder, or make this one writable "
-                "for both"
+            return path.open("a")
+        except OSError as error:
+            raise UnusableCacheError(
+                f"{path} cannot be opened ({error.strerror}): choose another --cache folder, or make this one writable "
+                "for all who use it"
             ) from error
 
 

@@ -70,24 +70,11 @@ def test_without_hard_links_the_previous_one_is_kept_too(tmp_path, model_and_opt
     assert [load_checkpoint(tmp_path / name)["step"] for name in (LAST, PREVIOUS)] == [3, 2]
 
 
-def test_a_checkpoint_is_on_disk_before_it_gets_its_name(tmp_path, model_and_optimizer, monkeypatch):
-    # A power cut cannot be had here, so what the kernel is asked for is written down in order.
-    asked = []
-
-    def fsync(descriptor, ask=os.fsync):
-        ask(descriptor)
-        asked.append((Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor).st_size))
-
-    def replace(source, target, ask=os.replace):
-        asked.append((Path(source), Path(target).name))
-        ask(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
-    path = save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
-    (flushed, size), (renamed, name) = asked
-    assert flushed == renamed
-    assert (size, name) == (path.stat().st_size, LAST)
+def test_a_checkpoint_is_on_disk_before_it_gets_its_name(tmp_path, model_and_optimizer, asked_of_the_kernel):
+    save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
+    (flush, flushed, size), (rename, renamed, whole) = asked_of_the_kernel
+    assert (flush, rename) == ("flush", "rename")
+    assert (flushed, size) == (renamed, whole)
 
 
 def save_where_files_may_not_grow(folder: Path, file: str, said: Connection) -> None:

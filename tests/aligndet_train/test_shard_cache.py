@@ -1,5 +1,6 @@
 """Shards through a bounded local cache: same samples, whole files, evictions, damage, several processes."""
 
+import errno
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -353,6 +354,34 @@ def test_a_disk_that_is_full_leaves_what_other_runs_read_of_the_cache(source, tm
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (dataset.root / "dataset.json").read_bytes() == (source / "dataset.json").read_bytes()
     assert sorted((tmp_path / "cache").rglob("*")) == before
+
+
+def test_a_shard_is_on_disk_before_it_gets_its_name(source, tmp_path, asked_of_the_kernel):
+    dataset = cached(source, tmp_path)
+    asked_of_the_kernel.clear()
+    dataset.fetch(0)
+    tar, tar_named, parquet, parquet_named = asked_of_the_kernel
+    assert [tar[0], tar_named[0], parquet[0], parquet_named[0]] == ["flush", "rename"] * 2
+    assert (tar[1:], parquet[1:]) == (tar_named[1:], parquet_named[1:])
+
+
+def test_a_disk_that_is_full_only_when_it_is_flushed_is_not_taken_for_damage(source, tmp_path, monkeypatch):
+    stream = ProposalStream(cached(source, tmp_path), damaged="skip")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UnusableCacheError, match="No space left"):
+        stream[(0, 0)]
+    assert shard_files(tmp_path) == []
+
+
+def test_a_cache_whose_locks_cannot_be_had_is_not_taken_for_damage(source, tmp_path):
+    dataset = cached(source, tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UnusableCacheError, match=r"locks.* cannot be opened \(No such file"):
+        ProposalStream(dataset, damaged="skip")[(0, 0)]
 
 
 class WrongOnce(Static):
