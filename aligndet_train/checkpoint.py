@@ -203,7 +203,7 @@ def _without(settings: Any, path: Sequence[str]) -> Any:
     """A copy of ``settings`` without the value that lies at ``path``, names and places in lists."""
     if isinstance(settings, (list, tuple)):
         return [_without(item, path[1:]) if str(i) == path[0] else item for i, item in enumerate(settings)]
-    changed = {name: value for name, value in settings.items() if name != path[0] or len(path) > 1}
+    changed = {name: value for name, value in settings.items() if name != path[0]}
     if len(path) > 1:
         changed[path[0]] = _without(settings[path[0]], path[1:])
     return changed

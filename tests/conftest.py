@@ -27,8 +27,8 @@ from proposals.dataset.manifest import library_versions
 from proposals.recipe import Recipe
 
 # The gate tries the same examples every time, so that it fails for a change and not for luck; the nightly run searches.
-hypothesis.settings.register_profile("gate", derandomize=True, print_blob=True)
-hypothesis.settings.register_profile("search", print_blob=True)
+hypothesis.settings.register_profile("gate", derandomize=True, print_blob=True, deadline=None)
+hypothesis.settings.register_profile("search", print_blob=True, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 _LONG_SIDE = 200

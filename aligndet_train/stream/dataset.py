@@ -122,7 +122,7 @@ class ProposalStream(Dataset[Sample]):
     def _another(self, epoch: int, index: int, error: AlignDetError) -> Sample:
         """The first readable image half the dataset away, a third, a quarter ...: mostly of another shard."""
         for part in range(2, 2 + _REPLACEMENTS):
-            other = (index + max(1, len(self) // part)) % len(self)
+            other = (index + len(self) // part) % len(self)
             try:
                 return dataclasses.replace(self._sample(epoch, other), skipped=str(error))
             except _NO_DAMAGE:

@@ -167,12 +167,12 @@ def test_without_its_last_checkpoint_a_run_does_not_begin_anew_unasked(tmp_path,
     assert saved_run(tmp_path, {})["step"] == 1
 
 
-def of_weights(digest, path, **backbone):
-    """The identity of a run whose backbone begins from two files; digest: of the first, None where they are gone."""
-    begin = [{"type": "Kaiming"}, {"type": "Pretrained", "checkpoint": path}, {"checkpoint": "other.pth"}]
-    known = {"init_cfg.1.checkpoint": digest, "init_cfg.2.checkpoint": "0"}
+def of_weights(digest, path, gone="gone.pth", **backbone):
+    """The identity of a run whose backbone begins from two files; digest: of the first, None where that is gone too."""
+    begin = [{"type": "Kaiming"}, {"type": "Pretrained", "checkpoint": path}, {"checkpoint": gone}]
     model = {"backbone": {"depth": 50, "init_cfg": begin, **backbone}}
-    return {"pretrain": {}, "stock_model": model, **({INITIAL_WEIGHTS: known} if digest else {})}
+    known = {INITIAL_WEIGHTS: {"init_cfg.1.checkpoint": digest}} if digest else {}
+    return {"pretrain": {}, "stock_model": model, **known}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +182,7 @@ def of_weights(digest, path, **backbone):
         (of_weights("b", "old.pth"), r"initial_weights\.init_cfg\.1\.checkpoint: 'a' -> 'b'"),
         (of_weights(None, "old.pth"), None),
         (of_weights(None, "moved.pth"), r"stock_model\.backbone\.init_cfg: .*old\.pth.* -> .*moved\.pth"),
+        (of_weights("a", "old.pth", gone="moved.pth"), r"'gone\.pth'.* -> .*'moved\.pth'"),
         (of_weights("a", "old.pth", depth=18), r"stock_model\.backbone\.depth: 50 -> 18\n"),
         (
             of_weights("a", "old.pth", init_cfg=[{"type": "Xavier"}, {"type": "Pretrained"}, {}]),

@@ -81,7 +81,9 @@ def test_workers_end_with_the_block_also_by_an_error(mined_dataset):
 
 
 def work_on(ready) -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not the one that ends a test after its time
+    # Not what nohup ignores, nor the alarm that ends a test after its time.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
     loader._SECONDS_TO_STOP = 1
     leave_signals_to_the_parent(0)
     ready.set()

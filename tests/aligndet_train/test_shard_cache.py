@@ -1,6 +1,8 @@
 """Shards through a bounded local cache: same samples, whole files, evictions, damage, several processes."""
 
 import errno
+import hashlib
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -38,7 +40,7 @@ from proposals.paths import as_path
 from proposals.recipe import Recipe
 from tests.aligndet_train.forked import Command, finish
 from tests.aligndet_train.test_training import command, losses
-from tests.damage import flip_a_bit
+from tests.damage import flip_a_bit, write_sealed
 from tests.web_server import Static, serving
 
 GENEROUS = 10**9
@@ -325,10 +327,20 @@ def test_of_two_images_one_stands_in_for_the_other_until_both_are_damaged(photos
         stream[(0, 1)]
 
 
-def test_datasets_share_a_folder_and_not_their_files(photos, mine_folder, source, tmp_path):
-    other = mine_folder(photos / "more", tmp_path / "other")
-    for root in (source, other, source):
-        assert_same_samples(cached(root, tmp_path), open_dataset(root))
+def test_datasets_share_a_folder_and_not_their_files(source, mined_dataset, tmp_path):
+    # Files of the same names and sizes, one bit of which is another.
+    tar = source / "shards" / "00000.tar"
+    flip_a_bit(tar)
+    manifest = json.loads((source / "dataset.json").read_bytes())
+    manifest["shards"][0]["tar"]["sha256"] = hashlib.sha256(tar.read_bytes()).hexdigest()
+    write_sealed(source / "dataset.json", manifest)
+    for root in (mined_dataset, source, mined_dataset):
+        dataset = cached(root, tmp_path)
+        assert_same_samples(dataset, open_dataset(root))
+        dataset.fetch(0)
+        assert (dataset.root / "shards" / "00000.tar").read_bytes() == (
+            root / "shards" / "00000.tar"
+        ).read_bytes()
 
 
 def test_what_a_killed_process_left_half_fetched_goes_and_what_is_on_its_way_stays(source, tmp_path):
