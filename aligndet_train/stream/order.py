@@ -49,8 +49,8 @@ class EpochOrder:
 
     def window_shards(self, number: int) -> list[int]:
         """The shards of window ``number``, as indices of ``shard_sizes``; none after the last window."""
-        shards = self._shards[number * self._window : (number + 1) * self._window]
-        return [int(shard) for shard in shards if self._sizes[shard]]
+        shards: list[int] = self._shards[number * self._window : (number + 1) * self._window].tolist()
+        return shards
 
     def _shuffled(self, number: int) -> Indices:
         shards = self.window_shards(number)
