@@ -115,6 +115,17 @@ def test_the_folder_stays_below_its_limit_and_the_oldest_goes(source, mined_data
     assert_same_samples(dataset, open_dataset(mined_dataset))
 
 
+@pytest.mark.parametrize(("short", "oldest_goes"), [(0, False), (1, True)])
+def test_the_oldest_goes_for_the_very_byte_that_does_not_fit(source, tmp_path, short, oldest_goes):
+    shards = open_dataset(source).manifest.shards
+    limit = sum(entry.bytes for shard in shards for entry in shard.files) - short
+    dataset = cached(source, tmp_path, limit)
+    for shard in range(3):
+        dataset.fetch(shard)
+    assert sum(file.stat().st_size for file in shard_files(tmp_path)) <= limit
+    assert [fetched(dataset, shard) for shard in range(3)] == [not oldest_goes, True, True]
+
+
 def test_a_cache_smaller_than_a_shard_is_refused(source, tmp_path):
     with pytest.raises(AlignDetError, match="--cache-gb"):
         cached(source, tmp_path, limit=100)
