@@ -101,9 +101,8 @@ def _require_empty(out: Path) -> None:
     """Make the folder of a new dataset, unless it holds something."""
     _require_outside_datasets(out)
     with _as_users_error(out):
-        if out.exists() and (
-            not out.is_dir() or any(not _is_unfinished_plan(name) for name in names_in(out))
-        ):
+        # All that a run leaves which died before its plan was written.
+        if out.exists() and (not out.is_dir() or not all(map(layout.is_temporary, names_in(out)))):
             raise AlignDetError(f"{out} is not empty and holds no mining job. Choose a new folder.")
         make_folder(out)
 
@@ -139,9 +138,3 @@ def _is_there(path: Path) -> bool:
         return is_there(path)
     except AlignDetError:  # of a store whose folders above ``out`` are not ours to see
         return False
-
-
-def _is_unfinished_plan(name: str) -> bool:
-    # All that a run leaves which died before its plan was written.
-    beginnings = f"{layout.PLAN}{layout.TEMPORARY_MARK}", layout.HEARTBEAT
-    return name.startswith(beginnings)

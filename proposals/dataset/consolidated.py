@@ -15,7 +15,7 @@ import numpy as np
 
 from proposals.dataset import layout
 from proposals.dataset.checks.folder import file_faults
-from proposals.dataset.files import alone_with, file_sha256, fsync, temporary_name
+from proposals.dataset.files import alone_with, file_sha256, fsync, remove_leftovers, temporary_name
 from proposals.dataset.manifest import (
     FileEntry,
     Manifest,
@@ -81,7 +81,7 @@ def _consolidate(root: Path, workers: int, zarr_shard: int) -> bool:
             "the same command again."
         )
     _require_sound_tables(root, manifest)
-    _remove_stopped(root)
+    remove_leftovers(root, of=(layout.CONSOLIDATED,))
     temporary = temporary_name(root / layout.CONSOLIDATED)
     try:
         _create(temporary, manifest, zarr_shard)
@@ -102,11 +102,6 @@ def _require_sound_tables(root: Path, manifest: Manifest) -> None:
 def _faults(root: Path, manifest: Manifest) -> Iterator[str]:
     for entry in manifest.consolidated:
         yield from file_faults(root, entry, content=True)
-
-
-def _remove_stopped(root: Path) -> None:
-    for path in root.glob(f"{layout.CONSOLIDATED}{layout.TEMPORARY_MARK}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _create(path: Path, manifest: Manifest, zarr_shard: int) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from proposals.dataset.layout import TEMPORARY_MARK
+from proposals.dataset.layout import TEMPORARY_MARK, is_temporary
 from proposals.errors import AlignDetError, DeniedError
 from proposals.fetch import read_part
 from proposals.paths import is_remote, is_web
@@ -287,7 +287,7 @@ def remove_leftovers(folder: Path, keep: str = "", of: tuple[str, ...] = ("",)) 
 
     of: what these were to become; all by default.
     """
-    there = folder.glob(f"*{TEMPORARY_MARK}*")
+    there = (path for path in folder.glob(f"*{TEMPORARY_MARK}*") if is_temporary(path.name))
     leftovers = [path for path in there if path.name != keep and path.name.startswith(of)]
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():

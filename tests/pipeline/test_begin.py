@@ -137,6 +137,22 @@ def test_what_killed_tasks_left_takes_no_room_any_more_once_a_job_is_opened_and_
     assert (report.problems, report.unfinished) == ((), ())
 
 
+@pytest.mark.parametrize("name", ["plan.parquet.tmp-notes", "progress.tmp-job.json.old"])
+def test_what_only_begins_like_a_name_of_ours_is_left_alone_wherever_it_lies(images, photos, tmp_path, name):
+    out, other = tmp_path / "out", tmp_path / "other"
+    out.mkdir()
+    (out / name).write_text("dear diary")
+    with pytest.raises(AlignDetError, match="is not empty and holds no mining job"):
+        begun(images, out)
+    begun(images, other)
+    release(other)
+    for folder in (other, other / layout.SHARDS):
+        (folder / name).write_text("dear diary")
+    finish(images, begun(images, other))
+    assert len([path for path in tmp_path.rglob(name) if path.read_text() == "dear diary"]) == 3
+    assert verify_dataset(other).unfinished == ()
+
+
 def test_the_heartbeat_of_a_run_that_died_after_its_last_shard_is_taken_from_a_finished_dataset(
     images, tmp_path
 ):

@@ -55,7 +55,7 @@ def test_a_killed_driver_is_resumed_to_the_same_bytes(photos, tmp_path, start, c
     first.process.kill()
     first.wait()
     assert not (out / "dataset.json").exists()
-    (out / "shards" / "00007.tar.tmp-dead").write_bytes(b"left by a task that died")
+    (out / "shards" / f"00007.tar.tmp-{'d' * 32}").write_bytes(b"left by a task that died")
     kept = {path: path.stat().st_mtime_ns for path in out.glob("shards/*.json")}
     status, output = start(photos, out, "--workers", "2", *_ONE).wait()
     assert status == 0, output
