@@ -20,7 +20,7 @@ from proposals.dataset.files import open_any, read_range
 from proposals.dataset.tables import box_offsets, flat_boxes, flat_ranks
 from proposals.dataset.writer import member_header
 from proposals.fetch import MAX_IMAGE_BYTES
-from proposals.orientation import exif_orientation
+from proposals.orientation import FIRST_ON_ITS_SIDE, exif_orientation
 from proposals.png_checksums import has_sound_checksums
 from proposals.tar_headers import TarHeaders
 
@@ -144,7 +144,7 @@ def _image_faults(name: str, data: bytes, row: dict[str, Any]) -> Iterator[str]:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             # Pillow gives a TIFF's size upright, that of all others as stored.
-            on_its_side = row["orientation"] >= 5 and image.format != "TIFF"
+            on_its_side = row["orientation"] >= FIRST_ON_ITS_SIDE and image.format != "TIFF"
             upright = image.size[::-1] if on_its_side else image.size
             damaged = image.format == "PNG" and not has_sound_checksums(data)
             # Of a PNG it may stand behind the pixels, which are not decoded here.
