@@ -420,6 +420,45 @@ def test_shards_beyond_the_last_are_explained_only_by_a_plan_that_adds_them(copy
     assert sorted(problem.file for problem in report.problems) == [file for file in more if file not in left]
 
 
+def _appended(root, groups):
+    """A plan in ``root`` that adds ``groups`` times 131,072 images, each a name of 120 bytes."""
+    schema = pq.read_schema(root / layout.PLAN)
+    told = json.loads(schema.metadata[b"aligndet.job"])
+    told["source"]["images"] = 2**17 * groups
+    metadata = {b"aligndet.job": json.dumps(told, separators=(",", ":")).encode()}
+    columns = [np.full(2**17, 9, np.int32), ["k" * 65] * 2**17, ["u" * 120] * 2**17, np.ones(2**17, np.int64)]
+    table = pa.table(columns, schema=schema.with_metadata(metadata))
+    with pq.ParquetWriter(root / layout.APPEND, table.schema) as writer:
+        for _ in range(groups):
+            writer.write_table(table, row_group_size=2**17)
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from proposals.dataset.verify import verify_dataset
+
+report = verify_dataset(Path(sys.argv[1]))
+assert (report.problems, report.unfinished) == ((), ("append.parquet", "shards/00009.parquet")), report
+# Not ru_maxrss: a child starts with its parent's.
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_a_plan_that_adds_many_images_takes_the_memory_of_a_part_of_it(copy):
+    shutil.copy(layout.parquet_path(copy, "00000"), layout.parquet_path(copy, "00009"))
+    peaks = []
+    for groups in (1, 12):
+        _appended(copy, groups)
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, str(copy)], capture_output=True, text=True, check=True
+        )
+        peaks.append(int(done.stdout))
+    of_one = 2**17 * (65 + 120 + 24) // 1000  # kB
+    assert peaks[1] - peaks[0] < 4 * of_one
+
+
 def test_what_belongs_to_a_repository_is_no_damage(copy):
     for file in ("README.md", "croissant.json", ".gitattributes", ".git/HEAD", ".cache/huggingface/x.lock"):
         (copy / file).parent.mkdir(parents=True, exist_ok=True)

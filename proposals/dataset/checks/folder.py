@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from proposals.dataset import layout
-from proposals.dataset.assemble import read_identity, read_plan
+from proposals.dataset.assemble import plan_groups, read_identity
 from proposals.dataset.bounds import MAX_POINTER_BYTES, POINTER_HINT, is_pointer
 from proposals.dataset.files import NotListedError, file_sha256, files_below, read_range
 from proposals.dataset.manifest import FileEntry, Manifest
@@ -92,12 +92,15 @@ def _planned_shards(root: Path, manifest: Manifest) -> int | None:
         identity = read_identity(path)
         if any(getattr(identity, name) != getattr(manifest, name) for name in _THE_SAME):
             return None
-        numbers = read_plan(path).column("shard")
+        rows, last = 0, 0
+        for group in plan_groups(path):
+            rows += group.num_rows
+            last = max(last, pc.max(group.column("shard")).as_py() or 0)
     except UnansweredError:
         raise
     except AlignDetError:
         return None
-    return int(pc.max(numbers).as_py() or 0) + 1
+    return last + 1 if rows == identity.source.images else None
 
 
 def _is_a_listing(found: set[str], manifest: Manifest) -> bool:
