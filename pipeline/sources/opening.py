@@ -1,7 +1,7 @@
 """From what a user types to a source: which kind it is, when they do not say."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from pipeline.sources.base import Source, as_text
@@ -29,6 +29,21 @@ _BY_SUFFIX: dict[str, Kind] = {
     ".arrow": "arrow",
 }
 _CONTAINERS: dict[Kind, str] = {"webdataset": ".tar", "parquet": ".parquet", "arrow": ".arrow"}
+_OF_A_SAVED_DATASET = "state.json"
+
+
+@dataclass
+class _Survey:
+    """What tells what a folder is to mine, as paths below it, in their order.
+
+    containers: tars and tables. telling: files whose names say of what their folder is. compressed: the first such
+    file. image: whether there is one, behind which nothing was looked at.
+    """
+
+    containers: list[str] = field(default_factory=list)
+    telling: list[str] = field(default_factory=list)
+    compressed: str | None = None
+    image: bool = False
 
 
 def open_source(
@@ -84,7 +99,7 @@ def _opened(
         raise AlignDetError(
             f"{name}: a web server cannot be listed. Give a list of URLs, or tars by their names."
         )
-    return _of_folder(place, kind or _guess(place, out), glob, column, out)
+    return _of_folder(place, kind, glob, column, out)
 
 
 def _is_file(name: str, place: Path, kind: Kind | None, by_suffix: Kind | None) -> bool:
@@ -123,24 +138,47 @@ def _of_files(names: list[str], kind: Kind | None, glob: str | None, column: str
     return _of_containers(folders.pop(), [place.name for place in places], guessed, glob, column)
 
 
-def _of_folder(place: Path, kind: Kind, glob: str | None, column: str | None, out: Path | None) -> Source:
+def _of_folder(
+    place: Path, kind: Kind | None, glob: str | None, column: str | None, out: Path | None
+) -> Source:
+    if kind not in (None, "folder", *_CONTAINERS):
+        raise AlignDetError(f"{place} is a folder: a source of kind {kind} is a file.")
+    if kind is None and not is_remote(place) and not place.is_dir():
+        raise AlignDetError(
+            f"{place} is neither a folder nor a file that names or holds images. See --source-kind."
+        )
+    there = _Survey() if kind == "folder" else _surveyed(place, out, until_image=kind is None)
+    kind = kind or _guess(place, there)
     if kind == "folder":
         return FolderSource(place, glob)
-    if kind not in _CONTAINERS:
-        raise AlignDetError(f"{place} is a folder: a source of kind {kind} is a file.")
-    there = [found.path for found in _walked(place, out)]
-    found = [path for path in there if path.lower().endswith(_CONTAINERS[kind])]
+    found = [path for path in there.containers if path.lower().endswith(_CONTAINERS[kind])]
     if kind == "arrow":
-        found = _without_caches(found, there)
-    datasets = datasets_among(place, there, found)
+        found = _without_caches(found, there.telling)
+    datasets = datasets_among(place, there.telling, found)
     files = outside(found, datasets)
     if not files:
-        raise _nothing_in(place, _CONTAINERS[kind], there, datasets)
+        raise _nothing_in(place, _CONTAINERS[kind], there.compressed, datasets)
     return replace(_of_containers(str(place), files, kind, glob, column), left_out=datasets)
 
 
-def _nothing_in(place: Path, suffix: str, there: list[str], datasets: Sequence[str]) -> AlignDetError:
-    compressed = next(filter(has_compressed_suffix, there), None)
+def _surveyed(place: Path, out: Path | None, *, until_image: bool) -> _Survey:
+    """The one walk through ``place``; ``until_image``: it ends at the first."""
+    there = _Survey()
+    for found in _walked(place, out):
+        path = found.path
+        if until_image and has_image_suffix(path):
+            there.image = True
+            break
+        if path.lower().endswith(tuple(_CONTAINERS.values())):
+            there.containers.append(path)
+        if is_sign(path) or PurePosixPath(path).name == _OF_A_SAVED_DATASET:
+            there.telling.append(path)
+        if there.compressed is None and has_compressed_suffix(path):
+            there.compressed = path
+    return there
+
+
+def _nothing_in(place: Path, suffix: str, compressed: str | None, datasets: Sequence[str]) -> AlignDetError:
     if datasets:
         why = f" but those of datasets that were mined: {', '.join(datasets[:3])}. Name one to mine its images again"
     elif compressed is not None:
@@ -169,9 +207,10 @@ def _below(place: Path, out: Path) -> str | None:
     return as_text(inner.removeprefix(above)) if inner.startswith(above) else None
 
 
-def _without_caches(files: list[str], there: list[str]) -> list[str]:
+def _without_caches(files: list[str], telling: list[str]) -> list[str]:
     """``files`` but for what `datasets` keeps of .map and .filter beside a dataset that it saved."""
-    saved = {str(PurePosixPath(path).parent) for path in there if PurePosixPath(path).name == "state.json"}
+    places = map(PurePosixPath, telling)
+    saved = {str(place.parent) for place in places if place.name == _OF_A_SAVED_DATASET}
     return [
         file
         for file in files
@@ -230,27 +269,17 @@ def _column_of(root: str, files: list[str]) -> str:
     return found
 
 
-def _guess(place: Path, out: Path | None) -> Kind:
-    if not is_remote(place) and not place.is_dir():
-        raise AlignDetError(
-            f"{place} is neither a folder nor a file that names or holds images. See --source-kind."
-        )
-    signs, files, compressed = list[str](), list[str](), ""
-    for found in _walked(place, out):
-        if has_image_suffix(found.path):
-            return "folder"
-        if found.path.lower().endswith(tuple(_CONTAINERS.values())):
-            files.append(found.path)
-        if is_sign(found.path):
-            signs.append(found.path)
-        compressed = compressed or (found.path if has_compressed_suffix(found.path) else "")
-    seen = _kinds(outside(files, datasets_among(place, signs, files))) or _kinds(files)
+def _guess(place: Path, there: _Survey) -> Kind:
+    if there.image:
+        return "folder"
+    files = there.containers
+    seen = _kinds(outside(files, datasets_among(place, there.telling, files))) or _kinds(files)
     if len(seen) > 1:
         raise AlignDetError(
             f"{place} holds no image file, but {' and '.join(sorted(seen))}: choose with --source-kind."
         )
-    if compressed and not seen:
-        refuse_compressed(f"{place}/{compressed}")
+    if there.compressed is not None and not seen:
+        refuse_compressed(f"{place}/{there.compressed}")
     return seen.pop() if seen else "folder"
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import tarfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -526,6 +527,32 @@ def test_an_option_that_would_do_nothing_is_refused(folder, tmp_path, name, opti
     (tmp_path / "list.txt").write_text("in/a.jpg\n")
     with pytest.raises(AlignDetError, match=message):
         open_source(str(tmp_path / name), **options)
+
+
+_LISTINGS = """
+import collections
+import os
+import sys
+
+from pipeline.sources import open_source
+
+listed = collections.Counter()
+# A folder that is listed tells the interpreter; it cannot be told to stop listening, hence a process of its own.
+sys.addaudithook(lambda event, values: listed.update([os.fspath(values[0])] if event == "os.scandir" else []))
+source = open_source(sys.argv[1])
+print(source.kind, *source.tars, *source.left_out)
+for folder in ("", "/a", "/a/shards", "/b"):
+    print(listed[sys.argv[1] + folder])
+"""
+
+
+def test_a_folder_of_tars_whose_kind_is_not_said_is_listed_once(mined_dataset, tmp_path):
+    root = tmp_path / "tars"
+    shutil.copytree(mined_dataset, root / "a")
+    (root / "b").mkdir()
+    _tar(root / "b" / "x.tar", [("0.jpg", b"one")])
+    done = subprocess.run([sys.executable, "-c", _LISTINGS, root], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["webdataset", "b/x.tar", "a", "1", "1", "1", "1"]
 
 
 def test_what_cannot_be_guessed_is_asked_for(tmp_path):
