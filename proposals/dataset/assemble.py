@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from proposals.dataset import bounds, layout
 from proposals.dataset.bounds import opened, read_parquet, read_row_groups
-from proposals.dataset.files import alone_with, write_atomically
+from proposals.dataset.files import write_atomically
 from proposals.dataset.identity import JobIdentity
 from proposals.dataset.manifest import (
     EMBEDDED_VERSION,
@@ -20,6 +20,7 @@ from proposals.dataset.manifest import (
     FileEntry,
     Manifest,
     Totals,
+    committing,
     write_model,
 )
 from proposals.errors import AlignDetError
@@ -154,7 +155,7 @@ def assemble(root: Path, identity: JobIdentity, records: Sequence[CommitRecord])
         shards=tuple(record.shard for record in records),
         images=identity.images,
     )
-    with alone_with(root):  # `consolidate` compares dataset.json with what it read, then writes
+    with committing(root):  # `consolidate` compares dataset.json with what it read, then writes
         write_model(root / layout.MANIFEST, manifest)
     return manifest
 

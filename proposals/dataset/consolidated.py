@@ -20,6 +20,7 @@ from proposals.dataset.manifest import (
     FileEntry,
     Manifest,
     ShardEntry,
+    committing,
     read_manifest,
     refuse_newer,
     write_model,
@@ -216,8 +217,8 @@ def _commit(root: Path, temporary: Path, manifest: Manifest) -> None:
         fsync(path)
     final = root / layout.CONSOLIDATED
     old = temporary_name(final)
-    # `mine` writes dataset.json under this lock, too, so never between the comparison and what follows it.
-    with alone_with(root):
+    # `mine` writes dataset.json here, too, so never between the comparison and what follows it.
+    with committing(root):
         if read_manifest(root) != manifest:
             raise AlignDetError(f"{root} was changed while it was consolidated. Run the same command again.")
         if final.exists():

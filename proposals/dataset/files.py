@@ -88,21 +88,24 @@ def copy_atomically(source: Path, path: Path) -> None:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
+def alone_with(path: Path) -> Iterator[bool]:
     """Of two processes of one machine, or of one file server that can, one after the other.
 
-    path: an existing file or folder, which is only locked. Remote ones, and file servers that cannot, let all pass.
+    path: an existing file or folder, which is only locked. Remote ones, and file servers that cannot, let all pass;
+    the block is told whether it is alone.
     """
     if is_remote(path):
-        yield
+        yield False
         return
     import fcntl
 
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        alone = False
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+            alone = True
+        yield alone
     finally:
         os.close(descriptor)
 

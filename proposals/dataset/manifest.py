@@ -1,7 +1,8 @@
 """dataset.json, the commit records it is made from, and the versions a dataset depends on."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,7 +18,14 @@ from pydantic import (
 )
 
 from proposals.dataset import bounds, layout
-from proposals.dataset.files import NotListedError, file_sha256, sizes_in, write_atomically
+from proposals.dataset.files import (
+    NotListedError,
+    alone_with,
+    file_sha256,
+    remove_leftovers,
+    sizes_in,
+    write_atomically,
+)
 from proposals.dataset.seal import seal, seal_state
 from proposals.errors import AlignDetError, NewerFormatError
 from proposals.filter_spec import STATUSES, Status
@@ -228,6 +236,18 @@ def library_versions() -> dict[str, str]:
     libraries = {name: version(name) for name in ("numpy", "pillow", "pyarrow")}
     own = {"opencv": opencv["version"], "opencv_dispatch": opencv["dispatch"], "decoding": DECODING}
     return {**libraries, **own}
+
+
+@contextmanager
+def committing(root: Path) -> Iterator[None]:
+    """Where dataset.json of ``root`` is written, by one process after the other, see `alone_with`.
+
+    What one that was killed had half written of it is removed, where that cannot be another's who still lives.
+    """
+    with alone_with(root) as alone:
+        if alone:
+            remove_leftovers(root, of=(layout.MANIFEST,))
+        yield
 
 
 def write_model(path: Path, model: BaseModel) -> None:

@@ -2,15 +2,19 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from pipeline.claim import release
+from pipeline.commit import commit
 from pipeline.heartbeat import this_process, write_beat
 from proposals.dataset import assemble, layout, open_dataset
+from proposals.dataset.consolidated import consolidate
 from proposals.dataset.manifest import read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
@@ -135,6 +139,92 @@ def test_what_killed_tasks_left_takes_no_room_any_more_once_a_job_is_opened_and_
     finish(images, again)
     report = verify_dataset(out, deep=True)
     assert (report.problems, report.unfinished) == ((), ())
+
+
+_COMMITTING = """
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from proposals.dataset.consolidated import consolidate
+from tests.pipeline.jobs_by_hand import begun, finish
+
+images, out, held = map(Path, sys.argv[1:4])
+
+
+def meet(event, values):
+    # Before dataset.json gets its name: all of it is written to the temporary one.
+    if event == "os.rename" and os.fspath(values[1]) == str(out / "dataset.json"):
+        if sys.argv[5] == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        held.touch()
+        while held.exists():
+            time.sleep(0.01)
+
+
+sys.addaudithook(meet)
+if sys.argv[4] == "consolidate":
+    consolidate(out)
+else:
+    finish(images, begun(images, out))
+"""
+
+
+def _committing(images, out, verb, how):
+    """A process that dies, or waits for as long as ``held`` is there, with dataset.json written but for its name."""
+    held = out.parent / "held"
+    command = [sys.executable, "-c", _COMMITTING, images, out, held, verb, how]
+    process = subprocess.Popen(list(map(str, command)))
+    while process.poll() is None and not held.exists():
+        time.sleep(0.01)
+    return process, held
+
+
+def _commit(images, out, verb):
+    if verb == "consolidate":
+        consolidate(out)
+    elif (opened := begun(images, out)).finished is None:
+        finish(images, opened)
+
+
+@pytest.mark.parametrize("verb", ["mine", "consolidate"])
+@pytest.mark.parametrize("killed", ["mine", "consolidate"])
+def test_what_a_killed_commit_had_written_of_the_manifest_goes_with_the_next_commit(
+    images, photos, tmp_path, killed, verb
+):
+    out = tmp_path / "out"
+    finish(images, begun(images, out))
+    shutil.copy(photos / "coffee.jpg", images / "added.jpg")
+    process, _ = _committing(images, out, killed, "dies")
+    assert process.wait() == -signal.SIGKILL
+    (left,) = out.glob("dataset.json.tmp-*")
+    assert left.name in verify_dataset(out).unfinished
+    _commit(images, out, verb)
+    assert not left.exists()
+    _commit(images, out, "mine")
+    report = verify_dataset(out, deep=True)
+    assert (report.images, report.problems, report.unfinished) == (3, (), ())
+
+
+def test_a_commit_that_lives_loses_nothing_to_one_that_waits_for_it(images, photos, tmp_path):
+    out = tmp_path / "out"
+    finish(images, begun(images, out))
+    shutil.copy(photos / "coffee.jpg", images / "added.jpg")
+    opened = begun(images, out)
+    records = {**opened.done, **mined(images, opened, list(opened.pending))}
+    process, held = _committing(images, out, "consolidate", "waits")
+    (written,) = out.glob("dataset.json.tmp-*")
+    second = threading.Thread(target=commit, args=(opened, records))
+    second.start()
+    second.join(2)
+    seen = second.is_alive(), written.exists()
+    held.unlink()
+    assert (process.wait(), *seen) == (0, True, True)
+    second.join(60)
+    report = verify_dataset(out, deep=True)
+    assert (report.images, report.problems, report.unfinished) == (3, (), ())
 
 
 @pytest.mark.parametrize("name", ["plan.parquet.tmp-notes", "progress.tmp-job.json.old"])
