@@ -45,7 +45,8 @@ def aligndet(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         if absent:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "sitecustomize.py").write_text(_WITHOUT.format(absent=absent))
-        environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200", "NO_COLOR": "1"}
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "NO_COLOR": "1"}
         command = [str(ALIGNDET), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
