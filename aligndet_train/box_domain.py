@@ -6,6 +6,7 @@ L_reg are the detector's own box losses on view 1, with the proposals as ground 
 of boxes that the detector's own assigner gave the same proposal in the two views.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,14 +40,13 @@ Stages = list[Reading | None]
 class BoxDomainPretrainer(PretrainingModel):
     """Student f_q and momentum teacher f_k over one frozen backbone.
 
-    student: a detector as mmdet builds it from a stock config; converted in place by ``adapter``.
+    student: a detector as mmdet builds it from a stock config; converted in place by ``adapter``. remarks: what the log
+    should say of the weights that it begins with.
     """
 
     # mmdet detectors: their methods are their own, unknown to nn.Module's type.
     student: Any
     teacher: Any
-    remarks: list[str]
-    """What the log should say of the weights that it begins with."""
 
     def __init__(
         self,
@@ -54,11 +54,12 @@ class BoxDomainPretrainer(PretrainingModel):
         adapter: FamilyAdapter,
         preprocessor: TwoViewPreprocessor,
         config: PretrainConfig,
+        remarks: Sequence[str] = (),
     ) -> None:
         super().__init__(data_preprocessor=preprocessor)
         self.config = config
         self.adapter = adapter
-        self.remarks = []
+        self.remarks = tuple(remarks)
         adapter.convert(student, config.embed_dims)
         put_equals_in_place(student)
         keep_sensitive_float32(student)
@@ -243,8 +244,7 @@ def build_pretrainer(
         config.seed,
         config.canvas_multiple,
     )
-    model = BoxDomainPretrainer(student, adapter, preprocessor, config)
-    model.remarks = remarks
+    model = BoxDomainPretrainer(student, adapter, preprocessor, config, remarks)
     if config.channels_last:
         order_weights(model)
     if config.compile_backbone:

@@ -53,7 +53,7 @@ def test_a_backbone_is_as_its_file_has_it(option, prefix, others, weights, tmp_p
     file = tmp_path / "backbone.pth"
     torch.save({"state_dict": {f"{prefix}{name}": value for name, value in weights.items()}}, file)
     model = begun(from_file(file, others), option)
-    assert model.remarks == []
+    assert model.remarks == ()
     assert all(
         torch.equal(value, weights[name]) for name, value in model.student.backbone.state_dict().items()
     )
