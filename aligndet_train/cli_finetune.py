@@ -206,8 +206,8 @@ def _stock_config(
     from aligndet_train.cli import parse_options
     from aligndet_train.config import read_config, shipped_config
     from aligndet_train.console import PROGRESS_HOOK, volume
-    from aligndet_train.finetuning.options import require_read
     from aligndet_train.plain_config import refuse_python
+    from aligndet_train.unread_options import require_read
 
     refuse_python(config, no_python_config)
     path = config if config is not None else shipped_config(str(detector))

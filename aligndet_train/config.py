@@ -21,6 +21,7 @@ from aligndet_train.detectors.class_names import class_name, with_registered_nam
 from aligndet_train.initial_weights import require_initialisers
 from aligndet_train.plain_config import is_plain, read_plain
 from aligndet_train.setting_types import Count, Positive, Share
+from aligndet_train.unread_options import require_read
 from aligndet_train.views import ViewConfig
 from aligndet_train.zoo import OF_MMDET
 from proposals.errors import AlignDetError
@@ -126,20 +127,6 @@ _PARTS = (
 )  # fmt: skip
 
 
-# What pretraining reads of a config file: the rest is mmengine's Runner's.
-_OF_PRETRAINING = ("model", "pretrain", "data_preprocessor")
-_INSTEAD = {
-    "optim_wrapper.optimizer": "pretrain.optimizer",
-    "optim_wrapper.clip_grad": "pretrain.clip_grad",
-    "train_dataloader.batch_size": "pretrain.batch_size",
-    "train_cfg.max_epochs": "pretrain.epochs",
-    "train_cfg.max_iters": "pretrain.iterations",
-    "param_scheduler": "pretrain.milestones",
-    "randomness.seed": "pretrain.seed",
-    "load_from": "--backbone-weights",
-}
-
-
 def available_detectors() -> list[str]:
     """Names accepted by ``--detector``: the configs that ship with the package."""
     return sorted(path.stem for path in CONFIGS.glob("*.py") if not path.stem.startswith("_"))
@@ -159,7 +146,7 @@ def load_run_config(path: Path, overrides: Mapping[str, Any], options: Mapping[s
     Raises AlignDetError for an unreadable file, an unsupported head or an unknown ``pretrain`` key.
     """
     config = read_config(path, options, pretraining=True)
-    _require_read(options)
+    require_read(options, "pretrain")
     model, own = (
         with_registered_names((config.get(name) or Config()).to_dict()) for name in ("model", "pretrain")
     )
@@ -236,15 +223,6 @@ def _require_known(options: Mapping[str, Any], config: Config) -> None:
             raise AlignDetError(
                 f"--cfg-options {option}: the config has no {part}, and nothing would read it{meant or '. Correct it'}"
             )
-
-
-def _require_read(options: Mapping[str, Any]) -> None:
-    """Raise AlignDetError for an option that mmengine's Runner would read, which does not pretrain."""
-    for option in options:
-        if option.split(".")[0] not in _OF_PRETRAINING:
-            instead = [ours for theirs, ours in _INSTEAD.items() if f"{option}.".startswith(f"{theirs}.")]
-            meant = f": use {instead[0]}" if instead else f", but {', '.join(_OF_PRETRAINING)}"
-            raise AlignDetError(f"--cfg-options {option}: pretraining does not read it{meant}")
 
 
 def _run_config(path: Path) -> Config:

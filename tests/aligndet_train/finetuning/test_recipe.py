@@ -15,8 +15,8 @@ from mmengine.optim import CosineAnnealingLR
 
 from aligndet_train.config import read_config
 from aligndet_train.finetuning.labels import Labels, read_labels
-from aligndet_train.finetuning.options import require_read
 from aligndet_train.finetuning.recipe import FinetuneOptions, Rates, evaluation_config, finetune_config
+from aligndet_train.unread_options import require_read
 from proposals.errors import AlignDetError
 from tests.aligndet_train.finetuning.test_labels import coco
 

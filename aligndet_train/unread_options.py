@@ -1,4 +1,4 @@
-"""``--cfg-options`` that fine-tuning or evaluation would not read."""
+"""``--cfg-options`` that the verb they are given to would not read."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +21,18 @@ _OF_BOTH = {
     r"(pretrain|pretrain_model)": "it is of `aligndet pretrain`",
 }
 _INSTEAD: Mapping[str, Mapping[str, str]] = {
+    "pretrain": {
+        r"optim_wrapper\.optimizer": "use pretrain.optimizer",
+        r"optim_wrapper\.clip_grad": "use pretrain.clip_grad",
+        r"train_dataloader\.batch_size": "use pretrain.batch_size",
+        r"train_cfg\.max_epochs": "use pretrain.epochs",
+        r"train_cfg\.max_iters": "use pretrain.iterations",
+        r"param_scheduler": "use pretrain.milestones",
+        r"randomness\.seed": "use pretrain.seed",
+        r"load_from": "use --backbone-weights",
+        # Anything else is mmengine's Runner's, which does not pretrain.
+        r"(?!(model|pretrain|data_preprocessor)(\.|$)).*": "it reads model, pretrain and data_preprocessor alone",
+    },
     "finetune": {
         **_OF_BOTH,
         r"randomness\.seed": "use --seed",
@@ -41,7 +53,7 @@ _INSTEAD: Mapping[str, Mapping[str, str]] = {
 
 
 def require_read(options: Mapping[str, Any], verb: str) -> None:
-    """Raise AlignDetError for the first of ``options`` that ``verb`` (finetune, evaluate) overwrites.
+    """Raise AlignDetError for the first of ``options`` that ``verb`` (pretrain, finetune, evaluate) does not go by.
 
     options: values by dotted names; dictionaries among the values are looked into.
     """
