@@ -18,8 +18,8 @@ from proposals.errors import AlignDetError
 _LEAST_SHARE = 0.5
 _EXAMPLES = 3
 _ADVICE = (
-    "`aligndet backbone inspect FILE` says what it is and fits; with --backbone-weights FILE `pretrain` and `finetune` "
-    "read weights by the names of many projects"
+    "`aligndet backbone inspect FILE` says what it is and fits; with --backbone-weights FILE `pretrain`, `finetune` "
+    "and `regions` read weights by the names of many projects"
 )
 
 

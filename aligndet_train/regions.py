@@ -20,7 +20,9 @@ from torch.backends import cudnn
 from torch.nn.functional import interpolate
 from torchvision.ops import roi_align
 
+from aligndet_train.cli_backbone import plugged_options
 from aligndet_train.config import read_config, shipped_config
+from aligndet_train.console import volume
 from aligndet_train.initial_weights import load_initial_weights
 from aligndet_train.plain_config import is_config
 from aligndet_train.preprocess import InputSpec
@@ -48,16 +50,28 @@ class RegionSettings:
 
 
 def region_settings(
-    detector: str, options: Mapping[str, Any], short_side: int, long_side: int
+    detector: str,
+    options: Mapping[str, Any],
+    short_side: int,
+    long_side: int,
+    weights: Path | None = None,
+    *,
+    quiet: bool = False,
 ) -> RegionSettings:
     """The backbone of ``detector``, a shipped name or any mmdet config file, with ``options`` changed in it.
 
-    The detector around it need not be one that can be pretrained. Raises AlignDetError for a name that does not exist,
-    a config that cannot be read, or one without a backbone or its normalisation.
+    The detector around it need not be one that can be pretrained. weights: of the backbone, by the names of many
+    projects; images are normalised as they were trained. What that changes is said unless ``quiet``. Raises
+    AlignDetError for a name that does not exist, a config that cannot be read, or one without a backbone or its
+    normalisation, and for weights that do not fill it.
     """
     path = Path(detector) if is_config(detector) else shipped_config(detector)
     # The file's own imports: where Python is refused, no --cfg-options may bring it back.
     allowed = {name: value for name, value in options.items() if name.split(".")[0] != "custom_imports"}
+    if weights is not None:
+        with volume("quiet" if quiet else "verbose"):
+            # Workers are in folders of their own.
+            allowed = plugged_options(path, allowed, weights.resolve())
     config = read_config(path, allowed, pretraining=True)
     backbone, preprocessor = (_part(config, name, path) for name in ("backbone", "data_preprocessor"))
     imports = dict(config.get("custom_imports") or {})
@@ -150,7 +164,7 @@ def _frozen(settings: RegionSettings) -> Any:
     except OSError as error:
         raise AlignDetError(
             f"the backbone's weights ({backbone.get('init_cfg')}) could not be read: {error}. Name a local file with "
-            "--cfg-options model.backbone.init_cfg.checkpoint=FILE"
+            "--backbone-weights FILE"
         ) from error
     model.requires_grad_(False)
     model.eval()  # mmdet's ResNet returns None

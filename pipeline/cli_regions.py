@@ -34,6 +34,13 @@ def regions(
             "files you trust), or .json or .yaml, plain data."
         ),
     ],
+    backbone_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights of the backbone: of pretrain-backbone, MoCo, DINO, torchvision ...; nodes need them at the "
+            "same path."
+        ),
+    ] = None,
     short_side: Annotated[
         int, typer.Option(min=32, max=4096, help="Shorter side, in px, that images are resized to.")
     ] = 480,
@@ -50,7 +57,7 @@ def regions(
     ] = None,
     cfg_options: Annotated[
         list[str] | None,
-        typer.Option(help="key=value changes to the config, e.g. model.backbone.init_cfg.checkpoint=FILE."),
+        typer.Option(help="key=value changes to the config, e.g. model.backbone.frozen_stages=1."),
     ] = None,
     no_python_config: Annotated[
         bool, typer.Option("--no-python-config", help="Refuse a config in Python, whose code is run.")
@@ -75,7 +82,16 @@ def regions(
     from proposals.paths import local_only
 
     dataset = local_only(dataset, "regions")
-    options = RegionOptions(backbone, tuple(cfg_options or ()), short_side, workers, address, device.value)
+    options = RegionOptions(
+        backbone,
+        tuple(cfg_options or ()),
+        short_side,
+        workers,
+        address,
+        device.value,
+        backbone_weights,
+        quiet,
+    )
     outcome = extract_regions(dataset, options, _say_nothing if quiet else _say_progress)
     if quiet:
         return

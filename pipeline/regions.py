@@ -29,10 +29,11 @@ _RETRIES = 2
 
 @dataclass(frozen=True)
 class RegionOptions:
-    """How features are computed; only the first three change them.
+    """How features are computed; only the first three and the weights change them.
 
     backbone: name of a shipped detector, or a mmdet config file. options: key=value changes to it. short_side: px.
-    workers: actors, one core each (or one GPU). address: of a Ray cluster, None for a private one.
+    workers: actors, one core each (or one GPU). address: of a Ray cluster, None for a private one. weights: of the
+    backbone, instead of the config's. quiet: what they change is not said.
     """
 
     backbone: str
@@ -41,6 +42,8 @@ class RegionOptions:
     workers: int | None = None
     address: str | None = None
     device: Device = "auto"
+    weights: Path | None = None
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,14 @@ def extract_regions(root: Path, options: RegionOptions, report: Callable[[int, i
     from aligndet_train.regions import region_settings
 
     changes = parse_options(list(options.options))
-    settings = region_settings(options.backbone, changes, options.short_side, 4 * options.short_side)
+    settings = region_settings(
+        options.backbone,
+        changes,
+        options.short_side,
+        4 * options.short_side,
+        options.weights,
+        quiet=options.quiet,
+    )
     root = root.resolve()  # workers are in folders of their own
     dataset, store = open_dataset(root), RegionStore(root)
     shards = [shard for shard in dataset.manifest.shards if shard.images]

@@ -113,6 +113,29 @@ def test_convolutions_are_exact_on_any_gpu_and_other_code_keeps_its_settings(enc
     assert (cudnn.deterministic, cudnn.allow_tf32) == before
 
 
+def test_weights_of_another_project_are_taken_with_the_images_as_they_were_trained(
+    encoder, tmp_path, monkeypatch, capsys
+):
+    own = {name: value + 1 for name, value in encoder._backbone.state_dict().items()}
+    # As torchvision's models: its own classifier beside the backbone, no prefix.
+    torch.save({**own, "fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}, tmp_path / "r.pth")
+    monkeypatch.chdir(tmp_path)
+    settings = region_settings(TINY, {}, 96, 192, Path("r.pth"))
+    assert "r.pth" in capsys.readouterr().out
+    region_settings(TINY, {}, 96, 192, Path("r.pth"), quiet=True)
+    assert capsys.readouterr().out == ""
+    assert settings.data_preprocessor["mean"] == [123.675, 116.28, 103.53]
+    monkeypatch.chdir("/")  # as a worker
+    loaded = RegionEncoder(settings)._backbone.state_dict()
+    assert loaded.keys() == own.keys()
+    assert all(torch.equal(value, own[name]) for name, value in loaded.items())
+    with pytest.raises(AlignDetError, match="both name the backbone's weights"):
+        region_settings(TINY, {"model.backbone.init_cfg.checkpoint": "x"}, 96, 192, tmp_path / "r.pth")
+    torch.save({"layer1.0.conv1.weight": torch.zeros(8, 8, 3, 3)}, tmp_path / "part.pth")
+    with pytest.raises(AlignDetError):
+        region_settings(TINY, {}, 96, 192, tmp_path / "part.pth")
+
+
 def test_no_boxes_and_unknown_names(encoder):
     assert encoder.encode(np.zeros((64, 64, 3), np.uint8), np.zeros((0, 4), np.float32)).shape == (0, 64)
     with pytest.raises(AlignDetError, match="no detector named 'resnet'"):

@@ -125,6 +125,8 @@ status MISSING
 status EMPTY
 status GARBAGE_JSON
 regions MISSING --backbone TINY
+regions DATASET --backbone TINY --backbone-weights MISSING
+regions DATASET --backbone TINY --backbone-weights GARBAGE_PTH
 regions EMPTY --backbone TINY
 regions DATASET --backbone nonsense
 regions DATASET --backbone MISSING.py
