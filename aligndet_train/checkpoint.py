@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from aligndet_train.torch_files import load_plain
-from proposals.dataset.files import temporary_beside
+from proposals.dataset.files import fsync, temporary_beside
 from proposals.errors import AlignDetError
 
 FORMAT = 1
@@ -92,11 +92,11 @@ def _system_error(error: Exception) -> int | None:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:  # a filesystem without hard links
         shutil.copyfile(source, target)
+        fsync(target)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from aligndet_train.checkpoint import (
 from aligndet_train.export import write_weights
 from proposals.errors import AlignDetError
 from tests.aligndet_train.forked import context
+from tests.aligndet_train.power_cuts import files_named_before_flushed
 
 
 @pytest.fixture
@@ -60,21 +61,31 @@ def test_what_goes_wrong_before_the_last_rename_leaves_the_last_checkpoint(tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == [LAST, PREVIOUS]
 
 
-def test_without_hard_links_the_previous_one_is_kept_too(tmp_path, model_and_optimizer, monkeypatch):
-    def refused(source, target):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(source))
+def no_links(source, target):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(os, "link", refused)
+
+def step_in(path):
+    return load_checkpoint(path)["step"] if path.exists() else None
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_power_cut_at_any_moment_leaves_two_whole_checkpoints(
+    links, tmp_path, model_and_optimizer, monkeypatch
+):
+    held = []
+
+    def look():
+        held.append((step_in(tmp_path / LAST), step_in(tmp_path / PREVIOUS)))
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    unflushed = files_named_before_flushed(monkeypatch, look)
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, *model_and_optimizer, step, {})
-    assert [load_checkpoint(tmp_path / name)["step"] for name in (LAST, PREVIOUS)] == [3, 2]
-
-
-def test_a_checkpoint_is_on_disk_before_it_gets_its_name(tmp_path, model_and_optimizer, asked_of_the_kernel):
-    save_checkpoint(tmp_path, *model_and_optimizer, 1, {})
-    (flush, flushed, size), (rename, renamed, whole) = asked_of_the_kernel
-    assert (flush, rename) == ("flush", "rename")
-    assert (flushed, size) == (renamed, whole)
+    look()
+    assert held == [(None, None), (1, None), (1, 1), (2, 1), (2, 2), (3, 2)]
+    assert unflushed == []
 
 
 def save_where_files_may_not_grow(folder: Path, file: str, said: Connection) -> None:
