@@ -121,8 +121,9 @@ class ProposalStream(Dataset[Sample]):
 
     def _another(self, epoch: int, index: int, error: AlignDetError) -> Sample:
         """The first readable image half the dataset away, a third, a quarter ...: mostly of another shard."""
-        for part in range(2, 2 + _REPLACEMENTS):
-            other = (index + len(self) // part) % len(self)
+        steps = _steps(len(self))
+        for step in steps:
+            other = (index + step) % len(self)
             try:
                 return dataclasses.replace(self._sample(epoch, other), skipped=str(error))
             except _NO_DAMAGE:
@@ -130,7 +131,7 @@ class ProposalStream(Dataset[Sample]):
             except AlignDetError:
                 continue
         raise AlignDetError(
-            f"neither image {index} of {self.dataset.root} nor {_REPLACEMENTS} others in its place can be read: {error}"
+            f"neither image {index} of {self.dataset.root} nor {len(steps)} others in its place can be read: {error}"
         )
 
     def _classes(self, index: int, count: int) -> Tensor | None:
@@ -146,3 +147,10 @@ def readable(batch: list[Sample]) -> list[Sample]:
         if isinstance(sample, AlignDetError):
             raise sample
     return batch
+
+
+def _steps(images: int) -> list[int]:
+    """From one of ``images`` to those that may stand in for it: half of them on, a third ..., then the next ones."""
+    parts = [images // part for part in range(2, 2 + _REPLACEMENTS)]
+    near = range(1, min(images, 1 + _REPLACEMENTS))
+    return [step for step in dict.fromkeys([*parts, *near]) if step][:_REPLACEMENTS]

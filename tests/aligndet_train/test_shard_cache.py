@@ -328,6 +328,15 @@ def test_without_a_readable_image_a_worker_says_so_in_a_sentence(source):
     assert "Traceback" not in str(error)
 
 
+def test_the_one_image_that_is_left_of_eight_stands_in_for_all(source):
+    dataset = open_dataset(source)
+    assert len(dataset) == 8
+    for record in list(dataset)[:-1]:
+        blank_out(record)
+    stream = ProposalStream(dataset, damaged="skip")
+    assert {stream[(0, index)].key for index in range(8)} == {dataset[7].key}
+
+
 def test_of_two_images_one_stands_in_for_the_other_until_both_are_damaged(photos, mine_folder, tmp_path):
     dataset = open_dataset(mine_folder(photos / "more", tmp_path / "two"))
     stream = ProposalStream(dataset, damaged="skip")
