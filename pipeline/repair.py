@@ -261,7 +261,8 @@ def _mine_again(
                 for row in rejected or ()
             }
             embed = manifest.images is None
-            work = Work(source, staging, manifest.recipe, job, limits=limits, embed=embed)
+            # Before sizes were compared, images were committed that had changed since they were listed.
+            work = Work(source, staging, manifest.recipe, job, limits=limits, embed=embed, as_listed=False)
             try:
                 record = mine_shard(task, work, quarantine=refused)
             except SourceUnavailableError as error:

@@ -58,7 +58,8 @@ class Work:
     """What every shard of a job shares. job: the job's fingerprint, written into each commit record.
 
     engine: of the selective search; it does not change the boxes. limits: of one image. embed: whether image files
-    become part of the dataset. versions: `code_versions` of the job, None where that is compared later.
+    become part of the dataset. versions: `code_versions` of the job, None where that is compared later. as_listed: an
+    image of another size than it was listed with is rejected.
     """
 
     source: Source
@@ -69,6 +70,7 @@ class Work:
     limits: Limits = field(default_factory=Limits)
     embed: bool = True
     versions: Mapping[str, str] | None = None
+    as_listed: bool = True
 
 
 def mine_shard(
@@ -196,7 +198,7 @@ def mined_images(
 def _reads(task: ShardTask, work: Work, quarantine: Quarantine, watch: Stopwatch) -> Iterator[_Read]:
     listed = frozenset(uri for uri, size in zip(task.uris, task.sizes, strict=False) if size >= 0)
     with timed_reads(partial(_read_source, work.source, listed), work.limits.read_seconds) as read:
-        sizes = task.sizes or (-1,) * len(task)
+        sizes = (work.as_listed and task.sizes) or (-1,) * len(task)
         for key, uri, size in zip(task.keys, task.uris, sizes, strict=True):
             if key in quarantine:
                 yield _Read(key, uri, refusal=quarantine[key])

@@ -1,6 +1,7 @@
 """`--retry-rejected`: what was rejected is tried again in shards of its own, all or nothing."""
 
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -315,3 +316,20 @@ def test_an_image_that_is_replaced_while_the_job_runs_is_told_and_keeps_no_one_f
     run_job(source, opened.out, _RECIPE, JobOptions(1, workers=1, retry_rejected=True), Nobody())
     assert not _rejected(opened.out)
     assert run_job(source, opened.out, _RECIPE, JobOptions(1, workers=1), Nobody()).already_complete
+
+
+def test_an_image_that_was_committed_though_it_had_changed_since_it_was_listed_is_mined_again(
+    photos, tmp_path
+):
+    source = FolderSource(shutil.copytree(photos, tmp_path / "in"))
+    opened = begin(tmp_path / "out", *_job(source))
+    shutil.copy(photos / "astronaut.jpg", source.root / "cat.jpg")
+    # As of a version that did not compare sizes.
+    work = Work(source, opened.out, _RECIPE, opened.identity.fingerprint())
+    commit(opened, {task.name: mine_shard(replace(task, sizes=()), work) for task in opened.pending})
+    assert not _rejected(opened.out)
+    before = {path.name: path.read_bytes() for path in opened.out.glob("shards/*.tar")}
+    for name in before:
+        (opened.out / layout.SHARDS / name).unlink()
+    assert not repair_dataset(opened.out, [source.root], 1, lambda _: None).problems
+    assert {path.name: path.read_bytes() for path in opened.out.glob("shards/*.tar")} == before
