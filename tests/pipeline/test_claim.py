@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -205,7 +206,7 @@ def _asks(sentence):
     [
         (0, "elsewhere", 30),
         (10, "elsewhere", 20),
-        (29, "elsewhere", 6),  # three beats, at least
+        (27, "elsewhere", 6),  # three beats, at least
         (100, "elsewhere", 30),  # or its clock is behind
         (-100, "elsewhere", 30),  # or ahead
         (3500, "elsewhere", 30),
@@ -220,8 +221,11 @@ def test_how_long_another_run_is_waited_for_is_told_by_its_last_beat(tmp_path, a
         with claim.claimed(tmp_path, _asks):
             assert heartbeat.is_ours(heartbeat.read_heartbeat(tmp_path))
     else:
-        with pytest.raises(_AskedError, match=rf"waiting up to {waits} s"), claim.claimed(tmp_path, _asks):
+        with pytest.raises(_AskedError, match="waiting up to") as asked, claim.claimed(tmp_path, _asks):
             pytest.fail("it did not wait")
+        # Where the machine is busy the beat is older by now, but the wait is three beats at least.
+        told = int(re.search(r"up to (\d+) s", str(asked.value))[1])
+        assert max(6, waits - 8) <= told <= waits
 
 
 @pytest.mark.parametrize("pid", [None, "1", 1.5])
