@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,21 +59,3 @@ def samples(mined_dataset: Path) -> Callable[..., list[Sample]]:
     """``samples(0, 3)``: those images of the mined dataset."""
     stream = ProposalStream(open_dataset(mined_dataset))
     return lambda *indices: [stream[(0, index)] for index in indices]
-
-
-@pytest.fixture
-def asked_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, int]]:
-    """("flush" or "rename", file, bytes) in order: a power cut cannot be had in a test."""
-    asked: list[tuple[str, Path, int]] = []
-
-    def fsync(descriptor: int, ask: Callable[[int], None] = os.fsync) -> None:
-        ask(descriptor)
-        asked.append(("flush", Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor).st_size))
-
-    def replace(source: Path, target: Path, ask: Callable[[Path, Path], None] = os.replace) -> None:
-        asked.append(("rename", Path(source), Path(source).stat().st_size))
-        ask(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
-    return asked

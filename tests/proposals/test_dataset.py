@@ -1,21 +1,18 @@
 """A finished dataset as a sequence, and the folders that are refused."""
 
-import contextlib
 import json
-import os
 import pickle
 import shutil
 import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from proposals.dataset import files, layout, open_dataset
+from proposals.dataset import layout, open_dataset
 from proposals.dataset.seal import seal
 from proposals.errors import AlignDetError
 from proposals.images import decode_bgr
@@ -244,43 +241,3 @@ assert "pandas" not in sys.modules
 
 def test_reading_does_not_import_pandas(mined_dataset):
     subprocess.run([sys.executable, "-c", _READS, str(mined_dataset)], check=True)
-
-
-def test_a_file_that_is_renamed_while_its_folder_is_read_is_no_error(tmp_path, monkeypatch):
-    (tmp_path / "a.json").write_bytes(b"12")
-    gone = tmp_path / "b.tar.tmp-1"
-    gone.write_bytes(b"")
-    listed = os.scandir
-
-    def scandir(folder):
-        found = sorted(listed(folder), key=lambda entry: entry.name)
-        gone.unlink()
-        return contextlib.nullcontext(found)
-
-    monkeypatch.setattr(files.os, "scandir", scandir)
-    assert files.sizes_in(tmp_path) == {"a.json": 2}
-
-
-def test_bytes_are_on_disk_before_they_get_their_name_and_the_name_before_it_returns(tmp_path, monkeypatch):
-    # A power cut cannot be had here, so what the kernel is asked for is written down in order.
-    asked = []
-
-    def fsync(descriptor, ask=os.fsync):
-        asked.append(("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
-        ask(descriptor)
-
-    def replace(source, target, ask=os.replace):
-        asked.append(("replace", str(source)))
-        ask(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
-    names = {tmp_path / f"{name}.tmp": tmp_path / name for name in ("tar", "parquet", "json")}
-    for temporary in names:
-        temporary.write_text(temporary.name)
-    files.publish_all(names)
-    for temporary in names:
-        assert asked.index(("fsync", str(temporary))) < asked.index(("replace", str(temporary)))
-    assert [what for what, _ in asked if what == "replace"] == ["replace"] * 3
-    assert asked[-1] == ("fsync", str(tmp_path))
-    assert [path.read_text() for path in names.values()] == [path.name for path in names]
