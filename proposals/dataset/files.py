@@ -88,24 +88,22 @@ def copy_atomically(source: Path, path: Path) -> None:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[bool]:
+def alone_with(path: Path) -> Iterator[None]:
     """Of two processes of one machine, or of one file server that can, one after the other.
 
     path: an existing file or folder, which is only locked. Remote ones, and file servers that cannot, let all pass;
-    the block is told whether it is alone.
+    NFS locks a folder for each machine apart.
     """
     if is_remote(path):
-        yield False
+        yield
         return
     import fcntl
 
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        alone = False
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            alone = True
-        yield alone
+        yield
     finally:
         os.close(descriptor)
 

@@ -1,8 +1,9 @@
 """dataset.json, the commit records it is made from, and the versions a dataset depends on."""
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,7 +23,6 @@ from proposals.dataset.files import (
     NotListedError,
     alone_with,
     file_sha256,
-    remove_leftovers,
     sizes_in,
     write_atomically,
 )
@@ -38,6 +38,8 @@ FORMAT_VERSION = "1.1"  # the newest that is read
 EMBEDDED_VERSION = "1.0"  # what is written where the images are in tars, so that older readers read it
 _MANIFEST_BYTES = 2**20  # of dataset.json without its shards, at most
 _MAX_FILE_BYTES = 10**13 - 1
+# Seconds: longer than any write of dataset.json takes.
+_ABANDONED_AFTER = 3600
 _UPGRADE = "Upgrade it: git pull in its clone, then pip install ."
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -242,12 +244,21 @@ def library_versions() -> dict[str, str]:
 def committing(root: Path) -> Iterator[None]:
     """Where dataset.json of ``root`` is written, by one process after the other, see `alone_with`.
 
-    What one that was killed had half written of it is removed, where that cannot be another's who still lives.
+    What one that was killed had half written of it is removed after an hour: not every file server's lock keeps
+    another machine's process, which may still write, out.
     """
-    with alone_with(root) as alone:
-        if alone:
-            remove_leftovers(root, of=(layout.MANIFEST,))
+    with alone_with(root):
+        if not is_remote(root):
+            _remove_abandoned(root)
         yield
+
+
+def _remove_abandoned(root: Path) -> None:
+    for path in root.glob(f"{layout.MANIFEST}{layout.TEMPORARY_MARK}*"):
+        # Another one may remove it first, and no commit fails for what it cannot tidy up.
+        with suppress(OSError):
+            if layout.is_temporary(path.name) and time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                path.unlink()
 
 
 def write_model(path: Path, model: BaseModel) -> None:

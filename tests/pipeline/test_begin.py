@@ -15,6 +15,7 @@ from pipeline.commit import commit
 from pipeline.heartbeat import this_process, write_beat
 from proposals.dataset import assemble, layout, open_dataset
 from proposals.dataset.consolidated import consolidate
+from proposals.dataset.files import temporary_name
 from proposals.dataset.manifest import read_manifest, write_model
 from proposals.dataset.verify import verify_dataset
 from proposals.errors import AlignDetError
@@ -191,7 +192,7 @@ def _commit(images, out, verb):
 
 @pytest.mark.parametrize("verb", ["mine", "consolidate"])
 @pytest.mark.parametrize("killed", ["mine", "consolidate"])
-def test_what_a_killed_commit_had_written_of_the_manifest_goes_with_the_next_commit(
+def test_what_a_killed_commit_had_written_of_the_manifest_goes_with_a_commit_an_hour_later(
     images, photos, tmp_path, killed, verb
 ):
     out = tmp_path / "out"
@@ -201,11 +202,22 @@ def test_what_a_killed_commit_had_written_of_the_manifest_goes_with_the_next_com
     assert process.wait() == -signal.SIGKILL
     (left,) = out.glob("dataset.json.tmp-*")
     assert left.name in verify_dataset(out).unfinished
+    os.utime(left, (0, time.time() - 2 * 3600))
     _commit(images, out, verb)
     assert not left.exists()
     _commit(images, out, "mine")
     report = verify_dataset(out, deep=True)
     assert (report.images, report.problems, report.unfinished) == (3, (), ())
+
+
+def test_what_another_machine_may_still_write_of_the_manifest_is_left_to_it(images, tmp_path):
+    # Over NFS the lock of a folder keeps nobody out but on the same machine.
+    out = tmp_path / "out"
+    finish(images, begun(images, out))
+    written = temporary_name(out / "dataset.json")
+    written.write_bytes(b"{")
+    assert consolidate(out)
+    assert written.read_bytes() == b"{"
 
 
 def test_a_commit_that_lives_loses_nothing_to_one_that_waits_for_it(images, photos, tmp_path):
