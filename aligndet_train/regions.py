@@ -20,9 +20,7 @@ from torch.backends import cudnn
 from torch.nn.functional import interpolate
 from torchvision.ops import roi_align
 
-from aligndet_train.cli_backbone import plugged_options
 from aligndet_train.config import read_config, shipped_config
-from aligndet_train.console import volume
 from aligndet_train.initial_weights import load_initial_weights
 from aligndet_train.plain_config import is_config
 from aligndet_train.preprocess import InputSpec
@@ -69,6 +67,9 @@ def region_settings(
     # The file's own imports: where Python is refused, no --cfg-options may bring it back.
     allowed = {name: value for name, value in options.items() if name.split(".")[0] != "custom_imports"}
     if weights is not None:
+        from aligndet_train.cli_backbone import plugged_options
+        from aligndet_train.console import volume
+
         with volume("quiet" if quiet else "verbose"):
             # Workers are in folders of their own.
             allowed = plugged_options(path, allowed, weights.resolve())

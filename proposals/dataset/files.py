@@ -22,6 +22,8 @@ from proposals.fetch import read_part
 from proposals.paths import is_remote, is_web
 from proposals.remote_files import answered, info_of, open_remote, pieces_of
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class NotListedError(AlignDetError):
     """A web server that gives files by their names, and does not tell the names."""
@@ -34,17 +36,31 @@ def temporary_name(path: Path) -> Path:
 
 @contextmanager
 def temporary_beside(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary names for ``paths``, on local disk; whatever is left of them is removed at the end."""
+    """Temporary names for ``paths``, on local disk; whatever is left of them is removed at the end.
+
+    An OSError of a full disk names their folder: of a write to an open file the system does not say where it was.
+    """
     if any(is_remote(path) for path in paths):
-        with tempfile.TemporaryDirectory(prefix="aligndet-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="aligndet-") as scratch, _naming_when_full(scratch):
             yield tuple(Path(scratch) / path.name for path in paths)
         return
     names = tuple(temporary_name(path) for path in paths)
     try:
-        yield names
+        with _naming_when_full(str(names[0].parent)):
+            yield names
     finally:
         for name in names:
             name.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming_when_full(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = folder
+        raise
 
 
 def publish(temporary: Path, path: Path) -> None:

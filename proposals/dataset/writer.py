@@ -1,12 +1,12 @@
 """Writing one shard: a tar of images, a Parquet table of boxes, then the commit record that proves both."""
 
-import errno
 import hashlib
 import os
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,7 +21,6 @@ from proposals.dataset.tables import BOX, REFERENCE_SCHEMA, SCHEMA, write_table
 from proposals.filter_spec import STATUSES, Filtered
 
 _BLOCK = 512
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,16 @@ class ShardWriter:
         self._stream: BinaryIO = self._tar_temporary.open("wb")
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-            error.filename = str(self._tar_temporary.parent)  # a write to an open file does not say to which
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self._stream.close()
         except OSError:
             if error is None:  # else it is what could not be written before, tried again
                 raise
         finally:
-            self._temporary.__exit__(None, None, None)
+            self._temporary.__exit__(kind, error, trace)
 
     def add(self, image: MinedImage) -> None:
         """Append one image and its proposals."""

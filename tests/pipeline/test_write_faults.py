@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from proposals.dataset import layout
+from proposals.dataset.files import write_atomically
 from proposals.dataset.writer import MinedImage, ShardWriter
 from proposals.filter_spec import Filtered
 
@@ -47,18 +48,29 @@ def _write(root, image):
         writer.flush()
 
 
+@pytest.fixture
+def room_for_2000_bytes():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize("size", [3000, 60_000])
-def test_a_full_disk_is_named_and_keeps_nothing_of_the_shard_that_it_had_no_room_for(tmp_path, size):
+def test_a_full_disk_is_named_and_keeps_nothing_of_the_shard_that_it_had_no_room_for(
+    tmp_path, size, room_for_2000_bytes
+):
     (tmp_path / layout.SHARDS).mkdir()
     data, found = bytes(size), Filtered(np.array([[0, 0, 2, 9]], np.float32), np.zeros(1, np.float32), "ok")
     image = MinedImage("a-0", "a.jpg", data, hashlib.sha256(data).hexdigest(), 9, 9, 1, found)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    try:
-        with pytest.raises(OSError, match=re.escape(str(tmp_path / layout.SHARDS))) as caught:
-            _write(tmp_path, image)
-        # As long as somebody holds the exception, nothing is collected.
-        assert caught.value.errno
-        assert not list((tmp_path / layout.SHARDS).iterdir())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / layout.SHARDS))) as caught:
+        _write(tmp_path, image)
+    # As long as somebody holds the exception, nothing is collected.
+    assert caught.value.errno
+    assert not list((tmp_path / layout.SHARDS).iterdir())
+
+
+def test_a_full_disk_is_named_and_keeps_nothing_of_a_record(tmp_path, room_for_2000_bytes):
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        write_atomically(tmp_path / "00000.json", bytes(3000))
+    assert not list(tmp_path.iterdir())
