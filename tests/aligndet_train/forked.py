@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,8 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, printed
     file = os.open(printed, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
+    # As in a terminal: a suite that runs under nohup would hand on that it is ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         # The server passes over a module that cannot be imported.
         assert "aligndet_train.training" in sys.modules
