@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -299,13 +300,17 @@ def remove_tree(path: Path) -> None:
             store.rm(name, recursive=True)
 
 
-def remove_leftovers(folder: Path, keep: str = "", of: tuple[str, ...] = ("",)) -> int:
+def remove_leftovers(
+    folder: Path, keep: str = "", of: tuple[str, ...] = ("",), *, untouched_for: float = 0
+) -> int:
     """Delete temporary files and folders of tasks that died, but ``keep``; returns how many there were.
 
-    of: what these were to become; all by default.
+    of: what these were to become; all by default. untouched_for: seconds; what was written since is left.
     """
     there = (path for path in folder.glob(f"*{TEMPORARY_MARK}*") if is_temporary(path.name))
     leftovers = [path for path in there if path.name != keep and path.name.startswith(of)]
+    if untouched_for:
+        leftovers = [path for path in leftovers if time.time() - path.stat().st_mtime > untouched_for]
     for path in leftovers:
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)

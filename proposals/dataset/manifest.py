@@ -1,7 +1,6 @@
 """dataset.json, the commit records it is made from, and the versions a dataset depends on."""
 
 import hashlib
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from proposals.dataset.files import (
     NotListedError,
     alone_with,
     file_sha256,
+    remove_leftovers,
     sizes_in,
     write_atomically,
 )
@@ -249,16 +249,10 @@ def committing(root: Path) -> Iterator[None]:
     """
     with alone_with(root):
         if not is_remote(root):
-            _remove_abandoned(root)
+            # Another one may remove them first, and no commit fails for what it cannot tidy up.
+            with suppress(OSError):
+                remove_leftovers(root, of=(layout.MANIFEST,), untouched_for=_ABANDONED_AFTER)
         yield
-
-
-def _remove_abandoned(root: Path) -> None:
-    for path in root.glob(f"{layout.MANIFEST}{layout.TEMPORARY_MARK}*"):
-        # Another one may remove it first, and no commit fails for what it cannot tidy up.
-        with suppress(OSError):
-            if layout.is_temporary(path.name) and time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
-                path.unlink()
 
 
 def write_model(path: Path, model: BaseModel) -> None:
